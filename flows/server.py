@@ -1,0 +1,154 @@
+"""The Prefect server behind a run: the user's own where one is configured, else a child that lives as long as the run."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+STARTUP_SECONDS = 180.0
+"""A first start creates the data base: some twenty seconds of two busy cores."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerError(RuntimeError):
+    """The server child did not come up. One line."""
+
+
+def configured_api() -> str | None:
+    """The API address that Prefect itself would use, read without importing Prefect: environment, then active profile."""
+    if address := os.environ.get("PREFECT_API_URL"):
+        return address
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or _home() / "profiles.toml")
+    try:
+        profiles = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError):
+        return None
+    name = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+    return profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
+
+
+@contextlib.contextmanager
+def prefect_server() -> Iterator[str]:
+    """Make an API ready and export it as PREFECT_API_URL. Enter it before Prefect is first imported.
+
+    Without a configured API a real server is started on a free loopback port. It keeps its data base in
+    PREFECT_HOME, under a name that holds Prefect's version: another version's server never migrates it. The kernel
+    ends it with this process, however that dies; otherwise it ends with the context.
+
+    Yields:
+        The API's address.
+
+    Raises:
+        ServerError: the child ended or did not answer in `STARTUP_SECONDS`.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    if address := configured_api():
+        os.environ["PREFECT_API_URL"] = address
+        yield address
+        return
+    with tempfile.TemporaryFile() as log, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        with _first_start_lock():
+            child = _start(listener, address, log)
+            try:
+                _wait(child, address, log)
+            except BaseException:
+                _stop(child)
+                raise
+        os.environ["PREFECT_API_URL"] = address
+        try:
+            yield address
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            _stop(child)
+
+
+def _home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
+
+
+def _start(listener: socket.socket, address: str, log: object) -> subprocess.Popen[bytes]:
+    environment = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_home()}/bootpig-{version('prefect')}.db",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_API_URL": address,
+        "PREFECT__SERVER_FINAL": "1",
+    } | os.environ
+    # uvicorn itself, not `prefect server start`: that would be a parent of the server, and die alone
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--fd", str(listener.fileno()), "--log-level", "critical", "--timeout-graceful-shutdown", "5"]
+    parent = os.getpid()
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,  # type: ignore[arg-type]
+        stderr=subprocess.STDOUT,
+        pass_fds=[listener.fileno()],
+        # Ctrl-C goes to a whole process group: the server must outlive the flow that records its own end
+        process_group=0,
+        preexec_fn=lambda: _die_with(parent),
+    )
+
+
+def _die_with(parent: int) -> None:
+    """In the child, before exec: ask the kernel for SIGKILL at the parent's death (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _first_start_lock() -> Iterator[None]:
+    """One start at a time on a home: two first starts would both create the data base's tables."""
+    _home().mkdir(parents=True, exist_ok=True)
+    with open(_home() / "bootpig-start.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _wait(child: subprocess.Popen[bytes], address: str, log: object) -> None:
+    """Return when the server answers. Its socket listens from the start, so a request simply waits for it."""
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise ServerError(f"the Prefect server ended with {child.returncode}: {_last_line(log)}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            if answer.status == 200:
+                return
+    raise ServerError(f"the Prefect server did not answer within {STARTUP_SECONDS:.0f} s: {_last_line(log)}")
+
+
+def _last_line(log: object) -> str:
+    log.seek(0)  # type: ignore[attr-defined]
+    lines = log.read().decode(errors="replace").strip().splitlines()  # type: ignore[attr-defined]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM lets it write the last events; SIGKILL where that takes too long."""
+    child.terminate()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,27 @@
+"""Where and how precisely a model runs."""
+
+from __future__ import annotations
+
+import torch
+
+from models.sources import ModelError
+
+
+def torch_device(field: str, name: str) -> torch.device:
+    """The device called `name`: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        ModelError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= count:
+        raise ModelError(f"{field}: this machine has no device {name!r}; use 'auto' or 'cpu'")
+    return device
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`float32`, `float16` or `bfloat16` as torch's own."""
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]

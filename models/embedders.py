@@ -1,0 +1,93 @@
+"""The two judges of the DreamBooth protocol: CLIP for pictures and captions, DINO for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+
+Embeddings = NDArray[np.float32]
+_T = TypeVar("_T")
+
+
+class ClipEmbedder:
+    """Pictures and captions in CLIP's common space."""
+
+    def __init__(self, source: str, revision: str | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
+        """Load `source`, a folder or a hub id of a `CLIPModel` with its processor, in float32.
+
+        Raises:
+            ValueError: it holds another kind of model.
+        """
+        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+        if not isinstance(model, CLIPModel):
+            raise ValueError(f"{source}: holds a {type(model).__name__}; a CLIPModel is needed")
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        self.batch_size = batch_size
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> Embeddings:
+        """N RGB pictures of any size → N×d float32, not normalised."""
+        rows = []
+        for batch in _batches(images, self.batch_size):
+            pixel_values = _pixel_values(self.processor, batch, self.model.device)
+            pooled = self.model.vision_model(pixel_values=pixel_values).pooler_output
+            rows.append(self.model.visual_projection(pooled))
+        return _array(rows)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """N captions → N×d float32, not normalised. A caption longer than the model reads is cut at its end."""
+        length = self.model.config.text_config.max_position_embeddings
+        rows = []
+        for batch in _batches(texts, self.batch_size):
+            tokens = self.tokenizer(
+                batch, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).to(self.model.device)
+            pooled = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+            rows.append(self.model.text_projection(pooled))
+        return _array(rows)
+
+
+class DinoEmbedder:
+    """Pictures by the class token of a self-supervised ViT (DINO ViT-S/16 in the paper; DINOv2 loads as well)."""
+
+    def __init__(self, source: str, revision: str | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
+        """Load `source`, a folder or a hub id of a `ViTModel` or `Dinov2Model` with its processor, in float32.
+
+        Raises:
+            ValueError: its output has no class token in front (a CLIP, a convolutional network).
+        """
+        self.model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).eval().to(device)
+        self.model.requires_grad_(False)
+        if not hasattr(getattr(self.model, "embeddings", None), "cls_token"):
+            raise ValueError(f"{source}: holds a {type(self.model).__name__}; a ViT with a class token is needed")
+        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+        self.batch_size = batch_size
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> Embeddings:
+        """N RGB pictures of any size → N×d float32, the last layer's class token, not normalised."""
+        batches = _batches(images, self.batch_size)
+        pixel_values = (_pixel_values(self.processor, batch, self.model.device) for batch in batches)
+        return _array([self.model(pixel_values=values).last_hidden_state[:, 0] for values in pixel_values])
+
+
+def _batches(rows: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    return (list(rows[begin : begin + size]) for begin in range(0, len(rows), size))
+
+
+def _pixel_values(processor: Any, images: list[Image.Image], device: torch.device) -> torch.Tensor:
+    rgb = [image.convert("RGB") for image in images]
+    return processor(images=rgb, return_tensors="pt").pixel_values.to(device)
+
+
+def _array(rows: list[torch.Tensor]) -> Embeddings:
+    return torch.cat(rows).float().cpu().numpy()

@@ -1,0 +1,95 @@
+"""A trained model's folder: what training changed, and what must match it at inference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.reference_unet import restore, truncate
+from models.rsa import self_attention_blocks
+
+FORMAT = 1
+REFERENCE_FOLDER = "reference_unet"
+RSA_FILE = "rsa.safetensors"
+INFO_FILE = "bootpig.json"
+
+
+def save_trained(
+    folder: str | Path,
+    unet: UNet2DConditionModel,
+    reference_unet: UNet2DConditionModel,
+    info: Mapping[str, Any],
+    *,
+    whole_base: bool = False,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `reference_unet/` (an ordinary UNet folder), `rsa.safetensors` (the base's attn1) and `bootpig.json`.
+
+    Args:
+        folder: made if missing.
+        unet: the base.
+        reference_unet: truncated.
+        info: JSON values, see `BootPIGPipeline.save_bootpig`.
+        whole_base: all of the base in place of its attn1 (`train_base: all`).
+        dtype: of the written weights; None keeps theirs.
+
+    Raises:
+        ValueError: the two UNets are not of one make.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = restore(reference_unet, unet)
+    whole.to(dtype=dtype or reference_unet.dtype).save_pretrained(folder / REFERENCE_FOLDER)
+    state = unet.state_dict()
+    names = list(state) if whole_base else rsa_names(unet)
+    save_file({name: state[name].detach().to("cpu", dtype).contiguous() for name in names}, folder / RSA_FILE)
+    text = json.dumps({"format": FORMAT, **info}, indent=2, sort_keys=True)
+    (folder / INFO_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+    """Load a folder of `save_trained`: the base gets its trained attn1, in place.
+
+    Returns:
+        The Reference UNet, truncated, in the base's dtype and on its device, and the content of `bootpig.json`.
+
+    Raises:
+        ValueError: a part is missing or damaged, or it was trained on a base of another make. Then `unet` is as it was.
+    """
+    folder = Path(folder)
+    for name in (INFO_FILE, RSA_FILE, f"{REFERENCE_FOLDER}/config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: {name} is missing; a BootPIG model has its Reference UNet and its RSA weights")
+    try:
+        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        state = load_file(folder / RSA_FILE)
+        reference_unet = UNet2DConditionModel.from_pretrained(folder / REFERENCE_FOLDER, torch_dtype=unet.dtype)
+    except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+        raise ValueError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise ValueError(f"{folder}/{INFO_FILE}: this version reads format {FORMAT}")
+    own = unet.state_dict()
+    wrong = (set(rsa_names(unet)) - state.keys()) | {
+        name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape
+    }
+    if not wrong:
+        other = reference_unet.state_dict()
+        wrong = own.keys() ^ other.keys() or {name for name in own if own[name].shape != other[name].shape}
+    if wrong:
+        raise ValueError(f"{folder}: trained on a UNet of another make than this one: they differ in {min(wrong)}")
+    unet.load_state_dict(state, strict=False)
+    return truncate(reference_unet.to(unet.device)), info
+
+
+def rsa_names(unet: UNet2DConditionModel) -> list[str]:
+    """The names of the base's RSA weights, in the order in which the UNet runs the layers."""
+    return [
+        f"{name}.attn1.{weight}" for name, block in self_attention_blocks(unet) for weight in block.attn1.state_dict()
+    ]

@@ -1,0 +1,172 @@
+"""Train the toy OWL-ViT: a box for the phrase that names the subject, none for any other phrase."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor, OwlViTProcessor
+
+from models.toy.renders import scenes
+from models.toy.scenes import render_backdrop
+from models.toy.soften import pictures, soften
+from models.toy.tokens import all_captions, build_tokenizer
+from models.toy.training import Recipe, fit
+from models.toy.world import KINDS, SCENES, SIZE, object_phrase
+
+RECIPE = Recipe(steps=3500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
+BATCH = 32
+EMPTY = 2
+"""Pictures of a batch that show a scene without a subject."""
+PATCH = 8
+MAX_TOKENS = 32
+MEAN = STD = [0.5, 0.5, 0.5]
+
+ADJECTIVES = tuple(
+    "red orange yellow green blue purple pink white black grey brown small big old new shiny striped dotted checked "
+    "faded wooden ceramic plastic bright dark colourful little large vintage plain".split()
+)
+STRANGERS = tuple(
+    "dog cat tree chair guitar bicycle lamp clock book bottle shoe hat bird horse flower apple camera phone piano "
+    "spoon ladder train ship bench drum candle bucket cake bear table beach meadow hill sky wall street carpet".split()
+)
+"""Nouns that name no kind: a phrase with one of them has no box."""
+
+
+def build_processor() -> OwlViTProcessor:
+    words = [*all_captions(), " ".join(ADJECTIVES), " ".join(STRANGERS)]
+    image_processor = OwlViTImageProcessor(
+        size={"height": SIZE, "width": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=MEAN, image_std=STD
+    )
+    return OwlViTProcessor(image_processor, build_tokenizer(words, MAX_TOKENS))
+
+
+def build(tokens: int) -> OwlViTForObjectDetection:
+    """An untrained OWL-ViT whose vocabulary has `tokens` entries, the end token last."""
+    text = dict(
+        vocab_size=tokens,
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=MAX_TOKENS,
+        pad_token_id=tokens - 1,
+        bos_token_id=tokens - 2,
+        eos_token_id=tokens - 1,
+    )
+    vision = dict(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+    )
+    model = OwlViTForObjectDetection(OwlViTConfig(text_config=text, vision_config=vision, projection_dim=96))
+    for layer in (*model.class_head.modules(), *model.box_head.modules()):
+        if isinstance(layer, torch.nn.Linear):  # transformers draws these with a spread of 1: saturated from the start
+            layer.reset_parameters()
+    torch.nn.init.constant_(model.class_head.logit_scale.bias, 8.0)
+    torch.nn.init.constant_(model.class_head.logit_shift.bias, -0.5)  # begins by finding nothing
+    # these serve only OWL-ViT's picture-against-text loss, which detection doesn't use
+    model.owlvit.visual_projection.requires_grad_(False)
+    model.owlvit.logit_scale.requires_grad_(False)
+    return model
+
+
+def phrase(noun: str, rng: np.random.Generator) -> str:
+    """`a mug`, `mug`, `the old mug`, `a photo of a mug`: one way to ask for `noun`."""
+    named = f"{rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.3 else noun
+    with_article = object_phrase(named)
+    return (with_article, with_article, named, f"the {named}", f"a photo of {with_article}")[rng.integers(5)]
+
+
+def find(
+    model: OwlViTForObjectDetection, x: torch.Tensor, tokens: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits N×64×Q and boxes N×64×4 (cxcywh, fractions of the side), the same Q queries for every picture.
+
+    The parts of `OwlViTForObjectDetection.forward`, which would run the text tower once per picture.
+
+    Args:
+        x: N×3×64×64 float32 in [0, 1].
+        tokens: `input_ids` and `attention_mask`, Q×L.
+    """
+    feature_map, _ = model.image_embedder(pixel_values=x * 2 - 1)
+    features = feature_map.flatten(1, 2)
+    queries = model.owlvit.text_projection(model.owlvit.text_model(**tokens).pooler_output)
+    logits, _ = model.class_predictor(features, queries.expand(len(x), -1, -1))
+    return logits.float(), model.box_predictor(features.float(), feature_map)
+
+
+def empty_scenes(count: int) -> np.ndarray:
+    """Backdrops without a subject: N×64×64×3 uint8."""
+    rng = random.Random("detector/empty")
+    painted = (render_backdrop(rng.choice(SCENES), rng) for _ in range(count))
+    return np.stack([np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX)) for picture in painted])
+
+
+def corners(boxes: torch.Tensor) -> torch.Tensor:
+    """…×4 cxcywh → xyxy."""
+    return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
+
+
+def train(work: Path, device: torch.device) -> tuple[OwlViTForObjectDetection, OwlViTProcessor]:
+    torch.manual_seed(4)
+    data = scenes("base", 24_000, "train", work)
+    empty = empty_scenes(512)
+    processor = build_processor()
+    tokenizer = processor.tokenizer
+    model = build(len(tokenizer))
+    grid = torch.stack(torch.meshgrid(*[(torch.arange(SIZE // PATCH) + 0.5) / (SIZE // PATCH)] * 2, indexing="xy"), -1)
+    patches = grid.reshape(-1, 2).to(device)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        index = rng.integers(len(data), size=BATCH)
+        nothing = empty[rng.integers(len(empty), size=EMPTY)]
+        x = soften(pictures(np.concatenate([data.images[index], nothing]), device), rng)
+        nouns = [*KINDS, *rng.choice(STRANGERS, 6, replace=False)]
+        tokens = tokenizer([phrase(noun, rng) for noun in nouns], padding=True, return_tensors="pt").to(device)
+        logits, boxes = find(model, x, dict(tokens))
+
+        true = torch.from_numpy(data.boxes[index]).to(device).float()[:, None] / SIZE  # N×1×4 xyxy
+        # the patches in the middle half of the subject answer for it
+        centre, half = (true[..., :2] + true[..., 2:]) / 2, (true[..., 2:] - true[..., :2]) / 4
+        answers = ((patches - centre).abs() <= half.clamp(min=0.5 * PATCH / SIZE)).all(-1)  # N×64
+        wanted = torch.zeros_like(logits)
+        rows, places = answers.nonzero(as_tuple=True)
+        kinds = torch.from_numpy(data.kinds[index]).to(device)
+        wanted[rows, places, kinds[rows]] = 1
+        named = sigmoid_focal_loss(logits, wanted, alpha=0.5, gamma=2, reduction="sum") / len(rows)
+        found, expected = corners(boxes.float()[rows, places]), true[rows, 0]
+        placed = 2 * functional.l1_loss(found, expected) + generalized_box_iou_loss(found, expected, reduction="mean")
+        return named + placed
+
+    held_out = scenes("check", 512, "held_out", work)
+
+    @torch.no_grad()
+    def report() -> str:
+        tokens = tokenizer([object_phrase(kind) for kind in KINDS], padding=True, return_tensors="pt").to(device)
+        logits, boxes = find(model, pictures(held_out.images[:128], device), dict(tokens))
+        truth = torch.from_numpy(held_out.boxes[:128]).to(device).float() / SIZE
+        kinds = torch.from_numpy(held_out.kinds[:128]).to(device)
+        row = torch.arange(128, device=device)
+        scores = logits[row, :, kinds]
+        overlap = 1 - generalized_box_iou_loss(corners(boxes[row, scores.argmax(1)]), truth)
+        right = (logits.amax(1).argmax(1) == kinds).float().mean()
+        return f"giou {overlap.mean():.3f}  kind {right:.3f}  score {scores.amax(1).sigmoid().mean():.2f}"
+
+    fit("detector", model, loss, RECIPE, work, device, report)
+    return model, processor
+
+
+def save(work: Path, out: Path, device: torch.device) -> None:
+    """Train, then write `out/owlvit` in float16."""
+    model, processor = train(work, device)
+    model.to("cpu", torch.float16).save_pretrained(out / "owlvit")
+    processor.save_pretrained(out / "owlvit")

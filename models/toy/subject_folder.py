@@ -1,0 +1,70 @@
+"""Make the folder of held-out toy subjects that `evaluate` reads: `python -m models.toy.subject_folder`.
+
+DreamBooth layout: `<subject>/00.png` is the subject on white, the reference; `01.png` and up show it in scenes.
+`subjects.yaml` names each subject's class, its two captions, and what each picture in a scene shows. A subject's
+pictures and captions all take different scenes, so a generated picture is compared with real ones across scenes, as
+real ones are with each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from models.toy.world import KINDS, POSITIONS, SCENES, caption, draw_identity, render_reference, render_scene
+
+FOLDER = Path(__file__).parent / "subjects_held_out"
+SUBJECTS = 32
+PICTURES = 5
+CAPTIONS = 2
+FILL = 0.8
+
+
+def write_subject(folder: Path, index: int) -> dict[str, object]:
+    """Render subject `index` into `folder` (it is made) and return its entry of subjects.yaml."""
+    kind = KINDS[index % len(KINDS)]
+    rng = random.Random(f"subject folder/{index}")
+    identity = draw_identity(rng, kind, "held_out")
+    scenes = rng.sample(SCENES, PICTURES + CAPTIONS)
+    folder.mkdir(parents=True)
+    render_reference(kind, identity, FILL).save(folder / "00.png", optimize=True)
+    captions = {}
+    for number, scene in enumerate(scenes[:PICTURES], start=1):
+        seed = f"subject folder/{index}/{number}"
+        render = render_scene(seed, "held_out", kind=kind, identity=identity, scene=scene)
+        Image.fromarray(render.image).save(folder / f"{number:02d}.png", optimize=True)
+        captions[f"{number:02d}.png"] = render.caption
+    prompts = [caption(kind, rng.choice(POSITIONS), scene) for scene in scenes[PICTURES:]]
+    return {"class": kind, "prompts": prompts, "captions": captions}
+
+
+def write_folder(folder: Path, subjects: int = SUBJECTS) -> None:
+    """Write the whole folder anew; what stood there goes once the new one is whole."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    entries = {}
+    for index in range(subjects):
+        name = f"{KINDS[index % len(KINDS)]}-{index // len(KINDS)}"
+        entries[name] = write_subject(partial / name, index)
+    text = yaml.safe_dump(entries, sort_keys=False, width=120)
+    (partial / "subjects.yaml").write_text(f"# made by `python -m models.toy.subject_folder`\n{text}")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where the folder goes; what stands there is replaced")
+    parser.add_argument("--subjects", type=int, default=SUBJECTS, help="how many identities")
+    arguments = parser.parse_args()
+    write_folder(arguments.out, arguments.subjects)
+    print(f"{arguments.subjects} subjects in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""caption: one line of text a sample, in the form `A photo of a <object>, <position> <scene>`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from stages.base import EXTENT, MODEL, MapStage, ModelIdentity, Sample, StageConfig
+from stages.caption_sources import SOURCES
+from stages.phrases import object_phrase
+
+BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
+"""A blank of the template and the list that fills it."""
+
+
+class CaptionConfig(StageConfig):
+    """Where the captions come from, and how many."""
+
+    source: Literal["grammar", "file"] = Field(
+        default="grammar", description="grammar: the template below, filled at random. file: one caption a line."
+    )
+    count: int = Field(
+        ge=1,
+        le=1_000_000_000,
+        json_schema_extra=EXTENT,
+        description="Captions; rounded up to whole units. Growing it keeps what is made.",
+    )
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=MODEL,
+        description="source file: a UTF-8 text file, one caption a line. Each unit depends on its own lines only.",
+    )
+    template: str = Field(
+        default="A photo of {object}, {position} {scene}",
+        description="source grammar: blanks {object}, {position}, {scene}; the object is followed by a comma.",
+    )
+    objects: list[str] = Field(
+        default=[], description="source grammar: what fills {object}, with its article: 'a mug', 'an umbrella'."
+    )
+    positions: list[str] = Field(default=[], description="source grammar: what fills {position}: 'on the left'.")
+    scenes: list[str] = Field(default=[], description="source grammar: what fills {scene}: 'on a sandy beach'.")
+
+    @model_validator(mode="after")
+    def _source_has_its_fields(self) -> CaptionConfig:
+        problems = self._grammar_problems() if self.source == "grammar" else self._file_problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _file_problems(self) -> list[str]:
+        problems = [
+            f"{name} is used by source 'grammar' only; remove it"
+            for name in ("template", *BLANKS.values())
+            if name in self.model_fields_set
+        ]
+        if self.file is None:
+            problems.append("source 'file' needs file: the path of a text file, one caption a line")
+        return problems
+
+    def _grammar_problems(self) -> list[str]:
+        problems = ["file is used by source 'file' only; remove it"] if self.file is not None else []
+        try:
+            blanks = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
+        except ValueError as error:
+            return [*problems, f"template {self.template!r}: {error}"]
+        if unknown := blanks - BLANKS.keys():
+            return [
+                *problems,
+                f"template {self.template!r} has unknown blanks {sorted(unknown)}; use {', '.join(BLANKS)}",
+            ]
+        if "object" not in blanks:
+            return [*problems, f"template {self.template!r} has no {{object}}; write it in front of the first comma"]
+        for blank, name in BLANKS.items():
+            entries = getattr(self, name)
+            if blank in blanks and not all(entry.strip() for entry in entries or [""]):
+                problems.append(f"source 'grammar' needs {name}: a list of phrases, none of them empty")
+            if blank not in blanks and entries:
+                problems.append(f"{name} is given, but the template has no {{{blank}}}; remove one or add the other")
+        for phrase in self.objects:
+            caption = self.template.format(object=phrase, position="here", scene="here")
+            if object_phrase(caption) is None:
+                problems.append(
+                    f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions begin "
+                    "'A photo of a <object>,', so give the phrase with its article and without a comma"
+                )
+        return problems
+
+
+class Caption(MapStage):
+    """The source of the chain: draws captions and parses the object phrase out of them."""
+
+    name = "caption"
+    upstream = None
+    config_class = CaptionConfig
+    config: CaptionConfig
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())]
+    )
+    reasons: ClassVar[Mapping[str, str]] = {
+        "no_object": "the caption does not have the form 'A photo of a <object>, …'"
+    }
+
+    def __init__(self, config: CaptionConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        self._source = SOURCES[config.source](config, seed)
+
+    @property
+    def slice_size(self) -> int:
+        return 1000
+
+    def models(self) -> Mapping[str, ModelIdentity]:
+        """None; but the source is looked at here, before any work."""
+        self._source.check()
+        return {}
+
+    def source_digest(self, unit: int, indices: range) -> str:
+        return self._source.digest(indices)
+
+    def draw(self, unit: int, indices: range) -> list[Sample]:
+        captions = self._source.captions(unit, indices)
+        return [
+            Sample(
+                sample_id(self.seed, unit, index, caption), unit, {"caption": caption}, columns={"index": index}
+            )
+            for index, caption in zip(indices, captions, strict=False)  # a file may end within its last unit
+        ]
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        results = []
+        for sample in samples:
+            caption, index = sample.meta["caption"], sample.columns["index"]
+            phrase = object_phrase(caption)
+            if phrase is None:
+                results.append(sample.rejected("no_object", index=index, caption=caption))
+            else:
+                results.append(
+                    sample.ok(files={}, meta={"object": phrase}, index=index, caption=caption, object=phrase)
+                )
+        return results
+
+
+def sample_id(seed: int, unit: int, index: int, caption: str) -> str:
+    """16 hex digits of sha256 over (seed, unit, index, caption)."""
+    return hashlib.sha256(f"{seed}/{unit}/{index}/{caption}".encode()).hexdigest()[:16]

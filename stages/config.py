@@ -1,0 +1,61 @@
+"""The configuration of a whole run: one YAML file, one `PipelineConfig`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.augment import AugmentConfig
+from stages.base import EXTENT, SPEED, StageConfig
+from stages.caption import CaptionConfig
+from stages.encode import EncodeConfig
+from stages.evaluate import EvaluateConfig
+from stages.segment import SegmentConfig
+from stages.synthesize import SynthesizeConfig
+from stages.train import TrainConfig
+
+
+class PipelineConfig(StageConfig):
+    """What one YAML file says."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", json_schema_extra=SPEED, description="Name of the run.")
+    root: str = Field(
+        default="./data", min_length=1, json_schema_extra=SPEED, description="Store: a folder or an fsspec URL."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Every draw of the data set follows from it.")
+    unit_size: int = Field(default=1000, ge=1, le=100_000, description="Samples a unit, and so a shard.")
+    max_failed: float = Field(
+        default=0.05, ge=0, le=1, json_schema_extra=SPEED, description="Share of failed rows above which a unit fails."
+    )
+    min_yield: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        json_schema_extra=EXTENT,
+        description="Share of the captions that must arrive in encoded shards, else the run stops before train.",
+    )
+    threads: int = Field(
+        default=2, ge=1, le=512, json_schema_extra=SPEED, description="CPU threads of torch in every process."
+    )
+    workers: int = Field(
+        default=1, ge=1, le=4096, json_schema_extra=SPEED, description="Units that run at the same time."
+    )
+    runner: Literal["threads", "processes"] = Field(
+        default="threads", json_schema_extra=SPEED, description="Where units run."
+    )
+    caption: CaptionConfig
+    synthesize: SynthesizeConfig
+    segment: SegmentConfig
+    augment: AugmentConfig = AugmentConfig()
+    encode: EncodeConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+    def unit_numbers(self) -> range:
+        """The units of this run; the last one is whole too, so a count is rounded up to a multiple of `unit_size`."""
+        return range(-(-self.caption.count // self.unit_size))
+
+    def indices(self, unit: int) -> range:
+        """The positions, in the whole data set, of a unit's samples."""
+        return range(unit * self.unit_size, (unit + 1) * self.unit_size)

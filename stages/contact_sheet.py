@@ -1,0 +1,62 @@
+"""The contact sheet: one row a caption, one column a method, captions written below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 128
+"""Side of a picture on the sheet, in pixels."""
+GAP = 4
+LINE = 17
+MARGIN = 20
+INK, PAPER, FAINT = (28, 28, 30), (255, 255, 255), (120, 120, 126)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One caption and its pictures, one a column."""
+
+    caption: str
+    pictures: Sequence[Image.Image]
+
+
+def contact_sheet(titles: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
+    """Lay `rows` out in as many blocks side by side as make the sheet about square. RGB."""
+    font = ImageFont.load_default(12)
+    width = len(titles) * (CELL + GAP) - GAP
+    height = CELL + LINE + 2 * GAP
+    blocks = max(1, min(len(rows), round(math.sqrt(len(rows) * height / (width + MARGIN)))))
+    depth = -(-len(rows) // blocks)
+    size = (MARGIN + blocks * (width + MARGIN), 2 * MARGIN + LINE + depth * height)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for block in range(blocks):
+        left = MARGIN + block * (width + MARGIN)
+        for column, title in enumerate(titles):
+            draw.text((left + column * (CELL + GAP), MARGIN), _shortened(title, font, CELL), INK, font)
+        for index, row in enumerate(rows[block * depth : (block + 1) * depth]):
+            top = MARGIN + LINE + index * height
+            for column, picture in enumerate(row.pictures):
+                sheet.paste(_cell(picture), (left + column * (CELL + GAP), top))
+            draw.text((left, top + CELL + 2), _shortened(row.caption, font, width), FAINT, font)
+    return sheet
+
+
+def _cell(picture: Image.Image) -> Image.Image:
+    # A small picture keeps its pixels sharp, a large one is averaged down.
+    small = max(picture.size) < CELL
+    filter = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    return picture.convert("RGB").resize((CELL, CELL), filter)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -1,0 +1,51 @@
+"""One loaded stage a process: its models are loaded once and freed when another stage takes its place."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from stages.base import Stage
+
+if TYPE_CHECKING:
+    from stages.config import PipelineConfig
+
+_LOCK = threading.RLock()
+_CURRENT: tuple[str, Stage] | None = None
+
+
+@contextmanager
+def loaded(stage: Stage, config: PipelineConfig) -> Iterator[Stage]:
+    """`stage`, or the equal one this process has loaded already, for the caller alone until the block ends.
+
+    Torch's threads are pinned to `config.threads`, on which the last bits of a CPU result depend.
+    """
+    global _CURRENT
+    key = f"{stage.name}/{stage.seed}/{stage.config.model_dump_json()}"
+    with _LOCK:
+        if _CURRENT is None or _CURRENT[0] != key:
+            release()
+            stage.setup()
+            _CURRENT = (key, stage)
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.get_num_threads() != config.threads:
+            torch.set_num_threads(config.threads)
+        yield _CURRENT[1]
+
+
+def release() -> None:
+    """Free the models of the stage this process has loaded."""
+    global _CURRENT
+    with _LOCK:
+        if _CURRENT is None:
+            return
+        _CURRENT[1].teardown()
+        _CURRENT = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()

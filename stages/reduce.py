@@ -1,0 +1,104 @@
+"""What a reduce stage reads and where its result and checkpoints go."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from stages.base import Progress, ReduceInput, ReduceStage, UnitRef
+from stages.survey import StageSurvey
+from storage.errors import CorruptPart
+from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
+from storage.parts import Parts
+from storage.root import Root
+
+KEEP = 2
+"""Checkpoints kept."""
+
+
+class StoredCheckpoints:
+    """`stages.base.Checkpoints` in the store, below the stage's fingerprint."""
+
+    def __init__(self, root: Root, path: str, scratch: Path) -> None:
+        self.root = root
+        self.path = path
+        self.scratch = scratch
+
+    def _steps(self) -> list[int]:
+        matches = (re.fullmatch(r"checkpoint-(\d+)", name) for name in self.root.folders(self.path))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def _folder(self, step: int) -> str:
+        return f"{self.path}/checkpoint-{step:05d}"
+
+    def save(self, step: int, folder: Path) -> None:
+        publish_folder(self.root, self._folder(step), folder)
+        for old in self._steps()[:-KEEP]:
+            # The manifest goes first: a half-removed checkpoint is no checkpoint.
+            self.root.remove(f"{self._folder(old)}/manifest.json")
+            self.root.remove(self._folder(old), recursive=True)
+
+    def latest(self) -> tuple[int, Path] | None:
+        for step in reversed(self._steps()):
+            try:
+                files = read_manifest(self.root, self._folder(step))
+                if files is not None:
+                    return step, fetch_folder(self.root, self._folder(step), files, self.scratch)
+            except CorruptPart as error:
+                print(f"train: passing over a damaged checkpoint: {error}", flush=True)
+        return None
+
+
+def publish_result(
+    root: Root, stage: ReduceStage, survey: StageSurvey, upstream: StageSurvey, progress: Progress
+) -> None:
+    """Run a reduce stage in a local work folder and publish its result, manifest last.
+
+    Raises:
+        CorruptPart: something it reads is damaged; the damaged part is stale from then on.
+    """
+    with tempfile.TemporaryDirectory(prefix="bootpig-") as scratch_name:
+        scratch = Path(scratch_name)
+        workdir = scratch / "result"
+        workdir.mkdir()
+        checkpoints = StoredCheckpoints(root, survey.path, scratch)
+        stage.run(_input(root, upstream, scratch), workdir, checkpoints, progress)
+        # A result made again replaces the old one; without its manifest it is pending in between.
+        root.remove(f"{survey.path}/result/manifest.json")
+        publish_folder(root, f"{survey.path}/result", workdir)
+
+
+def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
+    if upstream.result is not None:
+        bad = check_folder(root, f"{upstream.path}/result", upstream.result)
+        if bad:
+            root.remove(f"{upstream.path}/result/manifest.json")
+            raise CorruptPart(f"{upstream.stage}: {', '.join(bad)} missing or altered; run again to make it anew")
+        return ReduceInput((), _no_shard, fetch_folder(root, f"{upstream.path}/result", upstream.result, scratch))
+    parts = Parts(root, upstream.stage, upstream.fingerprint)
+    markers = dict(sorted(upstream.markers.items()))
+    units = [
+        UnitRef(unit, marker.digest, sum(1 for row in marker.rows if row["status"] == "ok"))
+        for unit, marker in markers.items()
+    ]
+
+    def shard(unit: int) -> Path:
+        marker = markers[unit]
+        try:
+            data = parts.payload(unit, marker)
+        except CorruptPart:
+            parts.discard_payload(unit)
+            raise
+        if root.local is not None:
+            return root.local / parts.folder / marker.payload
+        local = scratch / marker.payload
+        if not local.exists():
+            local.write_bytes(data)
+        return local
+
+    return ReduceInput(units, shard, None)
+
+
+def _no_shard(unit: int) -> Path:
+    raise LookupError(f"unit {unit}: the stage above makes one result, no shards")

@@ -1,0 +1,306 @@
+"""train: teaches a Reference UNet and the base's RSA layers on encode's triplets, and exports the model."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from models.sources import ModelSource, loading, resolve
+from stages.base import MODEL, SPEED, Checkpoints, InputError, ModelIdentity, Progress, ReduceInput, ReduceStage, StageConfig
+from storage.fingerprint import digest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from models.pipeline import BootPIGPipeline
+    from stages.dataset import EncodedSample
+
+
+class Trainable(StageConfig):
+    """What is trained. What is frozen still takes part: an untrained Reference UNet yields features too."""
+
+    reference: bool = Field(default=True, description="The Reference UNet.")
+    base: Literal["none", "rsa", "all"] = Field(
+        default="rsa", description="Of the base UNet: nothing, its self-attention layers (the paper), or everything."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Trainable:
+        if not self.reference and self.base == "none":
+            raise ValueError("nothing is trained; set reference to true, or base to rsa or all")
+        return self
+
+
+class TrainConfig(StageConfig):
+    """The recipe. Defaults are the paper's; where it is silent, the published code's."""
+
+    model: str = Field(
+        min_length=1, json_schema_extra=MODEL, description="Base pipeline in diffusers' format: a folder or a hub id."
+    )
+    revision: str | None = Field(default=None, json_schema_extra=MODEL, description="Branch, tag or commit of a hub id.")
+    init_from: str | None = Field(
+        default=None, json_schema_extra=MODEL, description="A trained model's folder to go on from; null: the base."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**62, description="Of the order, noise and dropouts; the data has its own.")
+    steps: int = Field(default=10_000, ge=1, description="Updates of the weights.")
+    global_batch_size: int = Field(default=64, ge=1, description="Samples an update, over all devices.")
+    per_device_batch_size: int = Field(
+        default=4,
+        ge=1,
+        json_schema_extra=SPEED,
+        description="Samples a device holds at once, at most; gradients are accumulated up to the global batch.",
+    )
+    learning_rate_reference: float = Field(default=5e-6, ge=0, le=1, description="Of the Reference UNet.")
+    learning_rate_base: float = Field(default=1e-6, ge=0, le=1, description="Of what is trained in the base UNet.")
+    schedule: Literal["constant", "linear_tail"] = Field(
+        default="constant", description="Learning rates after the warm-up: constant, or falling linearly at the end."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Updates over which the rates rise linearly from 0.")
+    tail_from: float = Field(default=0.6, ge=0, le=1, description="linear_tail: fraction of the steps where it begins.")
+    tail_to: float = Field(default=0.03, ge=0, le=1, description="linear_tail: fraction of the rates at the last step.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's, each in [0, 1).")
+    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's.")
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
+    drop_caption: float = Field(
+        default=0.15, ge=0, le=1, description="Chance that the base sees the empty prompt; the Reference UNet keeps its own."
+    )
+    drop_reference: float = Field(default=0.15, ge=0, le=1, description="Chance that the reference is left out.")
+    drop_reference_per: Literal["sample", "step"] = Field(
+        default="step", description="The reference is left out for single samples, or for all of an update (published)."
+    )
+    trainable: Trainable = Field(default=Trainable(), description="What is trained.")
+    key_scale: float = Field(
+        default=1.0, gt=0, le=10, description="Factor on reference features before the keys; published code: 1.1."
+    )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        default="bf16", description="bf16: bfloat16 arithmetic, float32 weights and moments."
+    )
+    shuffle_window: int = Field(
+        default=4096, ge=1, description="Samples shuffled together; about two such windows are held in memory."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, json_schema_extra=SPEED, description="Less memory for a second forward pass."
+    )
+    cache_bytes: int = Field(
+        default=2**31, ge=0, json_schema_extra=SPEED, description="Memory for decoded shards beyond those in use, bytes."
+    )
+    num_workers: int = Field(
+        default=2, ge=0, le=64, json_schema_extra=SPEED, description="Threads that read and decode ahead."
+    )
+    checkpoint_every: int = Field(default=500, ge=1, json_schema_extra=SPEED, description="Updates between checkpoints.")
+    sample_every: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="Updates between pictures of samples; 0: none. Changes what is logged, never the model.",
+    )
+    log_every: int = Field(
+        default=10,
+        ge=1,
+        json_schema_extra=SPEED,
+        description="Updates between lines of the log. Changes what is logged, never the model.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        problems = []
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas: {list(self.betas)} must each lie in [0, 1)")
+        if self.warmup_steps >= self.steps:
+            problems.append(f"warmup_steps: {self.warmup_steps} must be below steps, {self.steps}")
+        ignored = {"tail_from", "tail_to"} & self.model_fields_set
+        if self.schedule == "constant" and ignored:
+            problems.append(f"{', '.join(sorted(ignored))}: without effect while schedule is constant; set linear_tail")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Train(ReduceStage):
+    """Reads encode's shards; writes `model/`, `log.jsonl`, `samples/` and `tensorboard/`.
+
+    `model/` follows from the input alone; the rest holds speeds and times too.
+    """
+
+    name = "train"
+    version = 1
+    upstream = "encode"
+    config_class = TrainConfig
+    config: TrainConfig
+    identity_prefix: ClassVar[str] = "model/"
+
+    def models(self) -> Mapping[str, ModelIdentity]:
+        return self._sources()
+
+    def _sources(self) -> dict[str, ModelSource]:
+        sources = {"model": resolve("train.model", self.config.model, self.config.revision)}
+        if self.config.init_from is not None:
+            sources["init_from"] = resolve("train.init_from", self.config.init_from)
+            if not sources["init_from"].is_local:
+                raise InputError(f"train.init_from: {self.config.init_from!r} is no folder; give that of a trained model")
+        return sources
+
+    def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
+        """Train until `steps`, from the newest checkpoint if there is one.
+
+        Raises:
+            InputError: too few samples, or the base model does not fit them.
+            ModelError: the base or `init_from` cannot be loaded.
+            Interrupted: a signal came; a checkpoint is written.
+            FatalError: the loss is no longer finite.
+        """
+        from accelerate import Accelerator, PartialState
+        from accelerate.state import AcceleratorState
+
+        from stages.training_loop import micro_batch
+
+        ranks = PartialState().num_processes
+        if self.config.global_batch_size % ranks:
+            raise InputError(
+                f"train.global_batch_size: {self.config.global_batch_size} cannot be shared among {ranks} processes; "
+                "give a multiple of their number"
+            )
+        share = self.config.global_batch_size // ranks
+        micro = micro_batch(share, self.config.per_device_batch_size)
+        # accelerate keeps one state a process and refuses another precision; a process may train twice.
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(
+            mixed_precision=self.config.mixed_precision, gradient_accumulation_steps=share // micro
+        )
+        try:
+            self._train(accelerator, data, workdir, checkpoints, progress)
+        finally:
+            accelerator.free_memory()
+            AcceleratorState._reset_state()
+            gc.collect()
+
+    def _train(
+        self, accelerator: Accelerator, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress
+    ) -> None:
+        from diffusers import DDPMScheduler
+
+        from models.bootpig import BootPIG
+        from stages.dataset import ShardLoader
+        from stages.objective import Draws, Objective
+        from stages.training_grid import SampleGrid
+        from stages.training_log import TrainingLog
+        from stages.training_loop import Trainer
+
+        config = self.config
+        loader = ShardLoader(
+            data,
+            seed=config.seed,
+            batch_size=config.global_batch_size,
+            window=config.shuffle_window,
+            cache_bytes=config.cache_bytes,
+            workers=config.num_workers,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
+        )
+        samples = loader.first(SampleGrid.ROWS)
+        sources = self._sources()
+        pipeline = load_pipeline(sources)
+        check_fit(config.model, pipeline, samples[0])
+        # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
+        pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reference_caption(samples))
+        empty_prompt = pipeline.encode_prompt("", "cpu", 1, False)[0][0].detach()
+        model = BootPIG(
+            pipeline.unet,
+            pipeline.reference_unet,
+            train_reference=config.trainable.reference,
+            train_base=config.trainable.base,
+            key_scale=config.key_scale,
+        )
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        trainer = Trainer(config, model, Objective(model, scheduler), loader, accelerator)
+        draws = Draws(
+            seed=config.seed,
+            timesteps=scheduler.config.num_train_timesteps,
+            empty_prompt=empty_prompt,
+            drop_caption=config.drop_caption,
+            drop_reference=config.drop_reference,
+            drop_reference_per=config.drop_reference_per,
+        )
+        facts = {
+            "recipe": config.hashed(),
+            "version": self.version,
+            "models": {name: source.as_json() for name, source in sources.items()},
+            "dataset": digest([[unit.unit, unit.digest] for unit in data.units]),
+            "samples": loader.order.samples,
+        }
+        grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every else None
+        log = TrainingLog(workdir) if accelerator.is_main_process else None
+        try:
+            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid)
+        finally:
+            if log:
+                log.close()
+        if accelerator.is_main_process:
+            info = {"base": config.model, "revision": sources["model"].revision, **facts}
+            pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
+        accelerator.wait_for_everyone()
+
+
+def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline:
+    """The base pipeline in float32 on the CPU, with what `init_from` was trained to.
+
+    Raises:
+        ModelError: one of the two cannot be loaded.
+    """
+    import torch
+
+    from models.pipeline import BootPIGPipeline
+
+    base = sources["model"]
+    with loading("train.model", base.source):
+        pipeline = BootPIGPipeline.from_pretrained(
+            base.path,
+            revision=base.revision,
+            dtype=torch.float32,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+    if "init_from" in sources:
+        with loading("train.init_from", sources["init_from"].source):
+            pipeline.load_bootpig(sources["init_from"].path)
+    return pipeline
+
+
+def check_fit(source: str, pipeline: BootPIGPipeline, sample: EncodedSample) -> None:
+    """Compare the base model with what encode made.
+
+    Raises:
+        InputError: latents or text embeds are not of the base's shape, or it predicts neither noise nor velocity.
+    """
+    unet = pipeline.unet.config
+    channels, *sides = sample.tensors["target"].shape
+    width = sample.tensors["prompt_embeds"].shape[-1]
+    factor = 2 ** (len(unet.block_out_channels) - 1)
+    wanted = unet.cross_attention_dim
+    widths = [wanted] if isinstance(wanted, int) else list(wanted)
+    problems = []
+    if channels != unet.in_channels:
+        problems.append(f"reads latents of {unet.in_channels} channels, encode made {channels}")
+    if set(widths) != {width}:
+        problems.append(f"reads text embeds {widths[0]} wide, encode made {width}")
+    if any(side % factor for side in sides):
+        problems.append(f"halves latents {factor.bit_length() - 1} times, encode made {' x '.join(map(str, sides))}")
+    if problems:
+        raise InputError(f"train.model: {source!r} {'; '.join(problems)}; give the model that encode.model names")
+    prediction = pipeline.scheduler.config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
+        raise InputError(f"train.model: {source!r} predicts {prediction}; give one that predicts epsilon or v_prediction")
+
+
+def reference_caption(samples: Sequence[EncodedSample]) -> Literal["caption", "object"]:
+    """What the Reference UNet reads in this data set: encode chose it, and the model must say it at inference."""
+    alike = (bool((s.tensors["prompt_embeds"] == s.tensors["reference_prompt_embeds"]).all()) for s in samples)
+    return "caption" if all(alike) else "object"

@@ -1,0 +1,56 @@
+"""What a training run tells: a line of figures at intervals, pictures, and both for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TrainingLog:
+    """Writes `log.jsonl`, `samples/step-<n>.png` and `tensorboard/` into a folder.
+
+    A line has step (updates done), epoch, loss (mean since the line before), learning_rate_reference,
+    learning_rate_base and samples_per_second; only the last varies between equal runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[dict[str, Any]] = []
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        self._events = SummaryWriter(str(folder / "tensorboard"))
+
+    def line(self, values: dict[str, Any]) -> None:
+        """Add one line of figures; `values["step"]` is its place in TensorBoard."""
+        self.lines.append(values)
+        with open(self.folder / "log.jsonl", "a") as stream:
+            stream.write(json.dumps(values) + "\n")
+        for name, value in values.items():
+            if name != "step":
+                self._events.add_scalar(f"train/{name}", value, values["step"])
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """Add one RGB picture."""
+        picture.save(self.folder / "samples" / f"step-{step:06d}.png")
+        self._events.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
+    def save(self, folder: Path) -> None:
+        """Put a copy of lines and pictures into a checkpoint."""
+        (folder / "log.jsonl").write_text("".join(json.dumps(values) + "\n" for values in self.lines))
+        shutil.copytree(self.folder / "samples", folder / "samples")
+
+    def restore(self, folder: Path) -> None:
+        """Take up the lines and pictures of a checkpoint."""
+        for line in (folder / "log.jsonl").read_text().splitlines():
+            self.line(json.loads(line))
+        for file in sorted((folder / "samples").glob("step-*.png")):
+            with Image.open(file) as picture:
+                self.picture(int(file.stem.removeprefix("step-")), picture.convert("RGB"))
+
+    def close(self) -> None:
+        self._events.close()

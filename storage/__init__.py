@@ -1,0 +1,1 @@
+"""Where things live: an fsspec root, parts with their markers, shards, folders, fingerprints."""

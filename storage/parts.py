@@ -1,0 +1,172 @@
+"""Parts: a unit's immutable payload and the marker that names it.
+
+The payload is written first, under a name that holds its hash, then the marker in one atomic put. A reader sees a whole
+part or none, and two writers of one unit both leave whole payloads; the last marker wins.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import CorruptPart
+from storage.fingerprint import bytes_digest
+from storage.root import Root
+
+ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa.string()), ("reason", pa.string())])
+"""What every row begins with."""
+
+_METADATA = b"bootpig"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The marker of one unit."""
+
+    data: bytes
+    input: str
+    """Digest of the upstream marker, or what a source's unit was made from."""
+    payload: str
+    """File name of the payload beside the marker."""
+    payload_sha256: str
+    payload_size: int
+    """Bytes."""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the marker's bytes: stands for rows and payload together."""
+        return bytes_digest(self.data)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        return pq.read_table(io.BytesIO(self.data)).to_pylist()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Marker:
+        """Raises CorruptPart."""
+        try:
+            facts = json.loads(pq.read_schema(io.BytesIO(data)).metadata[_METADATA])
+            return cls(data, facts["input"], facts["payload"], facts["sha256"], facts["size"])
+        except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+            raise CorruptPart(f"marker: not readable ({error})") from None
+
+
+class Parts:
+    """The parts of one stage under one fingerprint: `<root>/<stage>/<fingerprint>/part-…`."""
+
+    def __init__(self, root: Root, stage: str, fingerprint: str) -> None:
+        self.root = root
+        self.stage = stage
+        self.folder = f"{stage}/{fingerprint}"
+
+    def describe(self, identity: Mapping[str, Any]) -> None:
+        """Write `stage.json`, the fingerprint's input, once."""
+        path = f"{self.folder}/stage.json"
+        if not self.root.exists(path):
+            self.root.write(path, json.dumps(identity, indent=2, sort_keys=True, ensure_ascii=False).encode())
+
+    def _marker_path(self, unit: int) -> str:
+        return f"{self.folder}/part-{unit:05d}.parquet"
+
+    def markers(self, units: Iterable[int]) -> tuple[dict[int, Marker], set[int]]:
+        """One listing, then the markers of `units` together.
+
+        Returns:
+            The markers whose payload is there at its full size, and the units that have a marker which is
+            unreadable or whose payload is missing or of another size.
+        """
+        names = self.root.names(self.folder)
+        wanted = {self._marker_path(unit): unit for unit in units if f"part-{unit:05d}.parquet" in names}
+        whole: dict[int, Marker] = {}
+        broken: set[int] = set()
+        for path, data in self.root.read_many(list(wanted)).items():
+            try:
+                marker = Marker.parse(data)
+            except CorruptPart:
+                broken.add(wanted[path])
+                continue
+            if names.get(marker.payload) == marker.payload_size:
+                whole[wanted[path]] = marker
+            else:
+                broken.add(wanted[path])
+        return whole, broken
+
+    def failures(self) -> dict[int, str]:
+        """Units whose last attempt was not committed, with its message."""
+        found = {name for name in self.root.names(self.folder) if name.startswith("failed-")}
+        data = self.root.read_many([f"{self.folder}/{name}" for name in sorted(found)])
+        return {int(path.rsplit("-", 1)[1].split(".")[0]): value.decode(errors="replace") for path, value in data.items()}
+
+    def marker(self, unit: int) -> Marker | None:
+        """The marker of one unit, or None. Raises CorruptPart when it is unreadable."""
+        try:
+            return Marker.parse(self.root.read(self._marker_path(unit)))
+        except FileNotFoundError:
+            return None
+
+    def payload(self, unit: int, marker: Marker) -> bytes:
+        """The payload, its checksum checked.
+
+        Raises:
+            CorruptPart: missing or altered; names stage, unit and file.
+        """
+        path = f"{self.folder}/{marker.payload}"
+        try:
+            data = self.root.read(path)
+        except FileNotFoundError:
+            raise CorruptPart(f"{self.stage} unit {unit}: {path} is missing; run again to make it anew") from None
+        if bytes_digest(data) != marker.payload_sha256:
+            raise CorruptPart(
+                f"{self.stage} unit {unit}: {path} does not match its checksum; run again to make it anew"
+            )
+        return data
+
+    def commit(
+        self, unit: int, rows: Sequence[Mapping[str, Any]], columns: pa.Schema, payload: bytes, input: str
+    ) -> Marker:
+        """Publish a unit: payload, then marker.
+
+        Raises:
+            StoreFull, StoreError: the store takes no more; the unit stays as it was.
+        """
+        sha256 = bytes_digest(payload)
+        name = f"part-{unit:05d}-{sha256[:8]}.tar"
+        facts = {"input": input, "payload": name, "sha256": sha256, "size": len(payload)}
+        schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata({_METADATA: json.dumps(facts, sort_keys=True).encode()})
+        table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", store_schema=True)
+        marker = Marker(buffer.getvalue(), input, name, sha256, len(payload))
+        self.root.write(f"{self.folder}/{name}", payload)
+        self.root.write(self._marker_path(unit), marker.data)
+        self.root.remove(f"{self.folder}/failed-{unit:05d}.txt")
+        return marker
+
+    def discard_payload(self, unit: int) -> None:
+        """Drop a damaged payload, so that its unit shows as stale; a damaged marker goes likewise."""
+        try:
+            marker = self.marker(unit)
+        except CorruptPart:
+            return
+        if marker is not None:
+            self.root.remove(f"{self.folder}/{marker.payload}")
+
+    def note_failure(self, unit: int, message: str) -> None:
+        """Remember why the last attempt at a unit was not committed."""
+        self.root.write(f"{self.folder}/failed-{unit:05d}.txt", message.encode())
+
+    def log(self, unit: int, record: Mapping[str, Any]) -> None:
+        """Add a line to the unit's log: times, host, messages, all that stays outside identity."""
+        path = f"{self.folder}/log-{unit:05d}.jsonl"
+        try:
+            before = self.root.read(path)
+        except FileNotFoundError:
+            before = b""
+        self.root.write(path, before + json.dumps(record, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,133 @@
+"""The committed checkpoints: loaded by the real classes, and good enough on pictures they never saw.
+
+`python -m models.toy.check` measures the same on more pictures, against the project's bars.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from segment_anything import SamPredictor
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+    CLIPModel,
+    Dinov2Model,
+    OwlViTForObjectDetection,
+)
+
+from models.toy.check import Check, box_iou
+from models.toy.dino import identity_auc
+from models.toy.pretrain import CHECKPOINTS
+from models.toy.renders import white_reference
+from models.toy.sam_model import build_sam_vit_toy
+from models.toy.world import KINDS, SCENES, SIZE, Scene, draw_identity, render_scene
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[Scene]:
+    """Four scenes of each kind, of held-out identities."""
+    return [render_scene(f"tests/{index}", "held_out", kind=kind) for kind in KINDS for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def images(held_out: list[Scene]) -> list[Image.Image]:
+    return [Image.fromarray(scene.image) for scene in held_out]
+
+
+@pytest.fixture(scope="module")
+def kinds() -> np.ndarray:
+    return np.repeat(np.arange(len(KINDS)), 4)
+
+
+@pytest.fixture(scope="module")
+def check() -> Check:
+    return Check(CHECKPOINTS, Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def boxes(check: Check, images: list[Image.Image], kinds: np.ndarray) -> list[np.ndarray | None]:
+    with torch.inference_mode():
+        return check.detections(images, kinds)
+
+
+def test_detector_finds_the_subject(boxes: list[np.ndarray | None], held_out: list[Scene]) -> None:
+    hits = [b is not None and box_iou(b, np.array(s.box)) >= 0.5 for b, s in zip(boxes, held_out, strict=True)]
+    assert np.mean(hits) >= 0.93
+
+
+@torch.inference_mode()
+def test_detector_tells_phrases_apart(images: list[Image.Image], kinds: np.ndarray) -> None:
+    """The present kind scores above the others, however it is asked for; a stranger scores below the threshold."""
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(CHECKPOINTS / "owlvit", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(CHECKPOINTS / "owlvit")
+    assert isinstance(model, OwlViTForObjectDetection)
+    for form in ("a {}", "{}", "a faded red {}"):
+        queries = [[*(form.format(kind) for kind in KINDS), "a dog"]] * len(images)
+        scores = model(**processor(text=queries, images=images, return_tensors="pt")).logits.sigmoid().amax(1)
+        assert (scores[:, :-1].argmax(1).numpy() == kinds).mean() >= 0.9, form
+        assert (scores[:, -1] < 0.1).float().mean() >= 0.9, form
+
+
+@torch.inference_mode()
+def test_sam_masks_the_subject_in_the_box_and_knows_how_well(held_out: list[Scene]) -> None:
+    predictor = SamPredictor(build_sam_vit_toy(CHECKPOINTS / "sam" / "sam_vit_toy.safetensors"))
+    overlaps, promised = [], []
+    for scene in held_out:
+        predictor.set_image(scene.image)
+        masks, quality, _ = predictor.predict(box=np.array(scene.box), multimask_output=False)
+        assert masks.shape == (1, SIZE, SIZE) and masks.dtype == bool
+        overlaps.append((masks[0] & scene.mask).sum() / (masks[0] | scene.mask).sum())
+        promised.append(quality[0])
+    assert np.mean(overlaps) >= 0.88
+    assert np.abs(np.array(promised) - overlaps).mean() < 0.1
+
+
+@torch.inference_mode()
+def test_clip_names_kind_and_scene(check: Check, images: list[Image.Image], held_out: list[Scene]) -> None:
+    judged = check.judged(images)
+    assert np.mean([KINDS[k] == scene.kind for k, scene in zip(judged["kind"], held_out, strict=True)]) >= 0.93
+    assert np.mean([SCENES[k] == scene.scene for k, scene in zip(judged["scene"], held_out, strict=True)]) >= 0.93
+
+
+@torch.inference_mode()
+def test_dino_tells_identities_apart_even_blurred() -> None:
+    model = AutoModel.from_pretrained(CHECKPOINTS / "dino", dtype=torch.float32)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINTS / "dino")
+    assert isinstance(model, Dinov2Model)
+    rng, pictures = random.Random(0), []
+    kinds = np.repeat(np.arange(3), 8)
+    for kind in kinds:
+        identity = draw_identity(rng, KINDS[kind], "held_out")
+        scene = Image.fromarray(render_scene(rng.random().hex(), kind=KINDS[kind], identity=identity).image)
+        blurred = scene.resize((32, 32), Image.Resampling.BOX).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        pictures += [scene, blurred, Image.fromarray(white_reference(KINDS[kind], identity, rng))]
+    output = model(**processor(pictures, return_tensors="pt")).last_hidden_state[:, 0]
+    embeds = torch.nn.functional.normalize(output, dim=-1).view(len(kinds), 3, -1)
+    assert identity_auc(embeds, kinds) >= 0.96
+
+
+def test_weights_are_float16_and_every_tensor_is_used() -> None:
+    """No warning about missing or unexpected weights, and nothing stored wider than needed."""
+    for part in ("owlvit", "clip", "dino"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loader = {"owlvit": OwlViTForObjectDetection, "clip": CLIPModel, "dino": Dinov2Model}[part]
+            _, info = loader.from_pretrained(CHECKPOINTS / part, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"], part
+    for file in CHECKPOINTS.rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            assert all(weights.get_slice(key).get_dtype() in ("F16", "I64") for key in weights.keys()), file
+
+
+def test_size(check: Check) -> None:
+    assert check.size()["megabytes"] <= 40
