@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -17,11 +18,15 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from uuid import UUID
 
 STARTUP_SECONDS = 180.0
 """A first start creates the data base: some twenty seconds of two busy cores."""
 
 _PR_SET_PDEATHSIG = 1
+
+_own = False
+"""Whether the API is a child of this process, which ends with it."""
 
 
 class ServerError(RuntimeError):
@@ -55,8 +60,10 @@ def prefect_server() -> Iterator[str]:
     Raises:
         ServerError: the child ended or did not answer in `STARTUP_SECONDS`.
     """
+    global _own
+    # warnings go to the API, where the UI shows them; the command line has its own display
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if address := configured_api():
         os.environ["PREFECT_API_URL"] = address
         yield address
@@ -73,11 +80,27 @@ def prefect_server() -> Iterator[str]:
                 _stop(child)
                 raise
         os.environ["PREFECT_API_URL"] = address
+        _own = True
         try:
             yield address
         finally:
+            _own = False
             del os.environ["PREFECT_API_URL"]
             _stop(child)
+
+
+def wait_recorded(task_run: UUID | None, seconds: float = 15.0) -> None:
+    """Return when our own server shows this task run as ended, and so, it works in order, all before it.
+
+    Task runs reach a server as events, after the fact; one that ends sooner forgets the last of them.
+    """
+    deadline = time.monotonic() + seconds
+    while _own and task_run is not None and time.monotonic() < deadline:
+        address = f"{os.environ['PREFECT_API_URL']}/task_runs/{task_run}"
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+            if json.load(answer)["end_time"] is not None:
+                return
+        time.sleep(0.1)
 
 
 def _home() -> Path:
@@ -90,6 +113,10 @@ def _start(listener: socket.socket, address: str, log: object) -> subprocess.Pop
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_API_URL": address,
+        # in batches: one by one it records some thirty task runs a second
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
         "PREFECT__SERVER_FINAL": "1",
     } | os.environ
     # uvicorn itself, not `prefect server start`: that would be a parent of the server, and die alone

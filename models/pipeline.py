@@ -278,7 +278,7 @@ class BootPIGPipeline(BootPIGMixin, StableDiffusionPipeline):
             raise ValueError(f"negative_prompt_embeds: {len(negative_prompt_embeds)} rows for {count} prompts")
 
         # As in diffusers, `clip_skip` is for the prompt alone.
-        skipped = self._encode_texts(prompts if self.clip_skip is not None else None, self.clip_skip)
+        skipped = self._encode_texts((prompts or []) if self.clip_skip is not None else [], self.clip_skip)
         plain = [*((prompts or []) if self.clip_skip is None else []), *(captions or [])]
         encoded = self._encode_texts([*plain, *(negatives if negative_prompt_embeds is None else [])], None)
         device, dtype = self._execution_device, self.unet.dtype

@@ -62,7 +62,7 @@ def reference_lists(images: Any, count: int) -> list[list[ReferenceImage]]:
     Raises:
         ValueError: the numbers do not match, or a prompt has none.
     """
-    if isinstance(images, ReferenceImage):
+    if isinstance(images, (Image.Image, np.ndarray, Tensor)):
         images = [images]
     if not isinstance(images, (list, tuple)) or not images:
         raise ValueError(

@@ -99,9 +99,7 @@ class Caption(MapStage):
     upstream = None
     config_class = CaptionConfig
     config: CaptionConfig
-    columns: ClassVar[pa.Schema] = pa.schema(
-        [("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())]
-    )
+    columns: ClassVar[pa.Schema] = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())])
     reasons: ClassVar[Mapping[str, str]] = {
         "no_object": "the caption does not have the form 'A photo of a <object>, …'"
     }
@@ -125,9 +123,7 @@ class Caption(MapStage):
     def draw(self, unit: int, indices: range) -> list[Sample]:
         captions = self._source.captions(unit, indices)
         return [
-            Sample(
-                sample_id(self.seed, unit, index, caption), unit, {"caption": caption}, columns={"index": index}
-            )
+            Sample(sample_id(self.seed, unit, index, caption), unit, {"caption": caption}, columns={"index": index})
             for index, caption in zip(indices, captions, strict=False)  # a file may end within its last unit
         ]
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from models.sources import ModelSource, loading, resolve
-from stages.base import MODEL, SPEED, Checkpoints, InputError, ModelIdentity, Progress, ReduceInput, ReduceStage, StageConfig
+from stages.base import (
+    MODEL,
+    SPEED,
+    Checkpoints,
+    InputError,
+    ModelIdentity,
+    Progress,
+    ReduceInput,
+    ReduceStage,
+    StageConfig,
+)
 from storage.fingerprint import digest
 
 if TYPE_CHECKING:
@@ -41,7 +50,9 @@ class TrainConfig(StageConfig):
     model: str = Field(
         min_length=1, json_schema_extra=MODEL, description="Base pipeline in diffusers' format: a folder or a hub id."
     )
-    revision: str | None = Field(default=None, json_schema_extra=MODEL, description="Branch, tag or commit of a hub id.")
+    revision: str | None = Field(
+        default=None, json_schema_extra=MODEL, description="Branch, tag or commit of a hub id."
+    )
     init_from: str | None = Field(
         default=None, json_schema_extra=MODEL, description="A trained model's folder to go on from; null: the base."
     )
@@ -67,7 +78,10 @@ class TrainConfig(StageConfig):
     eps: float = Field(default=1e-8, gt=0, description="AdamW's.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
     drop_caption: float = Field(
-        default=0.15, ge=0, le=1, description="Chance that the base sees the empty prompt; the Reference UNet keeps its own."
+        default=0.15,
+        ge=0,
+        le=1,
+        description="Chance that the base sees the empty prompt; the Reference UNet keeps its own.",
     )
     drop_reference: float = Field(default=0.15, ge=0, le=1, description="Chance that the reference is left out.")
     drop_reference_per: Literal["sample", "step"] = Field(
@@ -87,12 +101,17 @@ class TrainConfig(StageConfig):
         default=False, json_schema_extra=SPEED, description="Less memory for a second forward pass."
     )
     cache_bytes: int = Field(
-        default=2**31, ge=0, json_schema_extra=SPEED, description="Memory for decoded shards beyond those in use, bytes."
+        default=2**31,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="Memory for decoded shards beyond those in use, bytes.",
     )
     num_workers: int = Field(
         default=2, ge=0, le=64, json_schema_extra=SPEED, description="Threads that read and decode ahead."
     )
-    checkpoint_every: int = Field(default=500, ge=1, json_schema_extra=SPEED, description="Updates between checkpoints.")
+    checkpoint_every: int = Field(
+        default=500, ge=1, json_schema_extra=SPEED, description="Updates between checkpoints."
+    )
     sample_every: int = Field(
         default=0,
         ge=0,
@@ -142,7 +161,9 @@ class Train(ReduceStage):
         if self.config.init_from is not None:
             sources["init_from"] = resolve("train.init_from", self.config.init_from)
             if not sources["init_from"].is_local:
-                raise InputError(f"train.init_from: {self.config.init_from!r} is no folder; give that of a trained model")
+                raise InputError(
+                    f"train.init_from: {self.config.init_from!r} is no folder; give that of a trained model"
+                )
         return sources
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
@@ -177,7 +198,6 @@ class Train(ReduceStage):
         finally:
             accelerator.free_memory()
             AcceleratorState._reset_state()
-            gc.collect()
 
     def _train(
         self, accelerator: Accelerator, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress
@@ -204,7 +224,7 @@ class Train(ReduceStage):
         )
         samples = loader.first(SampleGrid.ROWS)
         sources = self._sources()
-        pipeline = load_pipeline(sources)
+        pipeline: Any = load_pipeline(sources)
         check_fit(config.model, pipeline, samples[0])
         # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
         pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reference_caption(samples))
@@ -274,7 +294,7 @@ def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline:
     return pipeline
 
 
-def check_fit(source: str, pipeline: BootPIGPipeline, sample: EncodedSample) -> None:
+def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     """Compare the base model with what encode made.
 
     Raises:
@@ -297,7 +317,9 @@ def check_fit(source: str, pipeline: BootPIGPipeline, sample: EncodedSample) -> 
         raise InputError(f"train.model: {source!r} {'; '.join(problems)}; give the model that encode.model names")
     prediction = pipeline.scheduler.config.prediction_type
     if prediction not in ("epsilon", "v_prediction"):
-        raise InputError(f"train.model: {source!r} predicts {prediction}; give one that predicts epsilon or v_prediction")
+        raise InputError(
+            f"train.model: {source!r} predicts {prediction}; give one that predicts epsilon or v_prediction"
+        )
 
 
 def reference_caption(samples: Sequence[EncodedSample]) -> Literal["caption", "object"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -23,7 +23,7 @@ class SampleGrid:
     STEPS: ClassVar[int] = 20
 
     def __init__(self, pipeline: BootPIGPipeline, samples: Sequence[EncodedSample], seed: int) -> None:
-        self.pipeline = pipeline
+        self.pipeline: Any = pipeline
         self.seed = seed
         pipeline.set_progress_bar_config(disable=True)
         tensors = {name: [sample.tensors[name].float() for sample in samples] for name in samples[0].tensors}

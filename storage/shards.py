@@ -7,8 +7,6 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import webdataset
-
 from storage.errors import CorruptPart
 
 
@@ -35,6 +33,8 @@ def read_shard(source: bytes | str | Path) -> Iterator[tuple[str, dict[str, byte
     Raises:
         CorruptPart: the archive is damaged.
     """
+    import webdataset  # imports torch, which a reader of statistics can do without
+
     opened = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
     with opened as stream:
         try:

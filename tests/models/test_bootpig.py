@@ -75,7 +75,6 @@ def test_what_is_trained_gets_gradients_and_nothing_else(train_reference: bool, 
         if (name.startswith("reference_unet.") and train_reference)
         or (name.startswith("unet.") and (train_base == "all" or (train_base == "rsa" and ".attn1." in name)))
     }
-    # The last layer's key projection in a frozen-reference run included: everything wanted, nothing else.
     assert moved == wanted
     assert set(model.trained_state()) == wanted
 

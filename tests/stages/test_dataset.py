@@ -106,7 +106,9 @@ def test_a_visit_draws_one_reference(data: ReduceInput) -> None:
         for row, name in enumerate(batch.ids):
             stored = samples[name].tensors
             assert torch.equal(batch.tensors["target"][row], stored["target"])
-            matches = [k for k in range(REFERENCES) if torch.equal(batch.tensors["reference"][row], stored["references"][k])]
+            matches = [
+                k for k in range(REFERENCES) if torch.equal(batch.tensors["reference"][row], stored["references"][k])
+            ]
             assert len(matches) == 1
             drawn[name, matches[0]] += 1
     shares = np.array([sum(count for (_, k), count in drawn.items() if k == index) for index in range(REFERENCES)])

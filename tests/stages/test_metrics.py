@@ -38,7 +38,7 @@ def test_bootstrap_interval_agrees_with_the_normal_approximation():
 
 
 def test_bootstrap_interval_is_seeded_and_degenerates():
-    values = [0.1, 0.4, 0.5, 0.9]
+    values = np.random.default_rng(1).normal(size=30).tolist()
     assert metrics.bootstrap_interval(values, seed=3) == metrics.bootstrap_interval(values, seed=3)
     assert metrics.bootstrap_interval(values, seed=3) != metrics.bootstrap_interval(values, seed=4)
     assert metrics.bootstrap_interval([0.7], seed=0) == (0.7, 0.7)

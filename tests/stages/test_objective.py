@@ -17,21 +17,26 @@ B, SHAPE, TOKENS, WIDTH = 16, (4, 4, 4), 3, 5
 
 def batch(seeds: range = range(B)) -> Batch:
     generator = torch.Generator().manual_seed(7)
-    sizes = {"target": SHAPE, "reference": SHAPE, "prompt_embeds": (TOKENS, WIDTH), "reference_prompt_embeds": (TOKENS, WIDTH)}
+    sizes = {
+        "target": SHAPE,
+        "reference": SHAPE,
+        "prompt_embeds": (TOKENS, WIDTH),
+        "reference_prompt_embeds": (TOKENS, WIDTH),
+    }
     tensors = {name: torch.randn(B, *size, generator=generator).half() for name, size in sizes.items()}
     rows = torch.tensor([seed % B for seed in seeds])
     return Batch([str(seed) for seed in seeds], list(seeds), {name: tensor[rows] for name, tensor in tensors.items()})
 
 
 def draws(**values: Any) -> Draws:
-    settings = dict(
-        seed=0,
-        timesteps=1000,
-        empty_prompt=torch.full((TOKENS, WIDTH), 9.0),
-        drop_caption=0.15,
-        drop_reference=0.15,
-        drop_reference_per="sample",
-    )
+    settings = {
+        "seed": 0,
+        "timesteps": 1000,
+        "empty_prompt": torch.full((TOKENS, WIDTH), 9.0),
+        "drop_caption": 0.15,
+        "drop_reference": 0.15,
+        "drop_reference_per": "sample",
+    }
     return Draws(**{**settings, **values})
 
 
@@ -127,5 +132,3 @@ def test_loss_is_the_formula(prediction_type: str, per: str) -> None:
 
 def list_of(inputs: Inputs, kept: bool) -> list[int]:
     return [row for row, use in enumerate(inputs.use_reference) if use == kept]
-
-

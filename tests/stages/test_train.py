@@ -17,8 +17,14 @@ from models.pipeline import BootPIGPipeline
 from models.sources import ModelError
 from stages.base import FatalError, InputError, Progress, ReduceInput
 from stages.train import Train, TrainConfig
+from stages.training_grid import SampleGrid
 from stages.training_loop import Interrupted, micro_batch, rate_factor
 from tests.stages.training_data import FolderCheckpoints, save_base, write_units
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SampleGrid, "STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +38,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ReduceInput:
 
 
 def recipe(base: Path, **values: object) -> TrainConfig:
-    small = dict(
-        steps=6,
-        global_batch_size=4,
-        per_device_batch_size=4,
-        learning_rate_reference=1e-3,
-        learning_rate_base=1e-3,
-        log_every=2,
-        drop_reference=0.3,
-        drop_caption=0.3,
-    )
+    small = {
+        "steps": 6,
+        "global_batch_size": 4,
+        "per_device_batch_size": 4,
+        "learning_rate_reference": 1e-3,
+        "learning_rate_base": 1e-3,
+        "log_every": 2,
+        "drop_reference": 0.3,
+        "drop_caption": 0.3,
+    }
     return TrainConfig(model=str(base), **{**small, **values})
 
 
 def train(
-    config: TrainConfig, data: ReduceInput, folder: Path, checkpoints: Path | None = None, progress: Progress | None = None
+    config: TrainConfig,
+    data: ReduceInput,
+    folder: Path,
+    checkpoints: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train into `folder` and return the exported weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    Train(config, seed=0).run(data, folder, FolderCheckpoints(checkpoints or folder / "none"), progress or (lambda *_: None))
+    Train(config, seed=0).run(
+        data, folder, FolderCheckpoints(checkpoints or folder / "none"), progress or (lambda *_: None)
+    )
     reference = load_file(folder / "model/reference_unet/diffusion_pytorch_model.safetensors")
     return {**{f"reference.{k}": v for k, v in reference.items()}, **load_file(folder / "model/rsa.safetensors")}
 
@@ -69,7 +81,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("stop", ["killed", "sigterm"])
 def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: str) -> None:
-    # The third step lies between two lines of the log, and a batch of four never divides the twelve... five, four, three.
+    # The third step lies between two lines of the log.
     config = recipe(base, checkpoint_every=3, sample_every=2, schedule="linear_tail", warmup_steps=2)
     straight = train(config, data, tmp_path / "straight")
 
@@ -91,11 +103,15 @@ def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: st
     assert {path.suffix for path in (tmp_path / "kept" / names[0]).iterdir()} == {".safetensors", ".json", ".jsonl", ""}
 
     told: list[tuple[int, str]] = []
-    resumed = train(config, data, tmp_path / "second", tmp_path / "kept", lambda done, _, text: told.append((done, text)))
+    resumed = train(
+        config, data, tmp_path / "second", tmp_path / "kept", lambda done, _, text: told.append((done, text))
+    )
     assert told[0][0] == int(names[0][-1])
     assert equal(straight, resumed)
-    lines = [[{k: v for k, v in line.items() if k != "samples_per_second"} for line in log(tmp_path / name)]
-             for name in ("straight", "second")]
+    lines = [
+        [{k: v for k, v in line.items() if k != "samples_per_second"} for line in log(tmp_path / name)]
+        for name in ("straight", "second")
+    ]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [2, 4, 6]
     for step in (2, 4, 6):
         name = f"samples/step-{step:06d}.png"
@@ -134,6 +150,9 @@ def test_only_what_is_trainable_moves(
 ) -> None:
     before = load_file(base / "unet/diffusion_pytorch_model.safetensors")
     after = train(recipe(base, steps=2, trainable=trainable, drop_reference=0), data, tmp_path / "out")
+    # Behind its last feature the exported Reference UNet is a copy of the base's part, which no feature depends on.
+    read = BootPIGPipeline.from_pretrained(base).reference_unet.state_dict()
+    after = {name: after[name] for name in after if name.removeprefix("reference.") in read or "reference" not in name}
     changed = {
         "reference" if name.startswith("reference.") else "rsa"
         for name, tensor in after.items()
@@ -157,15 +176,13 @@ def test_model_loads_and_another_goes_on_from_it(base: Path, data: ReduceInput, 
     assert Train(frozen, 0).models().keys() == {"model", "init_from"}
 
 
-def test_it_learns(base: Path, data: ReduceInput, tmp_path: Path) -> None:
-    train(recipe(base, steps=60, log_every=20), data, tmp_path / "out")
+def test_it_learns(data: ReduceInput, tmp_path: Path) -> None:
+    # From noise about noise only epsilon can be told: the velocity is independent of what the network sees.
+    base = save_base(tmp_path / "base", "epsilon")
+    config = recipe(base, steps=30, trainable={"base": "all"}, learning_rate_base=3e-3, log_every=10)
+    train(config, data, tmp_path / "out")
     losses = [line["loss"] for line in log(tmp_path / "out")]
-    assert losses[-1] < 0.97 * losses[0]
-
-
-def test_epsilon_base(data: ReduceInput, tmp_path: Path) -> None:
-    save_base(tmp_path / "base", "epsilon")
-    train(recipe(tmp_path / "base", steps=1), data, tmp_path / "out")
+    assert losses[-1] < 0.9 * losses[0]
     assert json.loads((tmp_path / "out/model/bootpig.json").read_text())["prediction_type"] == "epsilon"
 
 
@@ -208,8 +225,11 @@ def test_checkpoint_of_another_run_is_refused(base: Path, data: ReduceInput, tmp
 
 def test_a_loss_that_is_not_finite_ends_it(base: Path, data: ReduceInput, tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="the loss is nan near step"):
-        train(recipe(base, steps=20, learning_rate_reference=1, learning_rate_base=1, eps=1e-30, weight_decay=1e6),
-              data, tmp_path / "out")
+        train(
+            recipe(base, steps=20, learning_rate_reference=1, learning_rate_base=1, eps=1e-30, weight_decay=1e6),
+            data,
+            tmp_path / "out",
+        )
 
 
 def test_config_says_every_problem(base: Path) -> None:
@@ -225,9 +245,27 @@ def test_config_says_every_problem(base: Path) -> None:
 
 def test_what_is_hashed(base: Path) -> None:
     hashed = recipe(base).hashed()
-    assert {"seed", "steps", "global_batch_size", "key_scale", "mixed_precision", "shuffle_window", "trainable"} <= hashed.keys()
-    speed = {"model", "revision", "init_from", "per_device_batch_size", "num_workers", "cache_bytes", "log_every",
-             "gradient_checkpointing", "checkpoint_every", "sample_every"}
+    assert {
+        "seed",
+        "steps",
+        "global_batch_size",
+        "key_scale",
+        "mixed_precision",
+        "shuffle_window",
+        "trainable",
+    } <= hashed.keys()
+    speed = {
+        "model",
+        "revision",
+        "init_from",
+        "per_device_batch_size",
+        "num_workers",
+        "cache_bytes",
+        "log_every",
+        "gradient_checkpointing",
+        "checkpoint_every",
+        "sample_every",
+    }
     assert not speed & hashed.keys()
     assert hashed.keys() | speed == TrainConfig.model_fields.keys()
 

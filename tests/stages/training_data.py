@@ -23,16 +23,17 @@ def save_base(folder: Path, prediction_type: str = "v_prediction") -> Path:
     """A Stable Diffusion pipeline folder: 4-channel latents of 8×8, text 32 wide, 0.2 M parameters in the UNet."""
     torch.manual_seed(0)
     tokenizer = save_tokenizer(folder / "words", TOKENS)
-    attention = dict(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8)
     unet = UNet2DConditionModel(
         sample_size=SIDE,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 4),
-        **attention,
+        attention_head_dim=4,
     )
     vae = AutoencoderKL(
         block_out_channels=(8, 16),

@@ -1,0 +1,152 @@
+"""The `bootpig` command: its arguments, and what its exit codes mean.
+
+0 done · 1 some units failed, or a fault on the way · 2 bad input · 130 interrupted · 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from rich.console import Console
+
+from flows import commands, interrupt
+
+EPILOG = (
+    "exit codes: 0 done, 1 some units failed (named), 2 bad input, 130 interrupted, 143 terminated. "
+    "Nothing that was complete is ever lost."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    asked = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: int = asked.command(asked)
+    except BrokenPipeError:
+        # whoever reads the output has had enough; Python would say so once more while it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return commands.explain(error)
+    return code
+
+
+def entry() -> NoReturn:
+    """The console script: `main` as a process that ends in time, whatever its threads do."""
+    interrupt.exits_process = True
+    try:
+        code = main()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code != 143:
+            raise
+        interrupt.stop(error)
+        code = interrupt.exit_code(error)
+        Console(stderr=True).print("interrupted; what is complete is kept, run it again to go on", highlight=False)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # threads of a unit in work may take minutes: nothing of theirs is worth waiting for
+        os._exit(code)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
+    raise SystemExit(143)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG
+    )
+    top.add_argument("--version", action="version", version=f"bootpig {version('bootpig')}")
+    add = top.add_subparsers(required=True, metavar="COMMAND").add_parser
+    _run(add("run", help="run the pipeline, or a part of it; what is complete is not made again", epilog=EPILOG))
+
+    status = add("status", help="what is in the store and what is due")
+    _config(status)
+    _json(status)
+    status.set_defaults(command=commands.status)
+
+    plan = add("plan", help="what a run would do and what it would take; touches nothing")
+    _config(plan)
+    _json(plan)
+    plan.set_defaults(command=commands.plan)
+
+    runs = add("runs", help="list the runs of a store, compare two, or promote one")
+    _root(runs)
+    _json(runs)
+    runs.set_defaults(command=commands.runs, action=None)
+    actions = runs.add_subparsers(metavar="ACTION", dest="action")
+    diff = actions.add_parser("diff", help="settings, yields and metrics that differ")
+    diff.add_argument("a", metavar="A", help="a run id or latest")
+    diff.add_argument("b", metavar="B", help="a run id or latest")
+    promote = actions.add_parser("promote", help="make a run the latest one")
+    promote.add_argument("id", metavar="ID")
+
+    verify = add("verify", help="re-check every checksum; what is damaged is made again by the next run")
+    _config(verify)
+    verify.set_defaults(command=commands.verify)
+
+    _generate(add("generate", help="draw the subject of reference pictures in a new scene"))
+
+    evaluate = add("evaluate", help="measure a trained model: metrics and contact sheet")
+    evaluate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
+    evaluate.add_argument("--config", required=True, metavar="CONFIG", help="its `evaluate` part says how")
+    evaluate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+    evaluate.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new folder")
+    evaluate.set_defaults(command=commands.evaluate)
+    return top
+
+
+def _run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file; not with --run")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+    run.add_argument("--run", metavar="ID", help="config and units of an earlier run, or of `latest`")
+    _root(run)
+    run.add_argument("--from", dest="first", metavar="STAGE", help="begin with this stage")
+    run.add_argument("--until", metavar="STAGE", help="end with this stage")
+    run.add_argument("--only", metavar="STAGE", help="this stage alone")
+    run.add_argument("--downstream", action="store_true", help="with --only: carry it on to the stages below")
+    run.add_argument("--units", metavar="N,N-N", help="with --only: these units alone")
+    run.add_argument("--force", action="store_true", help="make complete units again")
+    run.add_argument("--retry-failed", action="store_true", help="failed rows again, then what became stale")
+    run.set_defaults(command=commands.run)
+
+
+def _generate(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
+    generate.add_argument("--ref", action="append", default=[], metavar="PICTURE", help="the subject; may be repeated")
+    generate.add_argument("--prompt", required=True, help="A photo of a <object>, <position> <scene>")
+    generate.add_argument("-o", "--out", default="out.png", metavar="PNG")
+    generate.add_argument("--count", type=int, default=1, help="pictures (1)")
+    generate.add_argument("--steps", type=int, default=50, help="denoising steps (50)")
+    generate.add_argument("--guidance-scale", type=float, default=7.5, help="text guidance (7.5)")
+    generate.add_argument("--reference-guidance-scale", type=float, default=5.0, help="reference guidance (5)")
+    generate.add_argument("--seed", type=int, default=0)
+    _root(generate)
+    generate.set_defaults(command=commands.generate)
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a YAML file")
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", default="./data", metavar="URL", help="the store where runs are found (./data)")
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,234 @@
+"""What each command does. Prefect and torch are imported only by those that work with them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from flows import display
+from flows.loading import load_config, problem_lines
+from flows.runs import RunRecord, compare, latest_run, list_runs, metrics_of, promote, read_config, read_run
+from flows.selection import known_stage, known_units, parse_units, span
+from flows.server import ServerError, prefect_server
+from stages.base import InputError
+from stages.config import PipelineConfig
+from stages.engine import Engine
+from stages.registry import STAGES
+from storage.errors import StoreFull
+from storage.root import Root
+
+
+def explain(error: Exception) -> int:
+    """Say what went wrong on stderr. Returns the exit code: 2 for bad input, 1 for anything else."""
+    if isinstance(error, ValidationError):
+        _complain(*problem_lines(error, {}))
+        return 2
+    if isinstance(error, StoreFull | ServerError):
+        _complain(str(error))
+        return 1
+    if isinstance(error, ValueError) and _is_ours(error):
+        _complain(*str(error).splitlines())
+        return 2
+    # a fault of ours: whoever mends it needs to know where
+    traceback.print_exception(error)
+    return 1
+
+
+def _is_ours(error: ValueError) -> bool:
+    """InputError, ModelError, StoreError, and what `models` raises over wrong input: no library's ValueError."""
+    return type(error).__module__.split(".")[0] in ("stages", "models", "storage")
+
+
+def _complain(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def run(asked: argparse.Namespace) -> int:
+    """`bootpig run`. All that can be found out without Prefect is found out before it is started."""
+    config, stages = _what_to_run(asked)
+    units = None if asked.units is None else parse_units(asked.units)
+    known_units(config, stages, units)
+    if problems := Engine(config).preflight(stages):
+        raise InputError("\n".join(problems))
+    if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source == "grammar":
+        rounded = config.unit_size * len(config.unit_numbers())
+        _complain(f"caption.count: {config.caption.count} → {rounded} captions, whole units of {config.unit_size}")
+    started = time.monotonic()
+    options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
+    with display.shown_on(Console()) as screen, prefect_server() as address:
+        from flows.pipeline import bootstrap, run_stage
+
+        screen.line(f"run of {config.name!r} in {config.root}; Prefect: {address.removesuffix('/api')}", "dim")
+        if asked.only:
+            options |= {"stage": asked.only, "units": units, "downstream": asked.downstream}
+            state = run_stage(config=config, **options, return_state=True)
+        else:
+            state = bootstrap(config=config, first=asked.first, until=asked.until, **options, return_state=True)
+        error = None if state.is_completed() or state.data is None else state.result(raise_on_failure=False)
+    if isinstance(error, Exception):
+        return explain(error)
+    record = _record_of(config, str(state.state_details.flow_run_id), asked.run)
+    _conclude(config, record, time.monotonic() - started)
+    if state.is_completed():
+        return 0
+    _complain(str(state.message))
+    return 1
+
+
+def _what_to_run(asked: argparse.Namespace) -> tuple[PipelineConfig, tuple[str, ...]]:
+    """The configuration and the stages. Raises InputError where the options contradict each other."""
+    if asked.run is not None:
+        if asked.config is not None or asked.set:
+            raise InputError(f"--run: {asked.run!r} → brings its own config; leave out CONFIG and --set")
+        root = Root(asked.root)
+        config = read_config(root, read_run(root, asked.run))
+    elif asked.config is None:
+        raise InputError("config: missing → give a YAML file, such as configs/toy.yaml, or --run ID")
+    else:
+        config = load_config(asked.config, asked.set)
+    if asked.only is None:
+        for option in ("units", "downstream"):
+            if getattr(asked, option):
+                raise InputError(f"--{option}: → goes with --only STAGE")
+        return config, span(asked.first, asked.until)
+    if asked.first or asked.until:
+        raise InputError(f"--only: {asked.only!r} → leave out --from and --until; --downstream carries it on")
+    stage = known_stage("--only", asked.only)
+    return config, span(stage) if asked.downstream else (stage,)
+
+
+def _record_of(config: PipelineConfig, flow_run: str, run: str | None) -> RunRecord | None:
+    root = Root(config.root)
+    if run is not None:
+        return read_run(root, run)
+    return next((record for record in reversed(list_runs(root)) if record.flow_run == flow_run), None)
+
+
+def _conclude(config: PipelineConfig, record: RunRecord | None, seconds: float) -> None:
+    """The results table, where there are results, and where the report lies."""
+    console = Console()
+    root = Root(config.root)
+    if record is None:
+        return
+    if metrics := metrics_of(root, record):
+        from stages.report import results_table
+
+        console.print(results_table(metrics), highlight=False, markup=False)
+    console.print(f"{record.state} in {seconds:.0f} s; run {record.id}", highlight=False)
+    if root.exists(f"{record.folder}/report.html"):
+        console.print(f"report: {root.join(record.folder, 'report.html')}", highlight=False, soft_wrap=True)
+
+
+def status(asked: argparse.Namespace) -> int:
+    from flows.status import status, status_table
+
+    facts = status(load_config(asked.config, asked.set))
+    _show(facts, status_table(facts), asked.json)
+    return 0
+
+
+def plan(asked: argparse.Namespace) -> int:
+    from flows.plan import plan, plan_table
+
+    facts = plan(load_config(asked.config, asked.set))
+    _show(facts, plan_table(facts), asked.json)
+    if not asked.json:
+        console = Console()
+        for problem in facts["missing"]:
+            console.print(f"missing: {problem}", style="yellow", highlight=False, markup=False)
+        for assumption in facts["assumptions"]:
+            console.print(f"assumed: {assumption}", style="dim", highlight=False, markup=False)
+    return 0
+
+
+def runs(asked: argparse.Namespace) -> int:
+    root = Root(asked.root)
+    if asked.action == "promote":
+        promote(root, read_run(root, asked.id))
+        return 0
+    if asked.action == "diff":
+        pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
+        table = Table("", asked.a, asked.b)
+        for pair in pairs:
+            table.add_row(*pair)
+        _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)
+        return 0
+    records = list_runs(root)
+    with contextlib.suppress(InputError):
+        asked.latest = latest_run(root)
+    table = Table("run", "state", "units", "minutes", "message")
+    for record in records:
+        minutes = "" if record.ended is None else f"{(record.ended - record.started).total_seconds() / 60:.1f}"
+        name = f"{record.id} (latest)" if record.id == getattr(asked, "latest", None) else record.id
+        table.add_row(name, record.state, str(len(record.units)), minutes, record.message)
+    _show([json.loads(record.model_dump_json()) for record in records], table, asked.json)
+    return 0
+
+
+def verify(asked: argparse.Namespace) -> int:
+    engine = Engine(load_config(asked.config, asked.set))
+    problems: list[str] = []
+    with display.shown_on(Console(stderr=True)) as screen:
+        for stage in STAGES:
+            with screen.stage(stage, 1) as bar:
+                problems += engine.verify(stage, bar.whole())
+    _complain(*problems)
+    print(f"{len(problems)} problems; run again to make anew what is damaged" if problems else "all checksums hold")
+    return 1 if problems else 0
+
+
+def generate(asked: argparse.Namespace) -> int:
+    from flows.generate import Sampling, generate, model_folder
+
+    for option, low, high in (("count", 1, 1000), ("steps", 1, 1000), ("seed", 0, 2**62)):
+        if not low <= getattr(asked, option) <= high:
+            raise InputError(f"--{option}: {getattr(asked, option)} → must be from {low} to {high}")
+    sampling = Sampling(asked.steps, asked.guidance_scale, asked.reference_guidance_scale, asked.seed, asked.count)
+    references = [Path(path) for path in asked.ref]
+    with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
+        folder = model_folder(asked.model, asked.root, scratch)
+        with screen.stage("generate", asked.steps) as bar:
+            files = generate(folder, references, asked.prompt, Path(asked.out), sampling, bar.whole())
+    for file in files:
+        print(file)
+    return 0
+
+
+def evaluate(asked: argparse.Namespace) -> int:
+    from flows.generate import evaluate, model_folder
+    from stages.report import results_table
+
+    config = load_config(asked.config, asked.set)
+    with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
+        folder = model_folder(asked.model, config.root, scratch)
+        with screen.stage("evaluate", 1) as bar:
+            metrics = evaluate(folder, config, Path(asked.out), bar.whole())
+    Console().print(results_table(metrics), highlight=False, markup=False)
+    print(Path(asked.out) / "contact_sheet.png")
+    return 0
+
+
+def _show(facts: Any, table: Table, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        Console().print(table)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bootpig-") as folder:
+        yield Path(folder)

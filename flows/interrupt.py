@@ -1,0 +1,47 @@
+"""Stopping: a unit in a worker thread ends at its next slice, and a process that cannot end in time is ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from stages.base import Progress
+
+GRACE_SECONDS = 30.0
+
+_stopping = threading.Event()
+exits_process = False
+"""Set by the command line: after `GRACE_SECONDS` the process exits whatever its threads do. What is committed is whole."""
+
+
+class Stopped(BaseException):
+    """Ends a unit in a worker thread. No `Exception`: nothing may take it for a sample's fault."""
+
+
+def exit_code(error: BaseException) -> int:
+    """130 for Ctrl-C, 143 for SIGTERM (Prefect's `TerminationSignal`, or an exit that says so)."""
+    return 130 if isinstance(error, KeyboardInterrupt) else 143
+
+
+def stop(error: BaseException) -> None:
+    """Ask the units in worker threads to end."""
+    _stopping.set()
+    if exits_process:
+        timer = threading.Timer(GRACE_SECONDS, os._exit, [exit_code(error)])
+        timer.daemon = True
+        timer.start()
+
+
+def reset() -> None:
+    _stopping.clear()
+
+
+def stoppable(progress: Progress) -> Progress:
+    """`progress`, which raises `Stopped` once a stop was asked for."""
+
+    def report(done: int, total: int, text: str) -> None:
+        if _stopping.is_set():
+            raise Stopped
+        progress(done, total, text)
+
+    return report

@@ -1,0 +1,165 @@
+"""From a YAML file and overrides to a checked configuration; every problem is found at once, each in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from stages.base import InputError
+from stages.config import PipelineConfig
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Read a configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=value` each, the value in YAML, laid over the file in order.
+
+    Raises:
+        InputError: one line a problem, `field: value → mend`.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"config: {str(path)!r} → there is no such file; {_nearby(file)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config: {str(path)!r} → cannot be read ({_one_line(error)}); give a UTF-8 YAML file") from None
+    return parse_config(text, overrides, name=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> PipelineConfig:
+    """As `load_config`, from the file's text; `name` stands for the file in messages."""
+    try:
+        # PyYAML's safe loader with one addition: a key given twice is an error, not the last one's win
+        data = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: {_one_line(error)} → mend the YAML") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{name}: {_shown(data)} → must hold settings, `name: …`, `caption: …` and so on")
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            _lay_over(data, override)
+        except InputError as error:
+            problems.append(str(error))
+    try:
+        config = PipelineConfig.model_validate(data)
+    except ValidationError as error:
+        problems += problem_lines(error, data)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+    return config
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """The configuration as a YAML file that `parse_config` reads back as its equal."""
+    # unset fields stay out: some stages refuse a setting that another one makes useless, even at its default
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def problem_lines(error: ValidationError, data: Any) -> list[str]:
+    """One line a problem of `data`: field, value, mend."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place, model = _place(problem["loc"], data)
+        lines.append(f"{place or 'config'}: {_value(problem)} → {_mend(problem, model)}")
+    return lines
+
+
+def _nearby(file: Path) -> str:
+    near = sorted(file.parent.glob("*.y*ml")) or sorted(Path("configs").glob("*.y*ml"))
+    return f"there are {', '.join(str(path) for path in near[:8])}" if near else "give the path of a YAML file"
+
+
+def _lay_over(data: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"--set: {override!r} → write it as field=value, such as caption.count=2000")
+    *parents, last = name.strip().split(".")
+    place = data
+    for parent in parents:
+        below = place.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set: {override!r} → {parent!r} holds a value, it has no fields")
+        place = below
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set: {override!r} → the value is not YAML: {_one_line(error)}") from None
+
+
+def _place(location: Sequence[int | str], data: Any) -> tuple[str, type[BaseModel] | None]:
+    """The dotted name of a field, and the model it should be a field of. Tags that pydantic adds are left out."""
+    model: type[BaseModel] | None = PipelineConfig
+    names: list[str] = []
+    for depth, key in enumerate(location):
+        last = depth == len(location) - 1
+        known = isinstance(data, Mapping) and key in data or isinstance(data, list) and isinstance(key, int)
+        if not known and not (last and isinstance(data, Mapping)):
+            continue
+        names.append(str(key))
+        if not last:
+            data = data[key]  # type: ignore[index]
+            model = _model_of(model, key)
+    return ".".join(names), model
+
+
+def _model_of(model: type[BaseModel] | None, key: int | str) -> type[BaseModel] | None:
+    if model is None or key not in model.model_fields:
+        return None
+    annotation = model.model_fields[str(key)].annotation
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _value(problem: ErrorDetails) -> str:
+    return "missing" if problem["type"] == "missing" else _shown(problem["input"])
+
+
+def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:
+    kind = problem["type"]
+    if kind == "missing":
+        return "must be given"
+    if kind == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        known = list(model.model_fields) if model is not None else []
+        close = difflib.get_close_matches(key, known, n=1)
+        if close:
+            return f"there is no such setting; did you mean {close[0]!r}?"
+        return "there is no such setting" + (f"; there are {', '.join(known)}" if known else "; remove it")
+    message = _one_line(problem["msg"])
+    if kind in ("value_error", "assertion_error"):
+        return message.partition(", ")[2] or message
+    return message.replace("Input should", "must", 1).replace("String should", "must", 1)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML 1.1's safe subset; a key given twice in a mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,223 @@
+"""The three flows that users trigger: `bootstrap` (the DAG), `run_stage` (one stage), `regenerate` (on a schedule)."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+
+from flows import display, interrupt
+from flows.loading import load_config
+from flows.runs import RunRecord, RunState, StageRecord, new_run, promote, read_config, read_run, run_of_flow
+from flows.selection import Selection, known_stage, known_units, span
+from flows.server import wait_recorded
+from flows.stage_run import StageOutcome, StageRun
+from stages.base import InputError
+from stages.config import PipelineConfig
+from stages.engine import Engine
+from stages.registry import MAP_STAGES, STAGES
+from stages.survey import StageSurvey
+from storage.errors import StoreError
+
+TOY = load_config(Path(__file__).parents[1] / "configs" / "toy.yaml")
+"""Where a deployment's form of parameters begins."""
+
+
+@flow(flow_run_name="bootstrap {config.name}", persist_result=False)
+def bootstrap(
+    config: PipelineConfig = TOY,
+    run: str | None = None,
+    first: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    retry_failed: bool = False,
+) -> State[Any]:
+    """The whole DAG, or the stages from `first` to `until`. What is complete in the store is not made again.
+
+    Args:
+        config: what the YAML file says.
+        run: a run id, or `latest`: config and units come from its record, which this run continues.
+        first: the stage to begin with.
+        until: the last stage.
+        force: make complete units again.
+        retry_failed: make failed rows again, then whatever became stale.
+    """
+    selection = Selection(span(first, until), None, force, retry_failed)
+    return _run(config, run, selection, promotes=until is None)
+
+
+@flow(flow_run_name="run_stage {stage}", persist_result=False)
+def run_stage(
+    stage: str,
+    config: PipelineConfig = TOY,
+    units: list[int] | None = None,
+    run: str | None = None,
+    force: bool = False,
+    retry_failed: bool = False,
+    downstream: bool = False,
+) -> State[Any]:
+    """One stage, all of its units or those chosen; `downstream` carries it on to the stages below.
+
+    Args as in `bootstrap`.
+    """
+    stages = span(known_stage("stage", stage)) if downstream else (known_stage("stage", stage),)
+    units_known = known_units(config if run is None else _config_of(config, run), stages, units)
+    return _run(config, run, Selection(stages, units_known, force, retry_failed), promotes=False)
+
+
+@flow(flow_run_name="regenerate {config.name}", persist_result=False)
+def regenerate(config: PipelineConfig = TOY, until: str | None = None) -> State[Any]:
+    """A new version of the data set, its seed drawn from the time for which the run was scheduled.
+
+    A retry of the same flow run finds its record and goes on with the same version.
+    """
+    scheduled = _scheduled()
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
+    seeded = config.model_copy(update={"seed": seed})
+    return _run(seeded, None, Selection(span(None, until)), promotes=True, scheduled=scheduled)
+
+
+def _config_of(config: PipelineConfig, run: str) -> PipelineConfig:
+    root = Engine(config).root
+    return read_config(root, read_run(root, run))
+
+
+def _scheduled() -> datetime:
+    when: datetime | None = flow_run.scheduled_start_time
+    return (when or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
+
+
+def _run(
+    config: PipelineConfig, run: str | None, selection: Selection, promotes: bool, scheduled: datetime | None = None
+) -> State[Any]:
+    """Run the selected stages and keep the record.
+
+    Raises:
+        InputError, ModelError, StoreError: what the user gave cannot be used.
+    """
+    interrupt.reset()
+    engine = Engine(config)
+    flow_id = str(flow_run.id)
+    record = read_run(engine.root, run) if run else run_of_flow(engine.root, flow_id)
+    if record is not None:
+        engine = Engine(read_config(engine.root, record))
+        record.state, record.ended, record.message = "running", None, ""
+    if problems := engine.preflight(selection.stages):
+        raise InputError("\n".join(problems))
+    if record is None:
+        record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled)
+    else:
+        record.save(engine.root)
+    work = _Work(engine, record, selection)
+    try:
+        failures = work.stages()
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        work.end("interrupted" if interrupted else "failed", str(error).strip() or type(error).__name__)
+        raise
+    wait_recorded(work.last_task)
+    if failures:
+        work.end("failed", "; ".join(failures))
+        return Failed(message="; ".join(failures))
+    work.end("done", "")
+    if promotes:
+        promote(engine.root, record)
+    return Completed(message=f"run {record.id}")
+
+
+class _Work:
+    """The stages of one run, one after the other."""
+
+    def __init__(self, engine: Engine, record: RunRecord, selection: Selection) -> None:
+        self.engine = engine
+        self.record = record
+        self.selection = selection
+        self.surveys = engine.survey_all(selection.stages)
+        self.last_task: Any = None
+
+    def stages(self) -> list[str]:
+        """Run them. Returns what went wrong, one line a stage; empty when nothing did."""
+        failures: list[str] = []
+        for stage in self.selection.stages:
+            if stage == "train" and (reason := self._thin()):
+                return [*failures, reason]
+            work = StageRun(
+                self.engine,
+                stage,
+                self.surveys[stage],
+                self._units(stage),
+                self.selection.force,
+                self.selection.retry_failed,
+            )
+            outcome = work.run()
+            if outcome.made or outcome.failed:
+                # what was made changes what is due below
+                self.surveys = self.engine.survey_all(self.selection.stages)
+            self._note(stage, outcome)
+            if outcome.failed:
+                failures.append(f"{stage}: {outcome.message()}")
+            if not any(state == "complete" for state in self.surveys[stage].units.values()):
+                return failures or [f"{stage}: no unit to work on"]
+        return failures
+
+    def _units(self, stage: str) -> list[int]:
+        """The chosen units; below the first stage of a run only those that are complete above."""
+        if stage not in MAP_STAGES:
+            return [0]
+        chosen = self.selection.units
+        units = list(self.record.units if chosen is None else chosen)
+        above = STAGES[stage].upstream
+        if above is None or stage == self.selection.stages[0]:
+            return units
+        return [unit for unit in units if self.surveys[above].units.get(unit) == "complete"]
+
+    def _thin(self) -> str | None:
+        """Why the data set is too thin to train on, or None."""
+        if self.surveys["train"].units == {0: "complete"}:
+            return None
+        captions, encoded = self.surveys["caption"], self.surveys["encode"]
+        missing = len(captions.units) - len(captions.markers)
+        asked = sum(len(marker.rows) for marker in captions.markers.values()) + missing * self.engine.config.unit_size
+        share = encoded.rows()["ok"] / max(asked, 1)
+        if share >= self.engine.config.min_yield and encoded.markers:
+            return None
+        return f"train: not started; {share:.1%} of the captions arrived, min_yield is {self.engine.config.min_yield:.1%}"
+
+    def _note(self, stage: str, outcome: StageOutcome) -> None:
+        survey: StageSurvey = self.surveys[stage]
+        self.last_task = outcome.last_task or self.last_task
+        self.record.stages[stage] = StageRecord(
+            fingerprint=survey.fingerprint,
+            made=outcome.made,
+            cached=outcome.cached,
+            failed=outcome.failed,
+            rows=survey.rows() if stage in MAP_STAGES else {},
+            seconds=round(outcome.seconds, 3),
+        )
+        lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
+        lines += [f"  unit {unit}: {message}" for unit, message in outcome.failed.items()]
+        lost = sum(survey.rows()["failed"].values()) if stage in MAP_STAGES else 0
+        if lost:
+            lines.append(f"  warning: {lost} rows failed; --retry-failed makes them again")
+        self._keep(*lines)
+        display.current.line(lines[0])
+        for line in lines[1:]:
+            display.current.line(line, "yellow")
+
+    def end(self, state: RunState, message: str) -> None:
+        self.record.state, self.record.message, self.record.ended = state, message, datetime.now(UTC)
+        self._keep(f"{state}{': ' if message else ''}{message}")
+
+    def _keep(self, *lines: str) -> None:
+        """Save the record and add to its log. A store that takes no more is said, and ends nothing by itself."""
+        try:
+            self.record.save(self.engine.root)
+            for line in lines:
+                self.record.log(self.engine.root, line)
+        except (StoreError, OSError) as error:
+            display.current.line(f"  warning: the run's record is not kept: {error}", "yellow")

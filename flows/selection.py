@@ -1,0 +1,77 @@
+"""Which stages and units a run is about."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.base import InputError
+from stages.config import PipelineConfig
+from stages.registry import MAP_STAGES, STAGES
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to run.
+
+    Args:
+        stages: in DAG order.
+        units: of the map stages; None: all of the run.
+        force: make complete units again.
+        retry_failed: make the slices again that hold failed rows.
+    """
+
+    stages: tuple[str, ...]
+    units: tuple[int, ...] | None = None
+    force: bool = False
+    retry_failed: bool = False
+
+
+def span(first: str | None = None, until: str | None = None) -> tuple[str, ...]:
+    """The stages from `first` to `until`, both included.
+
+    Raises:
+        InputError: no such stages, or none lies between.
+    """
+    names = list(STAGES)
+    begin = names.index(known_stage("from", first)) if first else 0
+    end = names.index(known_stage("until", until)) if until else len(names) - 1
+    if begin > end:
+        raise InputError(f"until: {until!r} → lies before {first!r}; the order is {', '.join(names)}")
+    return tuple(names[begin : end + 1])
+
+
+def known_stage(field: str, stage: str) -> str:
+    """`stage` itself. Raises InputError when there is none of that name."""
+    if stage not in STAGES:
+        close = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(STAGES)}"
+        raise InputError(f"{field}: {stage!r} → there is no such stage; {hint}")
+    return stage
+
+
+def known_units(config: PipelineConfig, stages: Sequence[str], units: Sequence[int] | None) -> tuple[int, ...] | None:
+    """`units` sorted, each once. Raises InputError for one that the run does not have, or where units mean nothing."""
+    if units is None:
+        return None
+    have = config.unit_numbers()
+    if wrong := [unit for unit in units if unit not in have]:
+        raise InputError(
+            f"units: {', '.join(map(str, wrong))} → no unit of this run; they are 0 to {len(have) - 1}"
+            f" (caption.count {config.caption.count}, unit_size {config.unit_size})"
+        )
+    if not any(stage in MAP_STAGES for stage in stages):
+        raise InputError(f"units: {', '.join(map(str, units))} → {stages[0]} makes one result, it has no units")
+    return tuple(sorted(set(units)))
+
+
+def parse_units(text: str) -> list[int]:
+    """`3,17,20-24` as numbers. Raises InputError."""
+    units: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"units: {text!r} → write numbers and spans, such as 3,17,20-24")
+        units += range(int(first), int(last or first) + 1)
+    return units

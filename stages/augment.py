@@ -1,0 +1,205 @@
+"""augment: from a target and its mask, K references: the subject on white, each resized, moved and flipped anew."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import pyarrow as pa
+from PIL import Image, ImageEnhance
+from pydantic import Field, model_validator
+
+from stages.base import MapStage, Sample, StageConfig, sample_seed
+from stages.pictures import decode_png, encode_png
+
+WHITE = (255, 255, 255)
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentConfig(StageConfig):
+    """How a reference may differ from its target. The defaults are the paper's: resize, move, flip."""
+
+    enabled: bool = Field(
+        default=True, description="false: one reference, the subject unchanged in the middle (the paper's ablation)."
+    )
+    references: int = Field(
+        default=4, ge=1, le=64, description="References a sample; training draws one of them at each visit."
+    )
+    size: int | None = Field(
+        default=None,
+        ge=16,
+        le=4096,
+        multiple_of=8,
+        description="Side of targets and references, in pixels; none: that of the target.",
+    )
+    scale: tuple[Share, Share] = Field(
+        default=(0.55, 0.95), description="Least and greatest longer side of the subject, shares of the reference's."
+    )
+    move: bool = Field(default=True, description="Anywhere in the frame; else in the middle.")
+    flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    jitter_probability: float = Field(
+        default=0.0, ge=0, le=1, description="Probability of colour jitter; the published code has 0.1."
+    )
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = Field(
+        default=(0.2, 0.2, 0.2, 0.05),
+        description="Greatest change of brightness, contrast, saturation (factors 1 ± x) and hue (turns).",
+    )
+    erase_probability: float = Field(
+        default=0.0, ge=0, le=1, description="Probability that a rectangle is erased; the published code has 0.4."
+    )
+    erase_area: tuple[Share, Share] = Field(
+        default=(0.02, 0.25), description="Least and greatest rectangle, shares of the subject's box."
+    )
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> AugmentConfig:
+        for name in ("scale", "erase_area"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} [{low}, {high}]: the first is the least; swap them")
+        return self
+
+    @property
+    def middle_scale(self) -> float:
+        """The middle of the range, at which references are prepared for inference, a share of the side."""
+        return sum(self.scale) / 2
+
+
+class Augment(MapStage):
+    """RGBA target → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of one size."""
+
+    name = "augment"
+    upstream = "segment"
+    config_class = AugmentConfig
+    config: AugmentConfig
+    columns: ClassVar[pa.Schema] = pa.schema([])
+    reasons: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def slice_size(self) -> int:
+        return 16
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        return [self._augment(sample) for sample in samples]
+
+    def _augment(self, sample: Sample) -> Sample:
+        picture = decode_png(sample.files["png"])
+        if picture.width != picture.height:
+            raise ValueError(
+                f"the target is {picture.width}x{picture.height}, not square; "
+                "set synthesize.height and synthesize.width alike"
+            )
+        size = self.config.size or picture.width
+        target = picture.convert("RGB")
+        if target.width != size:
+            target = target.resize((size, size), Image.Resampling.LANCZOS)
+        if self.config.enabled:
+            seeds = [sample_seed(self.seed, self.name, sample.id, k) for k in range(self.config.references)]
+            references = [draw_reference(picture, size, self.config, random.Random(seed)) for seed in seeds]
+        else:
+            references = [prepare_reference(picture, size, self.config.middle_scale)]
+        files = {f"reference{k}.png": encode_png(reference) for k, reference in enumerate(references)}
+        return sample.ok(files={"target.png": encode_png(target), **files})
+
+
+def prepare_reference(image: Image.Image, size: int, scale: float) -> Image.Image:
+    """A reference without augmentation: the subject cut out, in the middle, on white.
+
+    Args:
+        image: RGBA, the subject's mask as alpha.
+        size: side of the result, in pixels.
+        scale: the subject's longer side, a share of `size`.
+
+    Returns:
+        RGB, `size`×`size`.
+
+    Raises:
+        ValueError: `image` is not RGBA, or nothing in it is opaque.
+    """
+    subject = _resize(_cut_out(image), size, scale)
+    return _place(subject, size, ((size - subject.width) // 2, (size - subject.height) // 2))
+
+
+def draw_reference(image: Image.Image, size: int, config: AugmentConfig, rng: random.Random) -> Image.Image:
+    """One augmented reference: crop to the mask, resize, flip, colour jitter, place on white, erase.
+
+    Args:
+        image: RGBA, the subject's mask as alpha.
+        size: side of the result, in pixels.
+        rng: is advanced.
+
+    Returns:
+        RGB, `size`×`size`.
+
+    Raises:
+        ValueError: `image` is not RGBA, or nothing in it is opaque.
+    """
+    subject = _cut_out(image)
+    subject = _resize(subject, size, rng.uniform(*config.scale))
+    if rng.random() < config.flip:
+        subject = subject.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < config.jitter_probability:
+        subject = _jitter(subject, config.jitter, rng)
+    across, down = (rng.random(), rng.random()) if config.move else (0.5, 0.5)
+    corner = (round(across * (size - subject.width)), round(down * (size - subject.height)))
+    reference = _place(subject, size, corner)
+    if rng.random() < config.erase_probability:
+        _erase(reference, corner, subject.size, config.erase_area, rng)
+    return reference
+
+
+def _cut_out(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        raise ValueError(f"a reference needs its mask as alpha, but the picture is {image.mode}; give RGBA")
+    box = image.getchannel("A").getbbox()
+    if box is None:
+        raise ValueError("a reference needs a subject, but its mask is empty; give another picture")
+    return image.crop(box)
+
+
+def _resize(subject: Image.Image, size: int, scale: float) -> Image.Image:
+    """To a longer side of `scale`·`size`. Pillow weighs colours by alpha, so the background does not bleed in."""
+    factor = scale * size / max(subject.size)
+    width, height = (min(size, max(1, round(side * factor))) for side in subject.size)
+    return subject.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _place(subject: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
+    canvas = Image.new("RGB", (size, size), WHITE)
+    canvas.paste(subject, corner, subject)
+    return canvas
+
+
+def _jitter(subject: Image.Image, strengths: tuple[float, float, float, float], rng: random.Random) -> Image.Image:
+    """Brightness, contrast, saturation and hue, in a drawn order; alpha is kept."""
+    alpha, colours = subject.getchannel("A"), subject.convert("RGB")
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for channel in rng.sample(range(4), 4):
+        change = rng.uniform(-strengths[channel], strengths[channel])
+        if channel < 3:
+            colours = enhancers[channel](colours).enhance(1 + change)
+        else:
+            hue, saturation, value = colours.convert("HSV").split()
+            turned = hue.point([(level + round(change * 256)) % 256 for level in range(256)])
+            colours = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    colours.putalpha(alpha)
+    return colours
+
+
+def _erase(
+    reference: Image.Image,
+    corner: tuple[int, int],
+    box: tuple[int, int],
+    area: tuple[float, float],
+    rng: random.Random,
+) -> None:
+    """Fill a rectangle within the subject's box with white, in place; its sides keep the box's proportions or so."""
+    share, tilt = rng.uniform(*area), 2 ** rng.uniform(-1, 1)
+    width = max(1, min(box[0], round(box[0] * (share * tilt) ** 0.5)))
+    height = max(1, min(box[1], round(box[1] * (share / tilt) ** 0.5)))
+    x = corner[0] + round(rng.random() * (box[0] - width))
+    y = corner[1] + round(rng.random() * (box[1] - height))
+    reference.paste(WHITE, (x, y, x + width, y + height))

@@ -1,0 +1,118 @@
+"""encode: what training reads: the VAE latents of target and references, and the text embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from models.sources import resolve
+from stages.base import InputError, MapStage, ModelIdentity, Sample, StageConfig
+from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
+from stages.phrases import object_caption
+from stages.pictures import decode_png
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.diffusion import LatentEncoder
+
+
+class EncodeConfig(StageConfig):
+    """The base model that will be trained, and what its Reference UNet is told."""
+
+    model: ModelName = Field(
+        description="The base text-to-image model, a diffusers pipeline: a local folder or hub id."
+    )
+    revision: Revision = None
+    reference_caption: Literal["caption", "object"] = Field(
+        default="caption",
+        description="Text given to the Reference UNet: the whole caption (paper), or what stands before its first "
+        "comma (published code).",
+    )
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    batch_size: BatchSize = 8
+
+
+class Encode(MapStage):
+    """Target and references → `<id>.safetensors`, all float16.
+
+    `target` (C, h, w) and `references` (K, C, h, w) are posterior modes, scaled as the UNet sees them;
+    `prompt_embeds` and `reference_prompt_embeds` are (S, D), with `pooled_…` (P) beside them where the model has them.
+    """
+
+    name = "encode"
+    upstream = "augment"
+    config_class = EncodeConfig
+    config: EncodeConfig
+    columns: ClassVar[pa.Schema] = pa.schema([])
+    reasons: ClassVar[Mapping[str, str]] = {"not_finite": "a latent or an embedding does not fit float16"}
+
+    @property
+    def slice_size(self) -> int:
+        return self.config.batch_size
+
+    def models(self) -> Mapping[str, ModelIdentity]:
+        return {"model": resolve("encode.model", self.config.model, self.config.revision)}
+
+    def setup(self) -> None:
+        from models.devices import torch_device, torch_dtype
+        from models.diffusion import LatentEncoder
+
+        self._encoder: LatentEncoder = LatentEncoder(
+            resolve("encode.model", self.config.model, self.config.revision),
+            device=torch_device("encode.device", self.config.device),
+            dtype=torch_dtype(self.config.dtype),
+        )
+
+    def teardown(self) -> None:
+        del self._encoder
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        import torch
+
+        count = sum(name.startswith("reference") for name in samples[0].files)
+        columns = [self._latents(samples, name) for name in ("target", *(f"reference{k}" for k in range(count)))]
+        captions = [sample.meta["caption"] for sample in samples]
+        texts = captions if self.config.reference_caption == "caption" else [object_caption(c) for c in captions]
+        embeds = self._encoder.prompt_embeds(captions)
+        reference_embeds = embeds if texts == captions else self._encoder.prompt_embeds(texts)
+        results = []
+        for i, sample in enumerate(samples):
+            tensors = {"target": columns[0][i], "references": torch.stack([column[i] for column in columns[1:]])}
+            for name in embeds:
+                tensors[name] = embeds[name][i]
+                tensors[_reference_name(name)] = reference_embeds[name][i]
+            results.append(_finish(sample, tensors))
+        return results
+
+    def _latents(self, samples: Sequence[Sample], name: str) -> torch.Tensor:
+        """N×C×h×w float32 of the samples' pictures `<name>.png`."""
+        pictures = np.stack([np.asarray(decode_png(sample.files[f"{name}.png"])) for sample in samples])
+        height, width = pictures.shape[1:3]
+        factor = self._encoder.factor
+        if height % factor or width % factor:
+            raise InputError(
+                f"augment.size: {width}x{height} pictures do not divide by {factor}, the factor of encode.model's VAE; "
+                f"take a multiple of {factor}"
+            )
+        return self._encoder.latents(pictures)
+
+
+def _reference_name(name: str) -> str:
+    """`prompt_embeds` → `reference_prompt_embeds`, `pooled_prompt_embeds` → `pooled_reference_prompt_embeds`."""
+    return name.replace("prompt_embeds", "reference_prompt_embeds")
+
+
+def _finish(sample: Sample, tensors: Mapping[str, torch.Tensor]) -> Sample:
+    import torch
+    from safetensors.torch import save
+
+    stored = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    if not all(tensor.isfinite().all() for tensor in stored.values()):
+        return sample.rejected("not_finite")
+    return sample.ok(files={"safetensors": save(stored)})

@@ -1,0 +1,91 @@
+"""`metrics.json` as a table: the same rows for the terminal and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+METHOD_NAMES = {
+    "text_only": ("text only", "the base model, caption alone"),
+    "untrained": ("untrained", "BootPIG before training"),
+    "bootpig": ("BootPIG", "trained, with the reference"),
+    "bootpig_no_reference": ("BootPIG, no reference", "trained, caption alone"),
+    "real": ("real pictures", "compared with each other: the ceiling"),
+}
+
+METRIC_NAMES = {
+    "clip_t": ("CLIP-T", "picture against caption"),
+    "clip_i": ("CLIP-I", "picture against the subject's real pictures"),
+    "dino": ("DINO", "the same, by a network that tells individuals apart"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean and its 95 % interval, and where they lie on the metric's axis, in percent."""
+
+    mean: float
+    low: float
+    high: float
+    at: float = 0.0
+    begin: float = 0.0
+    width: float = 0.0
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One method."""
+
+    method: str
+    name: str
+    note: str
+    cells: tuple[Cell | None, ...]
+    """One a metric, in the order of `METRIC_NAMES`; None where it was not measured."""
+
+
+def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
+    """The methods of `metrics.json`, every metric on an axis of its own that spans all methods' intervals."""
+    columns = {metric: _column(metrics, metric) for metric in METRIC_NAMES}
+    rows = []
+    for method in metrics["methods"]:
+        name, note = METHOD_NAMES.get(method, (method, ""))
+        rows.append(ResultRow(method, name, note, tuple(columns[metric].get(method) for metric in METRIC_NAMES)))
+    return rows
+
+
+def results_table(metrics: Mapping[str, Any]) -> Table:
+    """The results for a terminal: means with half the width of their 95 % interval, cosines in [-1, 1]."""
+    gap = metrics.get("gap_closed_dino")
+    caption = f"{metrics['subjects']} subjects, {metrics['images']} pictures a method; ± : 95 %, bootstrap over subjects"
+    if gap is not None:
+        caption += f"\nBootPIG closes {gap:.0%} of the way from text only to real pictures (DINO)"
+    table = Table(caption=Text(caption), caption_justify="left")
+    table.add_column("method")
+    for name, _ in METRIC_NAMES.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result_rows(metrics):
+        cells = ["–" if c is None else f"{c.mean:.3f} ± {(c.high - c.low) / 2:.3f}" for c in row.cells]
+        table.add_row(Text(row.name), *cells, style="bold" if row.method == "bootpig" else "")
+    return table
+
+
+def _column(metrics: Mapping[str, Any], metric: str) -> dict[str, Cell]:
+    values = {method: facts[metric] for method, facts in metrics["methods"].items() if facts.get(metric)}
+    if not values:
+        return {}
+    low = min(value["ci95"][0] for value in values.values())
+    span = max(max(value["ci95"][1] for value in values.values()) - low, 1e-9)
+    return {
+        method: Cell(
+            value["mean"],
+            *value["ci95"],
+            at=round((value["mean"] - low) / span * 100, 2),
+            begin=round((value["ci95"][0] - low) / span * 100, 2),
+            width=round((value["ci95"][1] - value["ci95"][0]) / span * 100, 2),
+        )
+        for method, value in values.items()
+    }

@@ -1,0 +1,203 @@
+"""segment: the subject's mask, by a zero-shot detector's box for the object phrase and segment-anything in that box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pydantic import Field, field_validator, model_validator
+from scipy import ndimage
+
+from models.sources import resolve
+from stages.base import MapStage, ModelIdentity, Sample, StageConfig
+from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
+from stages.pictures import decode_png, encode_png
+
+if TYPE_CHECKING:
+    from models.segmenters import BoxSegmenter, Detection, ZeroShotDetector
+
+
+class SegmentConfig(StageConfig):
+    """The two models and the filters. Shares are of the picture's area, the border's of its side."""
+
+    detector: ModelName = Field(
+        description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO): a local folder or a hub id."
+    )
+    detector_revision: Revision = None
+    sam: ModelName = Field(description="A segment-anything checkpoint: a local .safetensors or .pth file.")
+    sam_type: Literal["vit_b", "vit_l", "vit_h", "vit_toy"] = Field(
+        default="vit_h", description="The architecture of that checkpoint."
+    )
+    query: str = Field(default="{object}", description="What the detector is asked; {object} is the object phrase.")
+    detection_threshold: float = Field(
+        default=0.05, ge=0, lt=1, description="Boxes that score no higher are none at all: no_detection."
+    )
+    min_score: float = Field(default=0.2, ge=0, le=1, description="Score of the best box, else low_score.")
+    min_sam_iou: float = Field(
+        default=0.85, ge=0, le=1, description="Mask quality (IoU) that SAM predicts, else low_sam_quality."
+    )
+    border: float = Field(
+        default=25 / 512,
+        ge=0,
+        lt=0.5,
+        description="Width of the border, a share of the side, that a mask must not touch, else touches_border. "
+        "25/512 as in BootPIG, section 3.3; 0: off.",
+    )
+    min_area: float = Field(default=0.02, ge=0, le=1, description="Least share of the mask, else too_small.")
+    max_area: float = Field(default=0.8, ge=0, le=1, description="Greatest share of the mask, else too_large.")
+    max_island: float = Field(
+        default=0.05, ge=0, lt=1, description="Pieces up to this share of the largest one are dropped. 0: none."
+    )
+    max_hole: float = Field(
+        default=0.01, ge=0, lt=1, description="Holes up to this share of the mask's largest piece are filled. 0: none."
+    )
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    batch_size: BatchSize = 8
+
+    @field_validator("query")
+    @classmethod
+    def _query_names_the_object(cls, query: str) -> str:
+        if "{object}" not in query:
+            raise ValueError(f"{query!r} has no {{object}}; write it where the object phrase goes")
+        return query
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> SegmentConfig:
+        if self.min_area >= self.max_area:
+            raise ValueError(f"min_area {self.min_area} is not below max_area {self.max_area}; no mask would pass")
+        if self.detection_threshold > self.min_score:
+            raise ValueError(
+                f"detection_threshold {self.detection_threshold} is above min_score {self.min_score}, "
+                "which would never act; lower it"
+            )
+        return self
+
+
+class Segment(MapStage):
+    """Target → target with the subject's mask as alpha (0 or 255); `<id>.png`, RGBA."""
+
+    name = "segment"
+    upstream = "synthesize"
+    config_class = SegmentConfig
+    config: SegmentConfig
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("score", pa.float32()),  # the detector's
+            ("box", pa.list_(pa.float32())),  # the detector's, xyxy pixels
+            ("sam_iou", pa.float32()),  # predicted by SAM
+            ("area", pa.float32()),  # of the cleaned mask, share of the picture
+        ]
+    )
+    reasons: ClassVar[Mapping[str, str]] = {
+        "no_detection": "the detector found nothing for the object phrase",
+        "low_score": "the best box scores below min_score",
+        "no_mask": "SAM's mask is empty",
+        "low_sam_quality": "SAM predicts an IoU below min_sam_iou for its mask",
+        "touches_border": "the mask reaches into the border, so the subject is probably cut off",
+        "too_small": "the mask covers less than min_area",
+        "too_large": "the mask covers more than max_area",
+    }
+
+    @property
+    def slice_size(self) -> int:
+        return self.config.batch_size
+
+    def models(self) -> Mapping[str, ModelIdentity]:
+        return {
+            "detector": resolve("segment.detector", self.config.detector, self.config.detector_revision),
+            "sam": resolve("segment.sam", self.config.sam),
+        }
+
+    def setup(self) -> None:
+        from models.devices import torch_device, torch_dtype
+        from models.segmenters import BoxSegmenter, ZeroShotDetector
+
+        device, dtype = torch_device("segment.device", self.config.device), torch_dtype(self.config.dtype)
+        detector = resolve("segment.detector", self.config.detector, self.config.detector_revision)
+        sam = resolve("segment.sam", self.config.sam)
+        self._detector: ZeroShotDetector = ZeroShotDetector(detector, device=device, dtype=dtype)
+        self._segmenter: BoxSegmenter = BoxSegmenter(sam, self.config.sam_type, device=device, dtype=dtype)
+
+    def teardown(self) -> None:
+        del self._detector, self._segmenter
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        images = [decode_png(sample.files["png"]).convert("RGB") for sample in samples]
+        queries = [self.config.query.replace("{object}", sample.meta["object"]) for sample in samples]
+        detections = self._detector.detect(images, queries, self.config.detection_threshold)
+        kept = {i: d for i, d in enumerate(detections) if d is not None and d.score >= self.config.min_score}
+        masks = self._segmenter.segment([images[i] for i in kept], [d.box for d in kept.values()])
+        by_index = dict(zip(kept, masks, strict=True))
+        return [
+            self._judge(sample, image, detections[i], by_index.get(i))
+            for i, (sample, image) in enumerate(zip(samples, images, strict=True))
+        ]
+
+    def _judge(
+        self,
+        sample: Sample,
+        image: Image.Image,
+        detection: Detection | None,
+        segmented: tuple[np.ndarray, float] | None,
+    ) -> Sample:
+        if detection is None:
+            return sample.rejected("no_detection")
+        found = {"score": detection.score, "box": list(detection.box)}
+        if segmented is None:
+            return sample.rejected("low_score", **found)
+        mask, iou = segmented
+        mask = clean_mask(mask, self.config.max_island, self.config.max_hole)
+        area = float(mask.mean())
+        facts = {**found, "sam_iou": iou, "area": area}
+        if not mask.any():
+            return sample.rejected("no_mask", **facts)
+        if not iou >= self.config.min_sam_iou:  # a NaN is no quality either
+            return sample.rejected("low_sam_quality", **facts)
+        if touches_border(mask, self.config.border):
+            return sample.rejected("touches_border", **facts)
+        if area < self.config.min_area:
+            return sample.rejected("too_small", **facts)
+        if area > self.config.max_area:
+            return sample.rejected("too_large", **facts)
+        cut = image.copy()
+        cut.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+        return sample.ok(files={"png": encode_png(cut)}, **facts)
+
+
+def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarray:
+    """Drop small islands, then fill small holes. Pieces hang together by edges or corners, holes by edges only.
+
+    Args:
+        mask: HW bool.
+        max_island: pieces up to this share of the largest piece go.
+        max_hole: enclosed holes up to this share of the largest piece are filled; larger ones, a mug's handle, stay.
+
+    Returns:
+        HW bool.
+    """
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    if count == 0:
+        return mask
+    areas = np.bincount(pieces.ravel())
+    areas[0] = 0
+    largest = int(areas.max())
+    cleaned = (areas > max_island * largest)[pieces]
+    gaps, _ = ndimage.label(~cleaned)
+    sizes = np.bincount(gaps.ravel())
+    edge = np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])
+    fill = sizes <= max_hole * largest
+    fill[edge] = False
+    fill[0] = False
+    return cleaned | fill[gaps]
+
+
+def touches_border(mask: np.ndarray, border: float) -> bool:
+    """Whether a HW bool `mask` reaches into the outer `border` (a share of each side, rounded up to whole pixels)."""
+    rows, columns = (math.ceil(border * side) for side in mask.shape)
+    inner = mask[rows : mask.shape[0] - rows, columns : mask.shape[1] - columns]
+    return int(inner.sum()) < int(mask.sum())

@@ -1,0 +1,41 @@
+"""Hand-made samples of the toy world, as each map stage finds them."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from models.toy.world import SIZE, Scene, render_scene
+from stages.base import Sample
+from stages.pictures import encode_png
+
+
+def captioned(caption: str = "A photo of a mug, on the left on a sandy beach", id: str = "0" * 16) -> Sample:
+    """What caption leaves."""
+    return Sample(id, 0, {"caption": caption, "object": caption.split(" a ", 1)[1].split(",")[0]})
+
+
+def painted(scene: Scene, id: str = "0" * 16) -> Sample:
+    """What synthesize leaves, had it painted `scene`."""
+    meta = {"caption": scene.caption, "object": scene.kind}
+    return Sample(id, 0, meta, {"png": encode_png(Image.fromarray(scene.image))})
+
+
+def cut_out(scene: Scene, id: str = "0" * 16) -> Sample:
+    """What segment leaves, had it found the true mask of `scene`."""
+    meta = {"caption": scene.caption, "object": scene.kind}
+    return Sample(id, 0, meta, {"png": encode_png(rgba(scene))})
+
+
+def rgba(scene: Scene) -> Image.Image:
+    return Image.fromarray(np.dstack([scene.image, scene.mask.astype(np.uint8) * 255]))
+
+
+def scenes(count: int) -> list[Scene]:
+    return [render_scene(f"stage-tests/{i}", "held_out") for i in range(count)]
+
+
+def noise(id: str = "0" * 16, phrase: str = "mug") -> Sample:
+    """A picture with nothing in it, by name of `phrase`."""
+    pixels = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
+    return Sample(id, 0, {"caption": f"A photo of a {phrase}, here", "object": phrase}, {"png": encode_png(Image.fromarray(pixels))})

@@ -1,0 +1,134 @@
+"""Latents and embeddings are those of diffusers' own pipeline, in one safetensors member a sample."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from safetensors.torch import load
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from models.sources import ModelError
+from stages.base import InputError, Sample
+from stages.encode import Encode, EncodeConfig
+from stages.pictures import decode_png, encode_png
+from tests.stages.training_data import save_base
+
+REFERENCES = 3
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def sample(number: int, side: int = 16) -> Sample:
+    rng = np.random.default_rng(number)
+    names = ["target.png", *(f"reference{k}.png" for k in range(REFERENCES))]
+    files = {name: encode_png(Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8))) for name in names}
+    caption = f"A photo of a mug, on table {number}"
+    return Sample(f"{number:016d}", 0, {"caption": caption, "object": "mug"}, files)
+
+
+def encode(model: Path, samples: list[Sample], **changes) -> list[Sample]:
+    stage = Encode(EncodeConfig(model=str(model), device="cpu", **changes), seed=0)
+    stage.setup()
+    made = stage.process(samples)
+    stage.teardown()
+    return made
+
+
+def pixel_values(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.array(decode_png(data))).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.no_grad()
+def test_tensors_equal_the_pipelines_own(base: Path):
+    samples = [sample(0), sample(1)]
+    made = [load(result.files["safetensors"]) for result in encode(base, samples)]
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    for given, tensors in zip(samples, made, strict=True):
+        assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+            "target": ((4, 8, 8), torch.float16),
+            "references": ((REFERENCES, 4, 8, 8), torch.float16),
+            "prompt_embeds": ((16, 32), torch.float16),
+            "reference_prompt_embeds": ((16, 32), torch.float16),
+        }
+        for name, stored in (("target", tensors["target"]), ("reference2", tensors["references"][2])):
+            posterior = pipeline.vae.encode(pixel_values(given.files[f"{name}.png"])).latent_dist
+            expected = posterior.mode()[0] * pipeline.vae.config.scaling_factor
+            torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
+        expected = pipeline.encode_prompt(given.meta["caption"], torch.device("cpu"), 1, False)[0][0]
+        torch.testing.assert_close(tensors["prompt_embeds"].float(), expected, atol=2e-3, rtol=2e-3)
+        assert torch.equal(tensors["prompt_embeds"], tensors["reference_prompt_embeds"])
+
+
+@torch.no_grad()
+def test_reference_caption_object_stops_at_the_first_comma(base: Path):
+    tensors = load(encode(base, [sample(0)], reference_caption="object")[0].files["safetensors"])
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    expected = pipeline.encode_prompt("A photo of a mug", torch.device("cpu"), 1, False)[0][0]
+    torch.testing.assert_close(tensors["reference_prompt_embeds"].float(), expected, atol=2e-3, rtol=2e-3)
+    assert not torch.equal(tensors["prompt_embeds"], tensors["reference_prompt_embeds"])
+
+
+def test_shift_factor_is_taken_off_before_scaling(base: Path, tmp_path: Path):
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline.vae.register_to_config(shift_factor=0.5)
+    pipeline.save_pretrained(tmp_path)
+    shifted, plain = (load(encode(m, [sample(0)])[0].files["safetensors"])["target"] for m in (tmp_path, base))
+    difference = plain.float() - shifted.float()
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.5 * 0.18215), atol=2e-3, rtol=0)
+
+
+def test_sdxl_keeps_pooled_embeds(base: Path, tmp_path: Path):
+    parts = DiffusionPipeline.from_pretrained(base)
+    text = CLIPTextConfig(**{**parts.text_encoder.config.to_dict(), "projection_dim": 24})
+    StableDiffusionXLPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=parts.tokenizer,
+        tokenizer_2=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=parts.scheduler,
+    ).save_pretrained(tmp_path)
+    tensors = load(encode(tmp_path, [sample(0)], reference_caption="object")[0].files["safetensors"])
+    assert tensors["prompt_embeds"].shape == tensors["reference_prompt_embeds"].shape == (16, 64)
+    assert tensors["pooled_prompt_embeds"].shape == tensors["pooled_reference_prompt_embeds"].shape == (24,)
+
+
+def test_bytes_repeat_and_batches_agree(base: Path):
+    samples = [sample(0), sample(1)]
+    together = encode(base, samples)
+    assert [r.files for r in encode(base, samples)] == [r.files for r in together]
+    alone = load(encode(base, samples[1:])[0].files["safetensors"])
+    for name, tensor in load(together[1].files["safetensors"]).items():
+        torch.testing.assert_close(tensor, alone[name], atol=2e-3, rtol=2e-3)
+
+
+def test_what_does_not_fit_float16_is_rejected(base: Path, tmp_path: Path):
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline.vae.register_to_config(scaling_factor=1e9)
+    pipeline.save_pretrained(tmp_path)
+    (made,) = encode(tmp_path, [sample(0)])
+    assert (made.status, made.reason) == ("rejected", "not_finite")
+
+
+def test_pictures_that_do_not_divide_are_bad_input(base: Path):
+    with pytest.raises(InputError, match=r"augment\.size: 15x15 pictures do not divide by 2.*; take a multiple of 2"):
+        encode(base, [sample(0, side=15)])
+
+
+def test_model_without_vae_is_one_line(base: Path, tmp_path: Path):
+    (tmp_path / "model_index.json").write_text((base / "model_index.json").read_text())
+    with pytest.raises(ModelError, match=r"encode\.model: '.*' cannot be loaded") as caught:
+        encode(tmp_path, [sample(0)])
+    assert "\n" not in str(caught.value)
+
+
+def test_hashed_fields():
+    config = EncodeConfig(model="x")
+    assert config.hashed() == {"reference_caption": "caption", "dtype": "float32"}
