@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -93,3 +97,38 @@ def rsa_names(unet: UNet2DConditionModel) -> list[str]:
     return [
         f"{name}.attn1.{weight}" for name, block in self_attention_blocks(unet) for weight in block.attn1.state_dict()
     ]
+
+
+def standalone_source(pipeline_class: type) -> str:
+    """The source of a pipeline class and of all that it takes from this package, as one file that needs only
+    diffusers: `pipeline.py` of a saved pipeline."""
+    parts: dict[str, str] = {}
+    _collect(sys.modules[pipeline_class.__module__], parts)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    taken: dict[str, str] = {}
+    for name, source in parts.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                assert node.name not in taken, f"{node.name} stands in {taken[node.name]} and in {name}"
+                taken[node.name] = name
+    header = f'"""{pipeline_class.__name__}, in one file: made from the modules {", ".join(parts)}."""'
+    return "\n".join([header, "", "from __future__ import annotations", *parts.values()])
+
+
+def _collect(module: ModuleType, parts: dict[str, str]) -> None:
+    """Add a module's source to `parts`, what it imports from its own package before it."""
+    source = inspect.getsource(module)
+    package = module.__name__.rpartition(".")[0] + "."
+    lines = source.splitlines()
+    own = False
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(package):
+            own = True
+            if node.module not in parts:
+                _collect(sys.modules[f"{node.module}"], parts)
+        elif not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+            continue
+        lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    # A file that imports nothing of its package stands alone already, and keeps its __future__ line.
+    parts[module.__name__] = source if not own and not parts else "\n".join(lines) + "\n"

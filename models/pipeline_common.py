@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from models.export import load_trained, save_trained
+from models.export import load_trained, save_trained, standalone_source
 from models.guidance import Conditions, ReferenceRows
 from models.reference_unet import copy_as_reference, restore, truncate
 from models.references import PreparedReferences, picture_key, pixel_values, prepare_picture, reference_lists
@@ -42,8 +42,8 @@ class BootPIGMixin:
         self: Any,
         reference_unet: UNet2DConditionModel | None,
         key_scale: float,
-        pooling: Pooling,
-        reference_caption: ReferenceCaption,
+        pooling: str,
+        reference_caption: str,
     ) -> None:
         if reference_caption not in get_args(ReferenceCaption):
             raise ValueError(f"reference_caption: {reference_caption!r} is unknown, give caption or object")
@@ -108,13 +108,16 @@ class BootPIGMixin:
         save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """diffusers' own, with the Reference UNet written as an ordinary, whole UNet."""
+        """diffusers' own, with the Reference UNet written as an ordinary, whole UNet, and with a `pipeline.py` by which
+        the folder loads without this package:
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`."""
         truncated = self.reference_unet
         self.reference_unet = restore(truncated, self.unet)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         finally:
             self.reference_unet = truncated
+        Path(save_directory, "pipeline.py").write_text(standalone_source(type(self)), encoding="utf-8")
 
     @torch.no_grad()
     def prepare_references(self: Any, images: Any, prompts: int = 1) -> PreparedReferences:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from models.memory import keep_freed_memory
 from stages.base import Stage
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def loaded(stage: Stage, config: PipelineConfig) -> Iterator[Stage]:
     with _LOCK:
         if _CURRENT is None or _CURRENT[0] != key:
             release()
+            keep_freed_memory()
             stage.setup()
             _CURRENT = (key, stage)
         torch = sys.modules.get("torch")

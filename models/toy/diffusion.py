@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -50,6 +52,7 @@ class Diffusion(nn.Module):
             attention_head_dim=(3, 5),  # diffusers' name for the number of heads: 32 channels each
             norm_num_groups=16,
         )
+        self._begin_with_nothing()
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=vocabulary,
@@ -64,6 +67,19 @@ class Diffusion(nn.Module):
                 pad_token_id=end,
             )
         )
+
+    @torch.no_grad()
+    def _begin_with_nothing(self) -> None:
+        """Zero the last layer of every residual branch, as diffusion UNets are commonly begun; diffusers does not."""
+        last = [self.unet.conv_out]
+        for module in self.unet.modules():
+            if isinstance(module, ResnetBlock2D):
+                last.append(module.conv2)
+            elif isinstance(module, Transformer2DModel):
+                last.append(module.proj_out)
+        for layer in last:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 def _encoded(data: Renders, vae: AutoencoderKL, work: Path, device: torch.device) -> torch.Tensor:

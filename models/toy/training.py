@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.memory import keep_freed_memory
+
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def fit(
     Returns:
         `module`, on `device`, with the exponential moving average of its weights.
     """
+    keep_freed_memory()
     module.to(device).train()
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), betas=recipe.betas, weight_decay=recipe.weight_decay, lr=1e-3, fused=True)

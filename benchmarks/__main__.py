@@ -1,0 +1,44 @@
+"""`python -m benchmarks [NAME …]`: run the benchmarks, print a table, write `benchmarks/results.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import cached, loader, overhead
+
+Measurement = dict[str, float | str]
+
+BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
+    "synthesize_overhead": (overhead.synthesize, "≤ 1.03"),
+    "segment_overhead": (overhead.segment, "≤ 1.03"),
+    "cached_rerun": (cached.rerun, "≤ 10 s"),
+    "loader": (loader.measure, "≥ 0.95"),
+}
+"""Name → how it is measured and its goal."""
+
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="all of them by default")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    results: dict[str, Measurement] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table = Table("benchmark", "ratio", "value", "baseline", "goal", "unit")
+    for name in names:
+        measure, goal = BENCHMARKS[name]
+        results[name] = measure()
+        figures = (str(results[name][key]) for key in ("ratio", "value", "baseline"))
+        table.add_row(name, *figures, goal, str(results[name]["unit"]))
+        RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

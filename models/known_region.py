@@ -1,0 +1,161 @@
+"""Inpainting without training: what the mask leaves is put back at every step (BootPIG, section 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class InpaintOutput(BaseOutput):
+    """What an inpainting pipeline gives."""
+
+    images: Any
+    nsfw_content_detected: list[bool] | None
+    known_psnr_db: list[float]
+    """For each image, how well the network itself rendered what it was to keep; see `Scene.paste`."""
+
+
+@dataclass(eq=False)
+class KnownRegion:
+    """The part of the latents that stays, for one batch."""
+
+    latents: Tensor
+    """(B, C, h, w), clean, of the picture."""
+    repaint: Tensor
+    """(B, 1, h, w): 1 where the mask is white, 0 where the picture stays."""
+    noise: Tensor
+    """(B, C, h, w), one and the same at all steps."""
+
+    def keep(self, scheduler: SchedulerMixin, latents: Tensor, following: Tensor | None) -> Tensor:
+        """Put the known part back into `latents`, noised to the timestep `following`; None: clean, after the last."""
+        known = self.latents
+        if following is not None:
+            known = scheduler.add_noise(known, self.noise, following.expand(len(known)))
+        return torch.where(self.repaint.bool(), latents, known.to(latents.dtype))
+
+
+@dataclass(eq=False)
+class Scene:
+    """Pictures to inpaint and where."""
+
+    pictures: list[Image.Image]
+    """As given, RGB."""
+    masks: list[Image.Image]
+    """L, 0 or 255, of the pictures' sizes; white is repainted."""
+    boxes: list[tuple[int, int, int, int]]
+    """xyxy in the pictures' pixels: the part that the network sees."""
+    size: tuple[int, int]
+    """(width, height) in pixels at which the network sees it."""
+    strength: float
+
+    @classmethod
+    def read(
+        cls, image: Any, mask_image: Any, size: tuple[int, int], strength: float, padding: int | None, prompts: int
+    ) -> Scene:
+        """Check and pair pictures and masks.
+
+        Args:
+            image: PIL, or a list with one a prompt; a single one serves every prompt.
+            mask_image: likewise; white = repaint.
+            size: (width, height) of the network's view, pixels.
+            strength: in (0, 1]; 1 starts from pure noise, less from the noised picture.
+            padding: pixels around the mask; the network then sees that part alone, enlarged. None: the whole picture.
+            prompts: their number.
+
+        Raises:
+            ValueError: no picture or mask, sizes or numbers that do not match, an empty mask, a bad strength.
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength: {strength} is not in (0, 1]")
+        pictures = [picture.convert("RGB") for picture in _listed("image", image, prompts)]
+        masks = [_binary(mask) for mask in _listed("mask_image", mask_image, prompts)]
+        boxes = []
+        for picture, mask in zip(pictures, masks, strict=True):
+            if picture.size != mask.size:
+                raise ValueError(f"mask_image: {mask.size} pixels for an image of {picture.size}")
+            if mask.getbbox() is None:
+                raise ValueError("mask_image: it is black everywhere, there is nothing to repaint")
+            whole = (0, 0, *picture.size)
+            boxes.append(whole if padding is None else VaeImageProcessor.get_crop_region(mask, *size, pad=padding))
+        return cls(pictures, masks, boxes, size, strength)
+
+    def timesteps(self, timesteps: Tensor, steps: int, order: int) -> tuple[Tensor, int]:
+        """The part of the schedule that `strength` leaves, and its number of steps."""
+        kept = min(steps, max(1, int(steps * self.strength)))
+        return timesteps[(steps - kept) * order :], kept
+
+    def region(self, encode: Callable[[Tensor], Tensor], noise: Tensor) -> KnownRegion:
+        """Encode for a batch of latents like `noise` (B, C, h, w), whose images come prompt by prompt."""
+        each = len(noise) // len(self.pictures)
+        views = [self._view(picture, box) for picture, box in zip(self.pictures, self.boxes, strict=True)]
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        masks = [self._view(mask, box) for mask, box in zip(self.masks, self.boxes, strict=True)]
+        repaint = torch.from_numpy(np.stack(masks))[:, None].float() / 255
+        repaint = F.interpolate(repaint, size=noise.shape[-2:], mode="nearest-exact").round()
+        return KnownRegion(
+            encode(pixels).to(noise).repeat_interleave(each, dim=0),
+            repaint.to(noise).repeat_interleave(each, dim=0),
+            noise,
+        )
+
+    def start(self, scheduler: SchedulerMixin, region: KnownRegion, timesteps: Tensor, latents: Tensor) -> Tensor:
+        """Where denoising starts: `latents`, pure noise, or at a lower strength the noised picture."""
+        if self.strength == 1:
+            return latents
+        return scheduler.add_noise(region.latents, region.noise, timesteps[:1].expand(len(latents)))
+
+    def paste(self, generated: Pixels) -> tuple[list[Image.Image], list[float]]:
+        """Put what was generated into the pictures; outside the mask they stay as they were, to the pixel.
+
+        Args:
+            generated: (B, H, W, 3) float in [0, 1].
+
+        Returns:
+            B pictures of the given ones' sizes, and for each the PSNR (dB, peak 255) of the network's own rendering of
+            the known part, before pasting: how well the new fits the old.
+        """
+        each = len(generated) // len(self.pictures)
+        pasted, psnr = [], []
+        for row, array in enumerate(generated):
+            picture, mask, box = (part[row // each] for part in (self.pictures, self.masks, self.boxes))
+            view = Image.fromarray((array * 255).round().astype(np.uint8))
+            view = view.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
+            whole = picture.copy()
+            whole.paste(view, box[:2])
+            known = np.asarray(mask.crop(box)) == 0
+            error = np.asarray(view, float)[known] - np.asarray(picture.crop(box), float)[known]
+            mean = float(np.mean(error**2)) if error.size else 0.0
+            psnr.append(float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean)))
+            pasted.append(Image.composite(whole, picture, mask))
+        return pasted, psnr
+
+    def _view(self, picture: Image.Image, box: tuple[int, int, int, int]) -> Pixels:
+        resampling = Image.Resampling.NEAREST if picture.mode == "L" else Image.Resampling.LANCZOS
+        view = picture.crop(box)
+        return np.asarray(view if view.size == self.size else view.resize(self.size, resampling))
+
+
+def _listed(name: str, given: Any, prompts: int) -> list[Image.Image]:
+    pictures: Sequence[Any] = [given] * prompts if not isinstance(given, (list, tuple)) else given
+    if len(pictures) != prompts:
+        raise ValueError(f"{name}: {len(pictures)} for {prompts} prompts")
+    if not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise ValueError(f"{name}: give a PIL image, or a list with one a prompt")
+    return list(pictures)
+
+
+def _binary(mask: Image.Image) -> Image.Image:
+    return mask.convert("L").point(lambda level: 255 if level >= 128 else 0)
