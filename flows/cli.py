@@ -11,12 +11,11 @@ import signal
 import sys
 import types
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import NoReturn
 
 from rich.console import Console
 
-from flows import commands, interrupt
+from flows import __version__, commands, interrupt
 
 EPILOG = (
     "exit codes: 0 done, 1 some units failed (named), 2 bad input, 130 interrupted, 143 terminated. "
@@ -45,7 +44,7 @@ def entry() -> NoReturn:
     try:
         code = main()
     except BaseException as error:
-        if isinstance(error, SystemExit) and error.code != 143:
+        if isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code != 143):
             raise
         interrupt.stop(error)
         code = interrupt.exit_code(error)
@@ -66,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG
     )
-    top.add_argument("--version", action="version", version=f"bootpig {version('bootpig')}")
+    top.add_argument("--version", action="version", version=f"bootpig {__version__}")
     add = top.add_subparsers(required=True, metavar="COMMAND").add_parser
     _run(add("run", help="run the pipeline, or a part of it; what is complete is not made again", epilog=EPILOG))
 

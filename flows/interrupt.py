@@ -11,7 +11,7 @@ GRACE_SECONDS = 30.0
 
 _stopping = threading.Event()
 exits_process = False
-"""Set by the command line: after `GRACE_SECONDS` the process exits whatever its threads do. What is committed is whole."""
+"""Set by the command line: after `GRACE_SECONDS` the process exits whatever its threads do; commits are atomic."""
 
 
 class Stopped(BaseException):

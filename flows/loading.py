@@ -31,7 +31,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
     except FileNotFoundError:
         raise InputError(f"config: {str(path)!r} → there is no such file; {_nearby(file)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config: {str(path)!r} → cannot be read ({_one_line(error)}); give a UTF-8 YAML file") from None
+        raise InputError(
+            f"config: {str(path)!r} → cannot be read ({_one_line(error)}); give a UTF-8 YAML file"
+        ) from None
     return parse_config(text, overrides, name=str(path))
 
 
@@ -102,7 +104,7 @@ def _place(location: Sequence[int | str], data: Any) -> tuple[str, type[BaseMode
     names: list[str] = []
     for depth, key in enumerate(location):
         last = depth == len(location) - 1
-        known = isinstance(data, Mapping) and key in data or isinstance(data, list) and isinstance(key, int)
+        known = key in data if isinstance(data, Mapping) else isinstance(data, list) and isinstance(key, int)
         if not known and not (last and isinstance(data, Mapping)):
             continue
         names.append(str(key))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 
 from flows import display, interrupt
 from flows.loading import load_config
@@ -186,7 +187,9 @@ class _Work:
         share = encoded.rows()["ok"] / max(asked, 1)
         if share >= self.engine.config.min_yield and encoded.markers:
             return None
-        return f"train: not started; {share:.1%} of the captions arrived, min_yield is {self.engine.config.min_yield:.1%}"
+        return (
+            f"train: not started; {share:.1%} of the captions arrived, min_yield is {self.engine.config.min_yield:.1%}"
+        )
 
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]

@@ -94,8 +94,9 @@ def _stage(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -
 
 def _tflop(config: PipelineConfig, name: str) -> float:
     """Operations a sample of a map stage takes, or the one result of a reduce stage, in TFLOP."""
+    s = config.synthesize
+    side = config.augment.size or min(s.height, s.width)
     if name == "synthesize":
-        s = config.synthesize
         passes = 2 if s.guidance_scale > 1 else 1
         pixels = s.height * s.width
         return s.steps * passes * _unet(s.model, pixels) + _vae(s.model, VAE_DECODE_TFLOP, pixels)
@@ -103,14 +104,14 @@ def _tflop(config: PipelineConfig, name: str) -> float:
         return SAM_TFLOP[config.segment.sam_type] + (0.0 if config.segment.sam_type == "vit_toy" else DETECTOR_TFLOP)
     if name == "encode":
         references = config.augment.references if config.augment.enabled else 1
-        return (1 + references) * _vae(config.encode.model, VAE_ENCODE_TFLOP, config.augment.size**2)
+        return (1 + references) * _vae(config.encode.model, VAE_ENCODE_TFLOP, side**2)
     if name == "train":
         t = config.train
-        return t.steps * t.global_batch_size * _unet(t.model, config.augment.size**2) * TRAIN_TFLOP / UNET_TFLOP
+        return t.steps * t.global_batch_size * _unet(t.model, side**2) * TRAIN_TFLOP / UNET_TFLOP
     if name == "evaluate":
         e = config.evaluate
         # five passes a step over the four methods: 2 without a reference, 3 and the Reference UNet with one
-        return _pictures(config) * e.steps * 12 * _unet(config.train.model, config.augment.size**2)
+        return _pictures(config) * e.steps * 12 * _unet(config.train.model, side**2)
     return 0.0
 
 
@@ -166,7 +167,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
     table = Table("stage", "units", "cached", "due", "samples due", "seconds", "GPU-hours", "USD", title=facts["root"])
     for name, stage in facts["stages"].items():
         units = stage["units"]
-        seconds = "not measured yet" if stage["seconds"] is None else f"{stage['seconds']:.0f}"
+        seconds = "–" if stage["seconds"] is None else f"{stage['seconds']:.0f}"
         numbers = [str(units["total"]), str(units["cached"]), str(units["due"]), str(stage["samples"]), seconds]
         table.add_row(name, *numbers, f"{stage['gpu_hours']:.3g}", f"{stage['cost_usd']:.2f}")
     table.add_row("total", *[""] * 5, f"{facts['total']['gpu_hours']:.3g}", f"{facts['total']['cost_usd']:.2f}")

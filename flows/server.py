@@ -1,4 +1,4 @@
-"""The Prefect server behind a run: the user's own where one is configured, else a child that lives as long as the run."""
+"""The Prefect server behind a run: the user's own where one is configured, else a child that lives as long as it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 from uuid import UUID
 
 STARTUP_SECONDS = 180.0
@@ -34,7 +35,7 @@ class ServerError(RuntimeError):
 
 
 def configured_api() -> str | None:
-    """The API address that Prefect itself would use, read without importing Prefect: environment, then active profile."""
+    """The API address that Prefect would use, read without importing it: the environment, then the active profile."""
     if address := os.environ.get("PREFECT_API_URL"):
         return address
     path = Path(os.environ.get("PREFECT_PROFILES_PATH") or _home() / "profiles.toml")
@@ -107,7 +108,7 @@ def _home() -> Path:
     return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
 
 
-def _start(listener: socket.socket, address: str, log: object) -> subprocess.Popen[bytes]:
+def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_home()}/bootpig-{version('prefect')}.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -127,7 +128,7 @@ def _start(listener: socket.socket, address: str, log: object) -> subprocess.Pop
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=log,  # type: ignore[arg-type]
+        stdout=log,
         stderr=subprocess.STDOUT,
         pass_fds=[listener.fileno()],
         # Ctrl-C goes to a whole process group: the server must outlive the flow that records its own end
@@ -153,7 +154,7 @@ def _first_start_lock() -> Iterator[None]:
         yield
 
 
-def _wait(child: subprocess.Popen[bytes], address: str, log: object) -> None:
+def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     """Return when the server answers. Its socket listens from the start, so a request simply waits for it."""
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
@@ -165,9 +166,9 @@ def _wait(child: subprocess.Popen[bytes], address: str, log: object) -> None:
     raise ServerError(f"the Prefect server did not answer within {STARTUP_SECONDS:.0f} s: {_last_line(log)}")
 
 
-def _last_line(log: object) -> str:
-    log.seek(0)  # type: ignore[attr-defined]
-    lines = log.read().decode(errors="replace").strip().splitlines()  # type: ignore[attr-defined]
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
 
 

@@ -13,9 +13,10 @@ from uuid import UUID
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from flows import display, interrupt
@@ -160,7 +161,7 @@ class StageRun:
 class _Place:
     """Where a unit runs in this process. Opaque to Prefect, which else would look for futures in all it holds."""
 
-    __slots__ = ("engine", "bar")
+    __slots__ = ("bar", "engine")
 
     def __init__(self, engine: Engine, bar: display.StageBar) -> None:
         self.engine = engine

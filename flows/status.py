@@ -8,9 +8,9 @@ from rich.table import Table
 
 from stages.config import PipelineConfig
 from stages.engine import Engine
-from stages.survey import StageSurvey
+from stages.survey import StageSurvey, UnitState
 
-STATES = ("complete", "stale", "failed", "pending")
+STATES: tuple[UnitState, ...] = ("complete", "stale", "failed", "pending")
 
 
 def status(config: PipelineConfig) -> dict[str, Any]:

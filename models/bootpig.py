@@ -138,7 +138,7 @@ class BootPIG(nn.Module):
         self.reference_unet.enable_gradient_checkpointing()
 
     def parameter_groups(self, lr_reference: float, lr_base: float) -> list[dict[str, Any]]:
-        """The trained parameters for an optimizer: `{"name", "params", "lr"}` for each UNet of which some is trained."""
+        """The trained parameters for an optimizer: `{"name", "params", "lr"}` for each UNet with some."""
         groups = [("reference", self.reference_unet, lr_reference), ("base", self.unet, lr_base)]
         found = [
             {"name": name, "params": [p for p in unet.parameters() if p.requires_grad], "lr": lr}
@@ -160,8 +160,8 @@ class BootPIG(nn.Module):
         wrong = own.keys() ^ state.keys() or {name for name in own if own[name].shape != state[name].shape}
         if wrong:
             raise ValueError(
-                f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or of another shape, "
-                f"the first is {min(wrong)}"
+                f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or of another "
+                f"shape, the first is {min(wrong)}"
             )
         with torch.no_grad():
             for name, parameter in own.items():

@@ -102,33 +102,32 @@ def rsa_names(unet: UNet2DConditionModel) -> list[str]:
 def standalone_source(pipeline_class: type) -> str:
     """The source of a pipeline class and of all that it takes from this package, as one file that needs only
     diffusers: `pipeline.py` of a saved pipeline."""
+    module = sys.modules[pipeline_class.__module__]
     parts: dict[str, str] = {}
-    _collect(sys.modules[pipeline_class.__module__], parts)
+    _collect(module, parts)
     if len(parts) == 1:
-        return next(iter(parts.values()))
+        # Such a file itself: a pipeline that was loaded without this package is saved again.
+        return inspect.getsource(module)
     taken: dict[str, str] = {}
     for name, source in parts.items():
         for node in ast.parse(source).body:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
                 assert node.name not in taken, f"{node.name} stands in {taken[node.name]} and in {name}"
                 taken[node.name] = name
-    header = f'"""{pipeline_class.__name__}, in one file: made from the modules {", ".join(parts)}."""'
-    return "\n".join([header, "", "from __future__ import annotations", *parts.values()])
+    title = f'"""{pipeline_class.__name__} in one file, made from {", ".join(parts)}."""'
+    return "\n".join([title, "", "from __future__ import annotations", "", *parts.values()])
 
 
 def _collect(module: ModuleType, parts: dict[str, str]) -> None:
-    """Add a module's source to `parts`, what it imports from its own package before it."""
+    """Add to `parts` the modules of its own package that a module imports, and then itself, without those imports."""
     source = inspect.getsource(module)
     package = module.__name__.rpartition(".")[0] + "."
     lines = source.splitlines()
-    own = False
     for node in ast.parse(source).body:
-        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(package):
-            own = True
-            if node.module not in parts:
-                _collect(sys.modules[f"{node.module}"], parts)
-        elif not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+        if not isinstance(node, ast.ImportFrom) or node.module is None or node.end_lineno is None:
             continue
-        lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
-    # A file that imports nothing of its package stands alone already, and keeps its __future__ line.
-    parts[module.__name__] = source if not own and not parts else "\n".join(lines) + "\n"
+        if node.module.startswith(package) and node.module not in parts:
+            _collect(sys.modules[node.module], parts)
+        if node.module.startswith(package) or node.module == "__future__":
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    parts[module.__name__] = "\n".join(lines).strip() + "\n\n"

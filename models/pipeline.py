@@ -62,8 +62,8 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
         Args:
             prompt: one caption or a list.
             reference_images: pictures of the subject. An image or a flat list belongs to the one prompt; a list of
-                lists has one list per prompt; or what `prepare_references` gave. PIL RGB (subject on white) or RGBA (cut
-                out here), numpy HWC or torch CHW. None: the base alone, with plain classifier-free guidance.
+                lists has one list per prompt; or what `prepare_references` gave. PIL RGB (subject on white) or RGBA
+                (cut out here), numpy HWC or torch CHW. None: the base alone, with plain classifier-free guidance.
             reference_prompt: what the Reference UNet reads; None goes by the model's `reference_caption`.
             negative_prompt: takes the place of the empty prompt everywhere.
             height, width: pixels, of the result only.
@@ -73,8 +73,8 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
                 one row a prompt, and a callback sees them with one row an image.
             guidance_scale: eta_text+im of eq. 4; no value switches guidance off.
             reference_guidance_scale: eta_im of eq. 4.
-            generator: one for all, or a list with one an image. References draw their noise from the prompt's (the first
-                of its images), after the latents.
+            generator: one for all, or a list with one an image. References draw their noise from the prompt's (its
+                first image's), after the latents.
             reference_prompt_embeds: (prompts, S, D) in place of `reference_prompt`.
 
         Returns:

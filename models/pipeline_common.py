@@ -15,7 +15,7 @@ from models.export import load_trained, save_trained, standalone_source
 from models.guidance import Conditions, ReferenceRows
 from models.reference_unet import copy_as_reference, restore, truncate
 from models.references import PreparedReferences, picture_key, pixel_values, prepare_picture, reference_lists
-from models.rsa import Pooling, install_rsa
+from models.rsa import install_rsa
 
 ReferenceCaption = Literal["caption", "object"]
 """What the Reference UNet reads: the whole prompt (the paper), or what stands before its first comma (the published

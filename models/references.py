@@ -135,7 +135,7 @@ def _as_picture(image: ReferenceImage) -> Image.Image:
             raise ValueError(f"reference_images: a tensor must be CHW float in [0, 1], not {tuple(image.shape)}")
         image = image.detach().permute(1, 2, 0).float().cpu().numpy()
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"reference_images: {type(image).__name__} is no image")  # noqa: TRY004 (one error for users)
+        raise ValueError(f"reference_images: {type(image).__name__} is no image")
     if image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(f"reference_images: shape {image.shape} is not that of an RGB or RGBA image")
     if image.dtype != np.uint8:

@@ -175,24 +175,23 @@ class Train(ReduceStage):
             Interrupted: a signal came; a checkpoint is written.
             FatalError: the loss is no longer finite.
         """
-        from accelerate import Accelerator, PartialState
+        import torch
+        from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
         from stages.training_loop import micro_batch
 
-        ranks = PartialState().num_processes
+        # accelerate keeps one state a process and refuses another precision; a process may train twice.
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=self.config.mixed_precision, cpu=not torch.accelerator.is_available())
+        ranks = accelerator.num_processes
         if self.config.global_batch_size % ranks:
             raise InputError(
                 f"train.global_batch_size: {self.config.global_batch_size} cannot be shared among {ranks} processes; "
                 "give a multiple of their number"
             )
         share = self.config.global_batch_size // ranks
-        micro = micro_batch(share, self.config.per_device_batch_size)
-        # accelerate keeps one state a process and refuses another precision; a process may train twice.
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(
-            mixed_precision=self.config.mixed_precision, gradient_accumulation_steps=share // micro
-        )
+        accelerator.gradient_accumulation_steps = share // micro_batch(share, self.config.per_device_batch_size)
         try:
             self._train(accelerator, data, workdir, checkpoints, progress)
         finally:

@@ -1,4 +1,4 @@
-"""Content addresses: canonical JSON, sha256 of objects, files and folders."""
+"""Content addresses: canonical JSON, sha256 of objects and files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,3 @@ def file_digest(path: str | Path) -> str:
 def _file_digest(path: str, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def folder_digest(path: str | Path) -> str:
-    """sha256 hex over the relative names and digests of all files below a local folder; hidden files are left out."""
-    root = Path(path)
-    names = sorted(
-        file.relative_to(root).as_posix()
-        for file in root.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
-    )
-    return digest([[name, file_digest(root / name)] for name in names])

@@ -15,7 +15,7 @@ from torch import nn
 from models.toy.renders import scenes, whites
 from models.toy.training import Recipe, fit
 
-RECIPE = Recipe(steps=4000, learning_rate=2e-3, tail_from=0.4, ema=0.995)
+RECIPE = Recipe(steps=3400, learning_rate=2e-3, tail_from=0.4, ema=0.995)
 BATCH = 16
 KL_WEIGHT = 1e-7
 

@@ -136,7 +136,7 @@ SCHEDULERS = [
 ]
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", [pytest.param("epsilon", marks=pytest.mark.slow), "v_prediction"])
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_schedulers(shared: BootPIGPipeline, kind: type[Any], prediction_type: str) -> None:
     own = shared.scheduler

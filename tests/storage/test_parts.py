@@ -1,0 +1,126 @@
+"""Payload first, marker last; equal content, equal bytes."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from storage.errors import CorruptPart
+from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
+from storage.fingerprint import canonical_json, digest
+from storage.parts import Parts
+from storage.root import Root
+from storage.shards import read_shard, write_shard
+
+COLUMNS = pa.schema([("score", pa.float64())])
+ROWS = [
+    {"id": "a", "unit": 3, "status": "ok", "reason": "", "score": 0.5},
+    {"id": "b", "unit": 3, "status": "rejected", "reason": "blank"},
+]
+
+
+def test_a_shard_is_its_members_and_plain_webdataset_reads_it(tmp_path: Path) -> None:
+    members = [("a.json", b"{}"), ("a.target.png", b"png"), ("b.json", b"{1}")]
+    data = write_shard(members)
+    assert data == write_shard(members)
+    assert list(read_shard(data)) == [("a", {"json": b"{}", "target.png": b"png"}), ("b", {"json": b"{1}"})]
+    (tmp_path / "x.tar").write_bytes(data)
+    rows = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
+    assert [row["__key__"] for row in rows] == ["a", "b"] and rows[0]["target.png"] == b"png"
+    info = tarfile.open(fileobj=io.BytesIO(data)).getmembers()[0]
+    assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
+
+
+def test_an_empty_shard_is_legal() -> None:
+    assert list(read_shard(write_shard([]))) == []
+
+
+def test_a_broken_shard_is_said() -> None:
+    with pytest.raises(CorruptPart):
+        list(read_shard(b"not a tar archive at all" * 50))
+
+
+def test_commit_then_read(tmp_path: Path) -> None:
+    parts = Parts(Root(str(tmp_path)), "segment", "f00d")
+    marker = parts.commit(3, ROWS, COLUMNS, b"payload", "above")
+    assert marker.payload == "part-00003-239f59ed.tar"
+    again = parts.marker(3)
+    assert again is not None and again.digest == marker.digest and again.input == "above"
+    assert [row["score"] for row in again.rows] == [0.5, None]
+    assert parts.payload(3, again) == b"payload"
+    table = pq.read_table(tmp_path / "segment/f00d/part-00003.parquet")
+    assert table.schema.names == ["id", "unit", "status", "reason", "score"]
+
+
+def test_equal_content_gives_equal_markers(tmp_path: Path) -> None:
+    markers = [Parts(Root(str(tmp_path / n)), "s", "f").commit(0, ROWS, COLUMNS, b"p", "i") for n in "ab"]
+    assert markers[0].data == markers[1].data
+    assert Parts(Root(str(tmp_path)), "s", "f").commit(0, ROWS, COLUMNS, b"q", "i").digest != markers[0].digest
+
+
+def test_without_its_marker_a_payload_is_nothing(tmp_path: Path) -> None:
+    parts = Parts(Root(str(tmp_path)), "s", "f")
+    marker = parts.commit(0, ROWS, COLUMNS, b"p", "i")
+    (tmp_path / "s/f/part-00000.parquet").unlink()
+    assert parts.markers([0]) == ({}, set()) and parts.marker(0) is None
+    assert (tmp_path / "s/f" / marker.payload).exists()
+
+
+def test_altered_and_missing_payloads_are_named(tmp_path: Path) -> None:
+    parts = Parts(Root(str(tmp_path)), "s", "f")
+    marker = parts.commit(7, ROWS, COLUMNS, b"payload", "i")
+    (tmp_path / "s/f" / marker.payload).write_bytes(b"PAYLOAD")
+    with pytest.raises(CorruptPart, match="s unit 7: .*checksum; run again"):
+        parts.payload(7, marker)
+    parts.discard_payload(7)
+    assert parts.markers([7]) == ({}, {7})
+    with pytest.raises(CorruptPart, match="missing; run again"):
+        parts.payload(7, marker)
+
+
+def test_failures_and_logs_stand_beside_the_part(tmp_path: Path) -> None:
+    parts = Parts(Root(str(tmp_path)), "s", "f")
+    parts.note_failure(2, "boom")
+    parts.log(2, {"event": "failed"})
+    parts.log(2, {"event": "done"})
+    assert parts.failures() == {2: "boom"}
+    parts.commit(2, ROWS, COLUMNS, b"p", "i")
+    assert parts.failures() == {}
+    assert (tmp_path / "s/f/log-00002.jsonl").read_text().count("\n") == 2
+
+
+def test_a_folder_is_published_whole(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "model").mkdir(parents=True)
+    (source / "model/weights").write_bytes(b"w")
+    (source / "log").write_bytes(b"l")
+    root = Root(str(tmp_path / "store"))
+    assert read_manifest(root, "result") is None
+    files = publish_folder(root, "result", source)
+    assert read_manifest(root, "result") == files and set(files) == {"log", "model/weights"}
+    assert (fetch_folder(root, "result", files, tmp_path) / "model/weights").read_bytes() == b"w"
+    (tmp_path / "store/result/model/weights").write_bytes(b"x")
+    assert check_folder(root, "result", files) == ["model/weights"]
+    with pytest.raises(CorruptPart, match="model/weights"):
+        fetch_folder(root, "result", files, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b"])
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path, name: str) -> None:
+    root = Root(str(tmp_path))
+    root.write("result/manifest.json", canonical_json({"files": {name: {"sha256": "0", "size": 1}}}))
+    with pytest.raises(CorruptPart, match="outside"):
+        read_manifest(root, "result")
+
+
+def test_fingerprints() -> None:
+    assert canonical_json({"b": 1, "a": [1.0, "é"]}) == '{"a":[1.0,"é"],"b":1}'.encode()
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    with pytest.raises(ValueError):
+        canonical_json(float("nan"))

@@ -1,0 +1,88 @@
+"""Roots on every file system at hand answer alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from storage.errors import StoreError, StoreFull
+from storage.root import Root
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def root(request, tmp_path: Path) -> Root:
+    url = {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4().hex}"}
+    return Root(url[request.param])
+
+
+def test_what_is_written_is_read_and_listed(root: Root) -> None:
+    root.write("a/b/one.bin", b"1")
+    root.write("a/b/two.bin", b"22")
+    assert root.read("a/b/one.bin") == b"1"
+    assert root.names("a/b") == {"one.bin": 1, "two.bin": 2}
+    assert root.folders("a") == ["b"]
+    assert root.exists("a/b/two.bin") and not root.exists("a/b/three.bin")
+    root.write("a/b/one.bin", b"new")
+    assert root.read("a/b/one.bin") == b"new"
+    root.remove("a/b/one.bin")
+    root.remove("a/b/one.bin")
+    assert root.names("a/b") == {"two.bin": 2}
+
+
+def test_nothing_there(root: Root) -> None:
+    assert root.names("nowhere") == {} and root.folders("nowhere") == []
+    assert root.read_many([]) == {}
+    with pytest.raises(FileNotFoundError):
+        root.read("nowhere")
+
+
+def test_many_are_read_together_and_the_missing_left_out(root: Root) -> None:
+    for i in range(5):
+        root.write(f"many/{i}", bytes([i]))
+    found = root.read_many([f"many/{i}" for i in range(7)])
+    assert found == {f"many/{i}": bytes([i]) for i in range(5)}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root(str(tmp_path))
+    root.write("part", b"old")
+
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(StoreFull, match="no space left; free some"):
+        root.write("part", b"new")
+    assert root.read("part") == b"old" and [p.name for p in tmp_path.iterdir()] == ["part"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError) as error:
+        Root(str(tmp_path / "file")).check_writable()
+    assert str(tmp_path / "file") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_protocol_is_one_line() -> None:
+    with pytest.raises(StoreError, match="root: 'nfs3://x'"):
+        Root("nfs3://x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs, which takes root")
+def test_a_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine does not let its root mount")
+    try:
+        root = Root(str(disk))
+        root.write("small", b"kept")
+        with pytest.raises(StoreFull):
+            root.write("large", bytes(200_000))
+        assert root.read("small") == b"kept" and list(root.names("")) == ["small"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
