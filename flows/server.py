@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -73,14 +74,15 @@ def prefect_server() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        os.environ["PREFECT_API_URL"] = address
         with _first_start_lock():
             child = _start(listener, address, log)
             try:
+                importlib.import_module("prefect")  # takes seconds, and so does the server's start
                 _wait(child, address, log)
             except BaseException:
                 _stop(child)
                 raise
-        os.environ["PREFECT_API_URL"] = address
         _own = True
         try:
             yield address
@@ -119,7 +121,7 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
         "PREFECT__SERVER_FINAL": "1",
-    } | os.environ
+    } | {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     # uvicorn itself, not `prefect server start`: that would be a parent of the server, and die alone
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--fd", str(listener.fileno()), "--log-level", "critical", "--timeout-graceful-shutdown", "5"]

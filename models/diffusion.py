@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import diffusers
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import logging as transformers_logging
 
 from models.sources import ModelError, ModelSource, loading
@@ -42,14 +40,6 @@ def load_text_to_image(
             pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
-
-
-def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """The attention kernel to sample with on `device`.
-
-    On a CPU the plain formula beats the fused kernel on the short sequences of small pictures; a GPU is left to torch.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class LatentEncoder:

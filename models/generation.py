@@ -107,7 +107,7 @@ class GenerationMixin(BootPIGMixin):
         """
         if isinstance(r.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             r.callback_on_step_end_tensor_inputs = r.callback_on_step_end.tensor_inputs
-        self._resolve_size(r)
+        size = self._size(r)
         self._check(r)
         check_rsa(self.unet)
         if r.reference_images is None and (r.reference_prompt is not None or r.reference_prompt_embeds is not None):
@@ -135,8 +135,7 @@ class GenerationMixin(BootPIGMixin):
         latents = self.prepare_latents(
             count * each,
             self.unet.config.in_channels,
-            r.height,
-            r.width,
+            *size,
             prompt.embeds.dtype,
             device,
             r.generator,
@@ -151,14 +150,14 @@ class GenerationMixin(BootPIGMixin):
         references = None
         if prepared is not None:
             names = captions or [str(row) for row in range(count)]
-            size = tuple(side * self.vae_scale_factor for side in prepared.latents.shape[-2:])
-            conditions = self._conditions(caption.pooled, size, (0, 0), size)
+            seen = tuple(side * self.vae_scale_factor for side in prepared.latents.shape[-2:])
+            conditions = self._conditions(caption.pooled, seen, (0, 0), seen)
             references = self._reference_rows(prepared, caption.embeds, names, each, r.generator, conditions)
-        own = (r.height, r.width)
-        target, original = r.target_size or own, r.original_size or own
-        negative_times = (r.negative_original_size, r.negative_crops_coords_top_left, r.negative_target_size)
-        if r.negative_original_size is None or r.negative_target_size is None:
-            negative_times = (original, r.crops_coords_top_left, target)
+        target, original = r.target_size or size, r.original_size or size
+        positive_sizes = (original, r.crops_coords_top_left, target)
+        negative_sizes = positive_sizes
+        if r.negative_original_size is not None and r.negative_target_size is not None:
+            negative_sizes = (r.negative_original_size, r.negative_crops_coords_top_left, r.negative_target_size)
         denoiser = Denoiser(
             self.unet,
             self.reference_unet,
@@ -166,8 +165,8 @@ class GenerationMixin(BootPIGMixin):
             prompt.embeds.repeat_interleave(each, dim=0),
             negative.embeds.repeat_interleave(each, dim=0),
             references,
-            _repeated(self._conditions(prompt.pooled, original, r.crops_coords_top_left, target), each),
-            _repeated(self._conditions(negative.pooled, *negative_times), each),
+            _repeated(self._conditions(prompt.pooled, *positive_sizes), each),
+            _repeated(self._conditions(negative.pooled, *negative_sizes), each),
             r.cross_attention_kwargs,
         )
         latents = self._denoise(r, denoiser, timesteps, steps, latents, region)
@@ -179,15 +178,17 @@ class GenerationMixin(BootPIGMixin):
         self: Any, r: Request, image: Any, mask_image: Any, strength: float, padding_mask_crop: int | None
     ) -> Any:
         """Run a call that repaints the white of `mask_image`, see `Scene.read`."""
-        self._resolve_size(r)
-        scene = Scene.read(image, mask_image, (r.width, r.height), strength, padding_mask_crop, r.count())
+        height, width = self._size(r)
+        scene = Scene.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
         return self._generate(r, scene)
 
-    def _resolve_size(self: Any, r: Request) -> None:
+    def _size(self: Any, r: Request) -> tuple[int, int]:
+        """(height, width) in pixels; what the request leaves open is set to the UNet's own."""
         sample_size = self.unet.config.sample_size
-        sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         r.height = r.height or sides[0] * self.vae_scale_factor
         r.width = r.width or sides[1] * self.vae_scale_factor
+        return r.height, r.width
 
     def _pictures(
         self: Any, r: Request, pixels: Tensor, scene: Scene | None, denormalize: list[bool]

@@ -130,7 +130,7 @@ class Scene:
         each = len(generated) // len(self.pictures)
         pasted, psnr = [], []
         for row, array in enumerate(generated):
-            picture, mask, box = (part[row // each] for part in (self.pictures, self.masks, self.boxes))
+            picture, mask, box = self.pictures[row // each], self.masks[row // each], self.boxes[row // each]
             view = Image.fromarray((array * 255).round().astype(np.uint8))
             view = view.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
             whole = picture.copy()

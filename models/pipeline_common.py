@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 
 from models.export import load_trained, save_trained, standalone_source
@@ -65,7 +66,7 @@ class BootPIGMixin:
         Raises:
             ValueError: a part is missing or damaged, or it does not fit this pipeline's UNet.
         """
-        reference_unet, info = load_trained(folder, self.unet)
+        reference_unet, info = load_trained(Path(folder), self.unet)
         self._register_bootpig(
             reference_unet,
             info.get("key_scale", 1.0),
@@ -134,7 +135,7 @@ class BootPIGMixin:
         sample_size = self.unet.config.sample_size
         size = (sample_size if isinstance(sample_size, int) else min(sample_size)) * self.vae_scale_factor
         rows: dict[str, int] = {}
-        pictures = []
+        pictures: list[Image.Image] = []
         attends = []
         for images_of_prompt in reference_lists(images, prompts):
             refs = []

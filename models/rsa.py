@@ -56,7 +56,7 @@ class RSAProcessor(AttnProcessor2_0):
         pooling: how a row's several references become one output, see `Pooling`.
     """
 
-    def __init__(self, layer: int, key_scale: float = 1.0, pooling: Pooling = "softmax") -> None:
+    def __init__(self, layer: int, key_scale: float = 1.0, pooling: str = "softmax") -> None:
         super().__init__()
         self.layer = layer
         self.key_scale = key_scale
@@ -123,7 +123,7 @@ class TextAttentionProcessor(AttnProcessor2_0):
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
-def pool(own: Tensor, outputs: Sequence[Tensor], pooling: Pooling) -> Tensor:
+def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
     """Pool the RSA outputs of several references, pixel by pixel (BootPIG, eq. 5-8).
 
     Args:
@@ -166,7 +166,7 @@ def self_attention_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBl
     return blocks
 
 
-def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: Pooling = "softmax") -> None:
+def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") -> None:
     """Give every attention layer of the base UNet its processor; weights and blocks stay as they are.
 
     Raises:

@@ -35,20 +35,18 @@ class Curve:
 def loss_curve(points: Sequence[tuple[int, float]]) -> Curve | None:
     """A curve of (step, loss) in order of steps; None of fewer than two finite points.
 
-    The running mean forgets over a thirtieth of the curve. The axis spans it and all but the highest 2 % of the values,
-    so that a few outliers at the start do not flatten the rest.
+    The running mean is over a twentieth of the curve around each point. The axis leaves out the highest 2 % of the
+    values, so that a few outliers at the start do not flatten the rest.
     """
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     if len(finite) < 2:
         return None
     thinned = _thinned(finite)
-    keep = 1 - 1 / max(1.0, len(thinned) / 30)
-    smooth, mean = [], thinned[0][1]
-    for step, value in thinned:
-        mean = keep * mean + (1 - keep) * value
-        smooth.append((step, mean))
+    half = max(1, len(thinned) // 40)
+    windows = [thinned[max(0, index - half) : index + half + 1] for index in range(len(thinned))]
+    smooth = [(step, _mean([v for _, v in near])) for (step, _), near in zip(thinned, windows, strict=True)]
     ordered = sorted(value for _, value in thinned)
-    top = max(ordered[math.ceil(len(ordered) * 0.98) - 1], max(value for _, value in smooth))
+    top = ordered[math.ceil(len(ordered) * 0.98) - 1]
     y = _ticks(ordered[0], top)
     low, high = y[0], y[-1]
     first, last = finite[0][0], finite[-1][0]
@@ -66,14 +64,18 @@ def loss_curve(points: Sequence[tuple[int, float]]) -> Curve | None:
         smooth=path(smooth),
         x=tuple(Tick(f"{tick:,.0f}", round((tick - first) / (last - first) * 100, 2)) for tick in x),
         y=tuple(Tick(f"{tick:.4g}", round((high - tick) / (high - low) * 100, 2)) for tick in y),
-        last=mean,
+        last=smooth[-1][1],
     )
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     size = -(-len(points) // POINTS)
     groups = [points[begin : begin + size] for begin in range(0, len(points), size)]
-    return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
+    return [(_mean([step for step, _ in group]), _mean([value for _, value in group])) for group in groups]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _ticks(low: float, high: float) -> list[float]:

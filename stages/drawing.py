@@ -127,7 +127,7 @@ def warn_of_blank(method: str, pictures: Sequence[Image.Image]) -> None:
     blank = sum(bool(np.ptp(np.asarray(picture), axis=(0, 1)).max() == 0) for picture in pictures)
     if blank:
         _LOG.warning(
-            "evaluate: %d of %d pictures of %s are of a single colour; set evaluate.dtype to float32 or look at the model",
+            "evaluate: %d of %d pictures of %s are of a single colour; set evaluate.dtype to float32",
             blank,
             len(pictures),
             method,

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -64,7 +64,9 @@ class EvaluateConfig(StageConfig):
     images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures a caption and method.")
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Text guidance, eta_text+im of eq. 4.")
-    reference_guidance_scale: float = Field(default=5.0, ge=0, le=100, description="Reference guidance, eta_im of eq. 4.")
+    reference_guidance_scale: float = Field(
+        default=5.0, ge=0, le=100, description="Reference guidance, eta_im of eq. 4."
+    )
     dtype: Dtype = "float32"
     seed: int = Field(default=0, ge=0, lt=2**62, description="Of the noise and the bootstrap; the data has its own.")
     batch_size: BatchSize = 16
@@ -86,7 +88,6 @@ class Evaluate(ReduceStage):
     upstream = "train"
     config_class = EvaluateConfig
     config: EvaluateConfig
-    identity_prefix: ClassVar[str] = "metrics.json"
 
     def models(self) -> Mapping[str, ModelSource]:
         sources = {name: resolve(f"evaluate.{name}", getattr(self.config, name)) for name in ("clip", "dino")}
@@ -189,7 +190,15 @@ class Evaluate(ReduceStage):
         """The prepared references by subject, and every method's pictures, one a row."""
         from models.devices import torch_dtype
         from models.pipeline import BootPIGPipeline
-        from stages.drawing import METHODS, WITH_REFERENCE, Sampling, draw, latent_shape, prepared_references, warn_of_blank
+        from stages.drawing import (
+            METHODS,
+            WITH_REFERENCE,
+            Sampling,
+            draw,
+            latent_shape,
+            prepared_references,
+            warn_of_blank,
+        )
 
         with loading("evaluate.model", base.source):
             pipeline = BootPIGPipeline.from_pretrained(

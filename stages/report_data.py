@@ -120,9 +120,7 @@ class Report:
     """The YAML as run."""
 
 
-def gather(
-    engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config: str = "", when: str = ""
-) -> Report:
+def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config: str = "", when: str = "") -> Report:
     """Read a report's content from the engine's store, as it is now.
 
     Args:
@@ -258,7 +256,9 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
             files = {"reference": f"images/reference/{subject}-00.png"}
             files |= {title: by_method[method]["file"] for method, title in titles.items()}
             pictures = tuple((title, data_uri(root.read(f"{folder}/{file}"))) for title, file in files.items())
-            entries.append(SheetEntry(prompt, pictures, {m: float(by_method[m]["dino"]) for m in METHOD_NAMES if m in by_method}))
+            entries.append(
+                SheetEntry(prompt, pictures, {m: float(by_method[m]["dino"]) for m in METHOD_NAMES if m in by_method})
+            )
         return entries
     except UNREADABLE:
         return []
@@ -283,13 +283,13 @@ def data_uri(picture: bytes | Image.Image) -> str:
 
 def _masked(cut_out: bytes) -> str:
     image = Image.open(io.BytesIO(cut_out)).convert("RGBA")
-    pale = Image.blend(ImageOps.grayscale(image.convert("RGB")).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75)
+    pale = Image.blend(
+        ImageOps.grayscale(image.convert("RGB")).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75
+    )
     return data_uri(Image.composite(image.convert("RGB"), pale, image.getchannel("A")))
 
 
-def _different_objects(
-    samples: Iterator[tuple[str, dict[str, bytes]]], count: int
-) -> dict[str, dict[str, bytes]]:
+def _different_objects(samples: Iterator[tuple[str, dict[str, bytes]]], count: int) -> dict[str, dict[str, bytes]]:
     """`count` of the first samples: the first of each object, then others."""
     firsts: dict[str, dict[str, bytes]] = {}
     others: dict[str, dict[str, bytes]] = {}

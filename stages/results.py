@@ -60,7 +60,9 @@ def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
 def results_table(metrics: Mapping[str, Any]) -> Table:
     """The results for a terminal: means with half the width of their 95 % interval, cosines in [-1, 1]."""
     gap = metrics.get("gap_closed_dino")
-    caption = f"{metrics['subjects']} subjects, {metrics['images']} pictures a method; ± : 95 %, bootstrap over subjects"
+    caption = (
+        f"{metrics['subjects']} subjects, {metrics['images']} pictures a method; ± : 95 %, bootstrap over subjects"
+    )
     if gap is not None:
         caption += f"\nBootPIG closes {gap:.0%} of the way from text only to real pictures (DINO)"
     table = Table(caption=Text(caption), caption_justify="left")

@@ -64,7 +64,7 @@ def read_subjects(folder: Path, prompts: Sequence[str], references: References) 
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise InputError(
-            f"evaluate.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, <subject>/01.png, …"
+            f"evaluate.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, 01.png, …"
         )
     entries, classes = _entries(folder, names), _classes(folder)
     subjects = []

@@ -70,10 +70,9 @@ class Synthesize(MapStage):
         from models.devices import torch_device, torch_dtype
         from models.diffusion import load_text_to_image
 
-        self._device = torch_device("synthesize.device", self.config.device)
         self._pipeline: DiffusionPipeline = load_text_to_image(
             resolve("synthesize.model", self.config.model, self.config.revision),
-            device=self._device,
+            device=torch_device("synthesize.device", self.config.device),
             dtype=torch_dtype(self.config.dtype),
             scheduler=self.config.scheduler,
         )
@@ -84,24 +83,21 @@ class Synthesize(MapStage):
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         import torch
 
-        from models.diffusion import fast_attention
-
         seeds = [sample_seed(self.seed, self.name, sample.id) for sample in samples]
         options = {}
         if self.config.negative_prompt:
             options["negative_prompt"] = [self.config.negative_prompt] * len(samples)
-        with fast_attention(self._device):
-            output = self._pipeline(
-                [sample.meta["caption"] for sample in samples],
-                height=self.config.height,
-                width=self.config.width,
-                num_inference_steps=self.config.steps,
-                guidance_scale=self.config.guidance_scale,
-                # on the CPU, so that a sample's noise is the same on every device and in every batch
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                output_type="np",
-                **options,
-            )
+        output = self._pipeline(
+            [sample.meta["caption"] for sample in samples],
+            height=self.config.height,
+            width=self.config.width,
+            num_inference_steps=self.config.steps,
+            guidance_scale=self.config.guidance_scale,
+            # on the CPU, so that a sample's noise is the same on every device and in every batch
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+            **options,
+        )
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
         return [
             self._judge(sample, seed, picture, bool(flagged))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.pipeline import BootPIGPipeline
+from models.pipeline_xl import BootPIGXLPipeline
 
 WIDTH = 32
 LATENTS = (16, 8, 8)
@@ -45,8 +45,8 @@ def sd15_like(seed: int = 0) -> UNet2DConditionModel:
     )
 
 
-def sdxl_like(seed: int = 0) -> UNet2DConditionModel:
-    """SDXL: no attention at the finest level, several transformer blocks a layer, pooled text and sizes as conditions."""
+def sdxl_like(seed: int = 0, **config: object) -> UNet2DConditionModel:
+    """SDXL: no attention at the finest level, several blocks a layer, pooled text and sizes as conditions."""
     return sd_unet(
         seed,
         block_out_channels=(16, 32, 32),
@@ -58,6 +58,7 @@ def sdxl_like(seed: int = 0) -> UNet2DConditionModel:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        **config,
     )
 
 
@@ -100,21 +101,24 @@ def vae(seed: int = 0) -> AutoencoderKL:
     ).eval()
 
 
+def text_config(words: int, width: int = WIDTH) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=width,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
+
+
 def text_encoder(words: int, seed: int = 0) -> CLIPTextModel:
     torch.manual_seed(seed)
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=words,
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=40,
-            bos_token_id=words - 2,
-            eos_token_id=words - 1,
-            pad_token_id=words - 1,
-        )
-    ).eval()
+    return CLIPTextModel(text_config(words)).eval()
 
 
 def scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
@@ -137,14 +141,31 @@ def sd_pipeline(folder: Path, **config: object) -> BootPIGPipeline:
     return pipeline
 
 
-def train_a_little(pipeline: BootPIGPipeline, seed: int = 7) -> None:
+def sdxl_pipeline(folder: Path, **config: object) -> BootPIGXLPipeline:
+    """An untrained BootPIG on a random SDXL-like base: two text encoders, pooled text and sizes as conditions."""
+    words = tokenizer(folder / "words")
+    torch.manual_seed(0)
+    second = CLIPTextModelWithProjection(text_config(len(words), WIDTH // 2)).eval()
+    unet = sdxl_like(cross_attention_dim=WIDTH + WIDTH // 2)
+    pipeline = BootPIGXLPipeline(
+        vae(),
+        text_encoder(len(words)),
+        second,
+        words,
+        words,
+        unet,
+        scheduler("epsilon"),
+        add_watermarker=False,
+        **config,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def train_a_little(pipeline: BootPIGPipeline | BootPIGXLPipeline, seed: int = 7) -> None:
     """Move the trained weights apart from the base, as training does."""
     torch.manual_seed(seed)
     base = {name: p for name, p in pipeline.unet.named_parameters() if ".attn1." in name}
     with torch.no_grad():
         for parameter in [*base.values(), *pipeline.reference_unet.parameters()]:
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-
-
-def in_double(module: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(module).double()

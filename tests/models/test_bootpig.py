@@ -36,9 +36,7 @@ SDXL = {
 
 def loss(model: BootPIG, *, use_reference: bool = True) -> torch.Tensor:
     noisy, refs = latents(2, 3), latents(2, 4)
-    prediction = model(
-        noisy, torch.tensor([10, 700]), embeds(2, 5), refs, embeds(2, 6), use_reference=use_reference
-    )
+    prediction = model(noisy, torch.tensor([10, 700]), embeds(2, 5), refs, embeds(2, 6), use_reference=use_reference)
     return torch.nn.functional.mse_loss(prediction, latents(2, 8))
 
 

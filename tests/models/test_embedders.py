@@ -88,7 +88,9 @@ def test_dinov2_loads_as_well(tmp_path, images):
 
 
 def test_float16_weights_are_read_into_float32(tmp_path, images):
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE
+    )
     ViTModel(config).half().save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"

@@ -29,9 +29,7 @@ def test_features_are_bit_identical_to_the_whole_unet(make: Callable[[], UNet2DC
     unet(latents(2), 300, embeds(2), added_cond_kwargs=conditions(unet, 2))
 
     reference = copy_as_reference(make())
-    features = record_features(
-        reference, latents(2), torch.tensor(300), embeds(2), [(0,), (1,)], conditions(unet, 2)
-    )
+    features = record_features(reference, latents(2), torch.tensor(300), embeds(2), [(0,), (1,)], conditions(unet, 2))
     assert len(features.layers) == len(seen)
     assert all(torch.equal(one, other) for one, other in zip(features.layers, seen, strict=True))
 
@@ -39,9 +37,7 @@ def test_features_are_bit_identical_to_the_whole_unet(make: Callable[[], UNet2DC
 @pytest.mark.parametrize("make", MAKES)
 def test_every_parameter_left_is_needed(make: Callable[[], UNet2DConditionModel]) -> None:
     reference = copy_as_reference(make())
-    features = record_features(
-        reference, latents(1), torch.tensor(300), embeds(1), [(0,)], conditions(reference, 1)
-    )
+    features = record_features(reference, latents(1), torch.tensor(300), embeds(1), [(0,)], conditions(reference, 1))
     sum(layer.square().sum() for layer in features.layers).backward()  # type: ignore[union-attr]
     assert [name for name, p in reference.named_parameters() if p.grad is None] == []
     whole = make()
@@ -55,7 +51,8 @@ def test_saved_as_an_ordinary_unet(make: Callable[[], UNet2DConditionModel], tmp
         reference.conv_in.weight.add_(1)
     restore(reference, base).save_pretrained(tmp_path)
     loaded, report = UNet2DConditionModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert report["missing_keys"] == [] and report["unexpected_keys"] == []
+    assert report["missing_keys"] == []
+    assert report["unexpected_keys"] == []
     again = truncate(loaded).state_dict()
     assert again.keys() == reference.state_dict().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in reference.state_dict().items())

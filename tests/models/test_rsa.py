@@ -104,9 +104,7 @@ def test_order_of_references_changes_nothing(attention: Attention, pooling: Pool
 
 def test_the_same_reference_twice_is_that_reference(attention: Attention) -> None:
     f, refs = tokens(1, 7, 1), tokens(1, 5, 2)
-    torch.testing.assert_close(
-        rsa(attention, f, refs, [(0, 0)]), rsa(attention, f, refs, [(0,)]), atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(rsa(attention, f, refs, [(0, 0)]), rsa(attention, f, refs, [(0,)]), atol=1e-12, rtol=0)
 
 
 def test_half_precision_norms_do_not_overflow() -> None:
@@ -153,4 +151,6 @@ def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="key_scale: 0"):
         install_rsa(sd_unet(), key_scale=0)
     with pytest.raises(ValueError, match="incompatible UNet"):
-        install_rsa(sd_unet(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, mid_block_type=None))
+        install_rsa(
+            sd_unet(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, mid_block_type=None)
+        )

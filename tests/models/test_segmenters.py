@@ -102,9 +102,12 @@ def test_every_family_gives_the_best_box_within_the_picture(save, tmp_path: Path
     for detection in detections:
         assert detection is not None
         x0, y0, x1, y1 = detection.box
-        assert 0 <= x0 < x1 <= 96 and 0 <= y0 < y1 <= 64 and 0 < detection.score <= 1
+        assert 0 <= x0 < x1 <= 96
+        assert 0 <= y0 < y1 <= 64
+        assert 0 < detection.score <= 1
     (alone,) = found.detect(images[1:2], phrases[1:2], threshold=0.0)
-    assert alone is not None and detections[1] is not None
+    assert alone is not None
+    assert detections[1] is not None
     np.testing.assert_allclose(alone.score, detections[1].score, atol=1e-3)
     assert found.detect(images, phrases, threshold=1.0) == [None] * 3
 
@@ -117,7 +120,9 @@ def test_toy_models_find_and_cut_out_the_subject():
     assert np.median(errors) < 10
     made = segmenter(SAM).segment(images, [tuple(map(float, scene.box)) for scene in some])
     assert np.mean([overlap(mask, scene.mask) for (mask, _), scene in zip(made, some, strict=True)]) > 0.75
-    assert made[0][0].dtype == bool and made[0][0].shape == (64, 64) and 0 < made[0][1] < 1.2
+    assert made[0][0].dtype == bool
+    assert made[0][0].shape == (64, 64)
+    assert 0 < made[0][1] < 1.2
 
 
 def test_sam_takes_pictures_of_any_size_and_none():
@@ -157,7 +162,9 @@ def test_damaged_detector_is_one_line(tmp_path: Path):
 
 
 def test_model_that_does_not_detect_is_one_line(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"segment\.detector: '.*' cannot be loaded \(ValueError: .*CLIPConfig") as caught:
+    with pytest.raises(
+        ModelError, match=r"segment\.detector: '.*' cannot be loaded \(ValueError: .*CLIPConfig"
+    ) as caught:
         detector(save_clip(tmp_path))
     assert "\n" not in str(caught.value)
 

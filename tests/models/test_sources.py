@@ -66,7 +66,8 @@ def test_relative_paths_are_found_from_the_working_folder_then_the_project(folde
 def test_missing_path_names_field_value_and_mend(source: str):
     with pytest.raises(ModelError, match=r"segment\.sam: .*does not exist; give") as caught:
         resolve("segment.sam", source)
-    assert source in str(caught.value) and "\n" not in str(caught.value)
+    assert source in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_empty_folder_and_revision_of_a_folder_are_refused(tmp_path: Path, folder: Path):
@@ -116,6 +117,5 @@ def test_other_load_errors_become_one_line_and_out_of_memory_passes(folder: Path
         with loading("f", str(folder)):
             raise KeyError("x")
     assert "\n" not in str(caught.value)
-    with pytest.raises(torch.OutOfMemoryError):
-        with loading("f", str(folder)):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError), loading("f", str(folder)):
+        raise torch.OutOfMemoryError("CUDA out of memory")

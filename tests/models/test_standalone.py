@@ -47,7 +47,11 @@ def test_loads_without_this_package(tmp_path: Path) -> None:
     ).images
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "hf")}
     subprocess.run(
-        [sys.executable, "-P", "-c", LOAD, str(folder), str(again)], cwd=tmp_path, env=environment, check=True, timeout=240
+        [sys.executable, "-P", "-c", LOAD, str(folder), str(again)],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=240,
     )
     for place in (folder, again):
         assert np.array_equal(np.load(place / "out.npy"), expected)

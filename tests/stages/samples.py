@@ -38,4 +38,9 @@ def scenes(count: int) -> list[Scene]:
 def noise(id: str = "0" * 16, phrase: str = "mug") -> Sample:
     """A picture with nothing in it, by name of `phrase`."""
     pixels = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
-    return Sample(id, 0, {"caption": f"A photo of a {phrase}, here", "object": phrase}, {"png": encode_png(Image.fromarray(pixels))})
+    return Sample(
+        id,
+        0,
+        {"caption": f"A photo of a {phrase}, here", "object": phrase},
+        {"png": encode_png(Image.fromarray(pixels))},
+    )

@@ -81,10 +81,13 @@ def test_subject_stays_whole_within_its_scale_and_moves_everywhere():
     config = AugmentConfig(scale=(0.4, 0.6))
     boxes = [subject_box(draw_reference(solid(30, 20), 64, config, random.Random(seed))) for seed in range(200)]
     widths = [x1 - x0 for x0, _, x1, _ in boxes]
-    assert round(0.4 * 64) <= min(widths) <= 28 and 36 <= max(widths) <= round(0.6 * 64)
+    assert round(0.4 * 64) <= min(widths) <= 28
+    assert 36 <= max(widths) <= round(0.6 * 64)
     assert all(abs((x1 - x0) / (y1 - y0) - 1.5) < 0.1 for x0, y0, x1, y1 in boxes)
-    assert min(box[0] for box in boxes) == 0 and max(box[2] for box in boxes) == 64
-    assert min(box[1] for box in boxes) == 0 and max(box[3] for box in boxes) == 64
+    assert min(box[0] for box in boxes) == 0
+    assert max(box[2] for box in boxes) == 64
+    assert min(box[1] for box in boxes) == 0
+    assert max(box[3] for box in boxes) == 64
 
 
 def test_without_move_and_flip_the_subject_stays_in_the_middle():
@@ -116,7 +119,8 @@ def test_jitter_changes_the_subject_and_leaves_white_white():
         assert (reference[:16] == 255).all()
         seen.add(tuple(reference[32, 32]))
     assert len(seen) > 15
-    assert plain.jitter_probability == 0 and plain.erase_probability == 0
+    assert plain.jitter_probability == 0
+    assert plain.erase_probability == 0
 
 
 def test_erasing_covers_its_share_of_the_subject():
@@ -125,7 +129,8 @@ def test_erasing_covers_its_share_of_the_subject():
     for seed in range(100):
         reference = np.asarray(draw_reference(solid(40, 40), 64, config, random.Random(seed)))
         shares.append(1 - (reference < 250).any(-1).sum() / 48**2)
-    assert 0.015 <= min(shares) < 0.06 and 0.2 < max(shares) <= 0.26
+    assert 0.015 <= min(shares) < 0.06
+    assert 0.2 < max(shares) <= 0.26
 
 
 def test_disabled_gives_one_plain_reference():
@@ -135,7 +140,8 @@ def test_disabled_gives_one_plain_reference():
     expected = prepare_reference(rgba(scene), 64, AugmentConfig().middle_scale)
     assert np.array_equal(pixels(made, "reference0.png"), np.asarray(expected))
     x0, y0, x1, y1 = subject_box(expected)
-    assert abs(max(x1 - x0, y1 - y0) - 48) <= 1 and abs(x0 + x1 - 64) <= 2
+    assert abs(max(x1 - x0, y1 - y0) - 48) <= 1
+    assert abs(x0 + x1 - 64) <= 2
 
 
 def test_size_resizes_target_and_references():

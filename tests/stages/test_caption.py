@@ -38,7 +38,10 @@ def test_golden_captions():
     """Guards `Caption.version`: the same config and seed give the same rows for good."""
     samples = made(Caption(grammar(), seed=7), 1, range(10, 20))
     assert samples[0].id == "1f968073cdce5582"
-    assert samples[0].meta == {"caption": "A photo of a vase, in the center on a city street at sunset", "object": "vase"}
+    assert samples[0].meta == {
+        "caption": "A photo of a vase, in the center on a city street at sunset",
+        "object": "vase",
+    }
     rows = json.dumps([[s.id, s.unit, s.meta, s.columns] for s in samples], sort_keys=True)
     assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "193d3b922be4a611"
 

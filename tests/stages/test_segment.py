@@ -68,7 +68,8 @@ def test_mask_is_the_alpha_of_the_unchanged_picture(models: Segment, some: list[
         mask = pixels[..., 3] > 0
         overlaps.append((mask & scene.mask).sum() / (mask | scene.mask).sum())
         assert sample.columns["area"] == pytest.approx(mask.mean())
-        assert len(sample.columns["box"]) == 4 and 0 < sample.columns["score"] < 1
+        assert len(sample.columns["box"]) == 4
+        assert 0 < sample.columns["score"] < 1
     assert np.mean(overlaps) > 0.75
     assert [sample.id for sample in made] == [sample.id for sample in given]
     assert made[0].meta == given[0].meta
@@ -89,7 +90,8 @@ def test_each_filter_has_its_reason(models: Segment, some: list[Scene], changes:
     made = segment(models, samples(some), **changes)
     assert reasons(made) == {("rejected", reason)}
     assert set(made[0].columns) == columns
-    assert reason in Segment.reasons and columns <= set(Segment.columns.names)
+    assert reason in Segment.reasons
+    assert columns <= set(Segment.columns.names)
 
 
 def test_what_is_not_in_the_picture_is_not_detected(models: Segment, some: list[Scene]):

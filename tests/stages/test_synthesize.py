@@ -112,9 +112,7 @@ def test_picture_flagged_by_the_safety_checker_is_rejected(base: Path, tmp_path:
     pipeline = DiffusionPipeline.from_pretrained(base)
     pipeline.register_modules(
         safety_checker=checker,
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
     )
     pipeline.save_pretrained(tmp_path)
     assert {sample.reason for sample in paint(config(tmp_path))} == {"nsfw"}
