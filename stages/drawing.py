@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from PIL import Image
 from models.references import prepare_picture
 from stages.base import InputError, sample_seed
 from stages.subjects import Subject, read_picture
-
-if TYPE_CHECKING:
-    from models.pipeline import BootPIGPipeline
 
 METHODS = ("text_only", "untrained", "bootpig", "bootpig_no_reference")
 """What draws. `text_only`: the base model; `untrained`: BootPIG before training; `bootpig_no_reference`: the trained
@@ -94,12 +91,17 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> dict[str, lis
 
 
 def draw(
-    pipeline: BootPIGPipeline,
+    pipeline: Any,
     rows: Sequence[Drawing],
     references: Mapping[str, Sequence[Image.Image]] | None,
     sampling: Sampling,
 ) -> Iterator[list[Image.Image]]:
-    """Draw `rows` in batches, RGB, in order; `references` None is the base with plain classifier-free guidance."""
+    """Draw `rows` in batches, RGB, in order.
+
+    Args:
+        pipeline: a `BootPIGPipeline`.
+        references: by the subject's name; None: the base alone, with plain classifier-free guidance.
+    """
     for begin in range(0, len(rows), sampling.batch_size):
         batch = rows[begin : begin + sampling.batch_size]
         # The first noise is drawn here, on the CPU, so that no method's other draws can shift it.
@@ -115,7 +117,7 @@ def draw(
         ).images
 
 
-def latent_shape(pipeline: BootPIGPipeline) -> tuple[int, int, int, int]:
+def latent_shape(pipeline: Any) -> tuple[int, int, int, int]:
     """(1, C, h, w) at the UNet's own resolution."""
     size = pipeline.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size

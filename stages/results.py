@@ -31,9 +31,9 @@ class Cell:
     mean: float
     low: float
     high: float
-    at: float = 0.0
-    begin: float = 0.0
-    width: float = 0.0
+    at: float
+    begin: float
+    width: float
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,9 @@ def _column(metrics: Mapping[str, Any], metric: str) -> dict[str, Cell]:
         return {}
     low = min(value["ci95"][0] for value in values.values())
     span = max(max(value["ci95"][1] for value in values.values()) - low, 1e-9)
-    return {
-        method: Cell(
-            value["mean"],
-            *value["ci95"],
-            at=round((value["mean"] - low) / span * 100, 2),
-            begin=round((value["ci95"][0] - low) / span * 100, 2),
-            width=round((value["ci95"][1] - value["ci95"][0]) / span * 100, 2),
-        )
-        for method, value in values.items()
-    }
+    cells = {}
+    for method, value in values.items():
+        begin, end = value["ci95"]
+        at, left, width = ((number / span) * 100 for number in (value["mean"] - low, begin - low, end - begin))
+        cells[method] = Cell(value["mean"], begin, end, round(at, 2), round(left, 2), round(width, 2))
+    return cells

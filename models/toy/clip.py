@@ -15,7 +15,7 @@ from models.toy.tokens import all_captions, build_tokenizer
 from models.toy.training import Recipe, fit
 from models.toy.world import KINDS, POSITIONS, SCENES, SIZE
 
-RECIPE = Recipe(steps=2500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
+RECIPE = Recipe(steps=1800, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 64
 MAX_TOKENS = 32
 MEAN = STD = [0.5, 0.5, 0.5]

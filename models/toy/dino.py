@@ -15,7 +15,7 @@ from models.toy.soften import pictures, soften
 from models.toy.training import Recipe, fit
 from models.toy.world import KINDS, SIZE
 
-RECIPE = Recipe(steps=2500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
+RECIPE = Recipe(steps=1600, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 PAIRS = 6000
 KINDS_A_BATCH = 3
 IDENTITIES_A_KIND = 12

@@ -15,7 +15,7 @@ from models.toy.sam_model import IMAGE_SIZE, build_sam_vit_toy
 from models.toy.soften import pictures, soften
 from models.toy.training import Recipe, fit
 
-RECIPE = Recipe(steps=2000, learning_rate=1e-3, tail_from=0.4, ema=0.99)
+RECIPE = Recipe(steps=1200, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 24
 JITTER = 3.0
 """Pixels by which each edge of a prompt's box is moved at most: about as far as the detector errs."""
