@@ -90,15 +90,15 @@ class FileSource:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise InputError(f"caption.file: {name}, line {line}: not UTF-8; save the file as UTF-8") from error
+            bad = data.count(b"\n", 0, error.start) + 1
+            raise InputError(f"caption.file: {name}, line {bad}: not UTF-8; save the file as UTF-8") from error
         numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if not numbered:
             raise InputError(f"caption.file: {name} holds no caption; write one caption a line")
         if not any(object_phrase(line) for _, line in numbered):
-            number, line = numbered[0]
+            first, text = numbered[0]
             raise InputError(
-                f"caption.file: {name}, line {number}: {line[:80]!r} has no object phrase, nor has any other line; "
+                f"caption.file: {name}, line {first}: {text[:80]!r} has no object phrase, nor has any other line; "
                 "write captions as 'A photo of a <object>, <position> <scene>'"
             )
         return [line for _, line in numbered]

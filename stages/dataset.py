@@ -72,8 +72,8 @@ class Epoch:
 class Order:
     """Which sample stands where in the endless stream of epochs; nothing is read for it.
 
-    In each epoch the units are shuffled and cut into windows of about `window` samples; a window is shuffled as a whole.
-    A batch may reach from one epoch into the next, so that no sample is ever dropped.
+    In each epoch the units are shuffled and cut into windows of about `window` samples; a window is shuffled as a
+    whole. A batch may reach from one epoch into the next, so that no sample is ever dropped.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, window: int) -> None:

@@ -61,8 +61,8 @@ class Inputs:
 class Draws:
     """Draws noise, timesteps and what is dropped for a batch.
 
-    A visit's draws follow from its own seed alone, a whole step's from (train seed, step): so neither the number of ranks
-    nor the size of a device's batch nor a resume changes them.
+    A visit's draws follow from its own seed alone, a whole step's from (train seed, step): so neither the number of
+    ranks nor the size of a device's batch nor a resume changes them.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from stages.base import (
     ReduceStage,
     StageConfig,
 )
+from stages.fields import ModelName, Revision
 from storage.fingerprint import digest
 
 if TYPE_CHECKING:
@@ -47,12 +48,8 @@ class Trainable(StageConfig):
 class TrainConfig(StageConfig):
     """The recipe. Defaults are the paper's; where it is silent, the published code's."""
 
-    model: str = Field(
-        min_length=1, json_schema_extra=MODEL, description="Base pipeline in diffusers' format: a folder or a hub id."
-    )
-    revision: str | None = Field(
-        default=None, json_schema_extra=MODEL, description="Branch, tag or commit of a hub id."
-    )
+    model: ModelName = Field(description="Base pipeline in diffusers' format: a folder or a hub id.")
+    revision: Revision = None
     init_from: str | None = Field(
         default=None, json_schema_extra=MODEL, description="A trained model's folder to go on from; null: the base."
     )
@@ -280,7 +277,7 @@ def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline:
 
     base = sources["model"]
     with loading("train.model", base.source):
-        pipeline = BootPIGPipeline.from_pretrained(
+        pipeline: BootPIGPipeline = BootPIGPipeline.from_pretrained(
             base.path,
             revision=base.revision,
             dtype=torch.float32,

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from models.pipeline import BootPIGPipeline
 from models.references import PreparedReferences
 from stages.dataset import EncodedSample
 
@@ -16,14 +15,14 @@ from stages.dataset import EncodedSample
 class SampleGrid:
     """Draws the same few training samples anew, to watch a model learn: a row a sample, reference | target | generated.
 
-    The pipeline shares its UNets with the model under training; nothing of the training's state is touched.
+    The `BootPIGPipeline` shares its UNets with the model under training; nothing of the training's state is touched.
     """
 
     ROWS: ClassVar[int] = 4
     STEPS: ClassVar[int] = 20
 
-    def __init__(self, pipeline: BootPIGPipeline, samples: Sequence[EncodedSample], seed: int) -> None:
-        self.pipeline: Any = pipeline
+    def __init__(self, pipeline: Any, samples: Sequence[EncodedSample], seed: int) -> None:
+        self.pipeline = pipeline
         self.seed = seed
         pipeline.set_progress_bar_config(disable=True)
         tensors = {name: [sample.tensors[name].float() for sample in samples] for name in samples[0].tensors}
@@ -44,7 +43,7 @@ class SampleGrid:
         pipeline.unet.eval()
         pipeline.reference_unet.eval()
         generated = pipeline(
-            reference_images=PreparedReferences.from_latents(self.references.to(device).split(1)),
+            reference_images=PreparedReferences.from_latents(list(self.references.to(device)[:, None])),
             prompt_embeds=self.prompt_embeds.to(device),
             reference_prompt_embeds=self.reference_prompt_embeds.to(device),
             height=self.targets.shape[-2] * side,
@@ -65,4 +64,5 @@ class SampleGrid:
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae
         pictures = vae.decode(latents.to(vae.device) / vae.config.scaling_factor).sample
-        return self.pipeline.image_processor.postprocess(pictures, output_type="pil")
+        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pictures, output_type="pil")
+        return images

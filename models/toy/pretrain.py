@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-PARTS = ("vae", "diffusion", "clip", "dino", "detector", "sam")
+PARTS = ("vae", "diffusion", "detector", "sam", "clip", "dino")
+"""In this order: the diffusion model is trained on the VAE, CLIP begins with the detector's picture tower."""
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def test_batches_and_several_references(shared: BootPIGXLPipeline) -> None:
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.slow
 def test_what_was_trained_goes_there_and_back(shared: BootPIGXLPipeline, folder: Path, tmp_path: Path) -> None:
     shared.save_bootpig(tmp_path)
     fresh = sdxl_pipeline(folder)

@@ -107,15 +107,15 @@ def test_unknown_hub_id_is_one_line(hub_cache: Path, monkeypatch):
 def test_truncated_file_is_named(folder: Path, name: str):
     file = folder / name
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ModelError, match=r"encode\.model: the file '.*" + name + "' is damaged; restore it"):
-        with loading("encode.model", str(folder)):
-            raise RuntimeError("whatever the library says")
+    message = r"encode\.model: the file '.*" + name + "' is damaged; restore it"
+    with pytest.raises(ModelError, match=message), loading("encode.model", str(folder)):
+        raise RuntimeError("whatever the library says")
 
 
 def test_other_load_errors_become_one_line_and_out_of_memory_passes(folder: Path):
-    with pytest.raises(ModelError, match=r"f: '.*' cannot be loaded \(KeyError: 'x'\); give") as caught:
-        with loading("f", str(folder)):
-            raise KeyError("x")
+    message = r"f: '.*' cannot be loaded \(KeyError: 'x'\); give"
+    with pytest.raises(ModelError, match=message) as caught, loading("f", str(folder)):
+        raise KeyError("x")
     assert "\n" not in str(caught.value)
     with pytest.raises(torch.OutOfMemoryError), loading("f", str(folder)):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -55,7 +55,8 @@ def test_window_bounds_the_units_in_use() -> None:
     for begin in range(0, 500, 50):
         assert len({order.at(position)[1] for position in range(begin, begin + 50)}) == 5
     here, soon = order.ahead(0)
-    assert len(here) == 5 and len(soon) == 1
+    assert len(here) == 5
+    assert len(soon) == 1
     here, soon = order.ahead(49)
     assert set(soon) == {order.at(position)[1] for position in range(50, 100)}
 

@@ -43,7 +43,8 @@ def draws(**values: Any) -> Draws:
 def test_draws_follow_from_the_visit_alone() -> None:
     whole = draws()(0, batch())
     again = draws()(5, batch(range(4, 8)))
-    assert torch.equal(whole.noise[4:8], again.noise) and torch.equal(whole.timesteps[4:8], again.timesteps)
+    assert torch.equal(whole.noise[4:8], again.noise)
+    assert torch.equal(whole.timesteps[4:8], again.timesteps)
     assert torch.equal(whole.reference_noise[4:8], again.reference_noise)
     assert whole.use_reference[4:8] == again.use_reference
     other = draws()(0, batch(range(B, 2 * B)))
@@ -54,10 +55,13 @@ def test_noise_is_normal_and_independent() -> None:
     inputs = [draws()(0, batch(range(i * B, i * B + B))) for i in range(60)]
     noise = torch.cat([i.noise for i in inputs]).flatten()
     reference_noise = torch.cat([i.reference_noise for i in inputs]).flatten()
-    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
     assert abs(torch.corrcoef(torch.stack([noise, reference_noise]))[0, 1]) < 0.02
     timesteps = torch.cat([i.timesteps for i in inputs])
-    assert timesteps.min() < 20 and timesteps.max() > 980 and abs(timesteps.double().mean() - 499.5) < 40
+    assert timesteps.min() < 20
+    assert timesteps.max() > 980
+    assert abs(timesteps.double().mean() - 499.5) < 40
 
 
 def test_dropouts() -> None:
@@ -66,7 +70,8 @@ def test_dropouts() -> None:
     assert 0.21 < empty.float().mean() < 0.29
     assert not any((i.reference_prompt_embeds == 9.0).any() for i in many)
     kept = torch.tensor([i.use_reference for i in many]).float()
-    assert 0.56 < kept.mean() < 0.64 and 0 < kept.mean(1).min() < kept.mean(1).max() < 1
+    assert 0.56 < kept.mean() < 0.64
+    assert 0 < kept.mean(1).min() < kept.mean(1).max() < 1
 
 
 def test_reference_dropped_for_a_whole_step() -> None:

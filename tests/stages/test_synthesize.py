@@ -135,7 +135,7 @@ def test_folder_that_is_no_pipeline_and_unknown_scheduler_are_one_line(base: Pat
     (tmp_path / "notes.json").write_text(json.dumps({}))
     with pytest.raises(ModelError, match=r"synthesize\.model: .* cannot be loaded"):
         paint(config(tmp_path))
-    with pytest.raises(ModelError, match="no scheduler 'FooScheduler'; choose one of .*UniPCMultistepScheduler"):
+    with pytest.raises(ModelError, match=r"no scheduler 'FooScheduler'; choose one of .*UniPCMultistepScheduler"):
         paint(config(base, scheduler="FooScheduler"))
     with pytest.raises(ModelError, match=r"synthesize\.device: this machine has no device 'cuda:99'"):
         paint(config(base, device="cuda:99"))

@@ -112,7 +112,8 @@ def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: st
         [{k: v for k, v in line.items() if k != "samples_per_second"} for line in log(tmp_path / name)]
         for name in ("straight", "second")
     ]
-    assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [2, 4, 6]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0]] == [2, 4, 6]
     for step in (2, 4, 6):
         name = f"samples/step-{step:06d}.png"
         assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -169,7 +170,7 @@ def test_model_loads_and_another_goes_on_from_it(base: Path, data: ReduceInput, 
     pipeline = BootPIGPipeline.from_pretrained(base)
     info = pipeline.load_bootpig(model)
     assert info["key_scale"] == pipeline.config.key_scale == 1.1
-    assert info["reference_caption"] == "object" and info["prediction_type"] == "v_prediction"
+    assert (info["reference_caption"], info["prediction_type"]) == ("object", "v_prediction")
     assert str(tmp_path) not in json.dumps({**info, "base": ""})
     frozen = recipe(base, steps=1, init_from=str(model), learning_rate_reference=0, learning_rate_base=0)
     assert equal(first, train(frozen, data, tmp_path / "second"))

@@ -1,0 +1,44 @@
+"""A Prefect server for the session, and a pipeline small enough for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.loading import load_config
+from stages.config import PipelineConfig
+
+TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a test server; its home is a temporary folder."""
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    os.environ["PREFECT_SERVER_LOGGING_LEVEL"] = "CRITICAL"
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    """Overrides of configs/toy.yaml: a store of its own, four units of ten, and models that are only looked at."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model_index.json").write_text("{}")
+    fields = ("synthesize.model", "segment.detector", "segment.sam", "encode.model", "train.model")
+    fields += ("evaluate.model", "evaluate.clip", "evaluate.dino")
+    overrides = [f"root={tmp_path / 'store'}", "caption.count=40", "unit_size=10"]
+    return overrides + [f"{field}={model}" for field in fields]
+
+
+@pytest.fixture
+def config(settings: list[str]) -> PipelineConfig:
+    return load_config(TOY, settings)

@@ -1,0 +1,134 @@
+"""The flows against a real Prefect server: states, cached units, failed units, records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flows.runs import latest_run, list_runs, read_run
+from stages.base import InputError
+from stages.config import PipelineConfig
+from storage.root import Root
+
+pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
+
+
+def task_states(flow_run_id: Any, expected: int) -> list[tuple[str, str]]:
+    """(name, state) of the task runs below the subflows of a flow run, once the server shows `expected` of them."""
+    import time
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while True:
+            parent = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]))
+            runs = client.read_task_runs(flow_run_filter=parent, limit=200)
+            ended = sorted((run.name, run.state_name or "") for run in runs if run.end_time is not None)
+            if len(ended) >= expected or time.monotonic() > deadline:
+                return ended
+            time.sleep(0.5)
+
+
+def test_the_second_run_is_cached_and_shown_so(config: PipelineConfig) -> None:
+    from flows.pipeline import bootstrap
+
+    first = bootstrap(config, until="caption", return_state=True)
+    assert first.is_completed()
+    second = bootstrap(config, until="caption", return_state=True)
+    assert second.is_completed()
+    states = task_states(second.state_details.flow_run_id, 4)
+    assert states == [(f"unit {unit}", "Cached") for unit in range(4)]
+    a, b = list_runs(Root(config.root))
+    assert (a.stages["caption"].made, a.stages["caption"].cached) == ([0, 1, 2, 3], 0)
+    assert (b.stages["caption"].made, b.stages["caption"].cached) == ([], 4)
+    assert b.stages["caption"].rows["ok"] == 40
+    with pytest.raises(InputError):  # a part of the DAG is no version of the data set
+        latest_run(Root(config.root))
+
+
+def test_force_makes_the_chosen_units_again(config: PipelineConfig) -> None:
+    from flows.pipeline import bootstrap, run_stage
+
+    bootstrap(config, until="caption", return_state=True)
+    state = run_stage("caption", config, units=[2, 0], force=True, return_state=True)
+    assert state.is_completed()
+    record = list_runs(Root(config.root))[-1]
+    assert (record.stages["caption"].made, record.stages["caption"].cached) == ([0, 2], 0)
+
+
+def test_failed_units_are_named_and_the_others_go_on(config: PipelineConfig) -> None:
+    from flows.pipeline import bootstrap, run_stage
+
+    bootstrap(config, until="caption", return_state=True)
+    root = Root(config.root)
+    markers = [name for name in root.local.rglob("part-00001*")] if root.local else []
+    for path in markers:
+        path.unlink()
+    # synthesize reads captions: without that of unit 1 its unit 1 fails before any model is loaded
+    state = run_stage("synthesize", config, units=[1], return_state=True)
+    assert state.is_failed()
+    assert state.message == "synthesize: 1/1 units failed: 1"
+    record = list_runs(root)[-1]
+    assert record.state == "failed"
+    assert "unit 1" in record.stages["synthesize"].failed[1]
+
+
+def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> None:
+    from flows.pipeline import bootstrap, run_stage
+
+    gone = config.model_copy(update={"synthesize": config.synthesize.model_copy(update={"model": "/nowhere/model"})})
+    with pytest.raises(InputError, match=r"synthesize\.model"):
+        bootstrap(gone, until="synthesize")
+    with pytest.raises(InputError, match="no such stage"):
+        run_stage("segmint", config)
+    with pytest.raises(InputError, match="no unit of this run"):
+        run_stage("caption", config, units=[77])
+    assert list_runs(Root(config.root)) == []
+
+
+def test_a_run_is_continued_by_its_id(config: PipelineConfig) -> None:
+    from flows.pipeline import TOY, bootstrap
+
+    bootstrap(config, until="caption", return_state=True)
+    root = Root(config.root)
+    (record,) = list_runs(root)
+    elsewhere = TOY.model_copy(update={"root": config.root})
+    state = bootstrap(elsewhere, run=record.id, until="caption", return_state=True)
+    assert state.is_completed()
+    assert [run.id for run in list_runs(root)] == [record.id]
+    assert read_run(root, record.id).stages["caption"].cached == 4
+
+
+def test_regenerate_seeds_from_the_scheduled_time(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import UTC, datetime
+
+    from flows import pipeline
+    from flows.runs import read_config
+
+    when = datetime(2026, 5, 4, 2, tzinfo=UTC)
+    monkeypatch.setattr(pipeline, "_scheduled", lambda: when)
+    root = Root(config.root)
+    for _ in range(2):
+        assert pipeline.regenerate(config, until="caption", return_state=True).is_completed()
+    a, b = list_runs(root)
+    assert a.scheduled == when
+    assert read_config(root, a).seed == read_config(root, b).seed != config.seed
+    assert b.stages["caption"].cached == 4
+
+
+def test_other_processes_make_the_same_bytes(config: PipelineConfig) -> None:
+    from flows.pipeline import bootstrap
+
+    there = config.model_copy(update={"runner": "processes", "workers": 2, "root": f"{config.root}-there"})
+    for each in (config, there):
+        assert bootstrap(each, until="caption", return_state=True).is_completed()
+
+    def parts(root: Root) -> dict[str, bytes]:
+        assert root.local is not None
+        return {str(file.relative_to(root.local)): file.read_bytes() for file in root.local.rglob("part-*")}
+
+    assert parts(Root(config.root)) == parts(Root(there.root))
+    assert len(parts(Root(there.root))) == 8

@@ -1,0 +1,44 @@
+"""Which stages and units an option stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.selection import known_units, parse_units, span
+from flows.stage_run import numbers
+from stages.base import InputError
+from stages.config import PipelineConfig
+
+
+def test_span_is_inclusive_and_in_order() -> None:
+    assert span("segment", "encode") == ("segment", "augment", "encode")
+    assert span()[0] == "caption"
+    assert span(None, "caption") == ("caption",)
+
+
+def test_unknown_and_reversed_stages() -> None:
+    with pytest.raises(InputError, match="did you mean 'segment'"):
+        span("segmnet")
+    with pytest.raises(InputError, match="lies before"):
+        span("encode", "segment")
+
+
+def test_units_are_parsed_and_checked(config: PipelineConfig) -> None:
+    assert parse_units("3, 1-2,3") == [3, 1, 2, 3]
+    assert known_units(config, ("segment",), [3, 1, 1]) == (1, 3)
+    assert known_units(config, ("train",), None) is None
+    with pytest.raises(InputError, match=r"units: 4, 9 → no unit of this run; they are 0 to 3"):
+        known_units(config, ("segment",), [4, 0, 9])
+    with pytest.raises(InputError, match="makes one result"):
+        known_units(config, ("train",), [0])
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "-3", "1-", "2-x"])
+def test_bad_units(text: str) -> None:
+    with pytest.raises(InputError, match="write numbers"):
+        parse_units(text)
+
+
+def test_numbers_shorten_spans() -> None:
+    assert numbers([7, 0, 1, 2]) == "0-2, 7"
+    assert numbers([]) == ""
