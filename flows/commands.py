@@ -225,7 +225,8 @@ def _show(facts: Any, table: Table, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        Console().print(table)
+        # a pipe has no width: lines that are too long do less harm there than cells that are cut
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows import display, interrupt
-from flows.loading import load_config
+from flows.loading import dump_config, load_config
 from flows.runs import RunRecord, RunState, StageRecord, new_run, promote, read_config, read_run, run_of_flow
 from flows.selection import Selection, known_stage, known_units, span
 from flows.server import wait_recorded
@@ -22,6 +23,8 @@ from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
 from stages.registry import MAP_STAGES, STAGES
+from stages.report import build_report
+from stages.report_data import StageDone, gather
 from stages.survey import StageSurvey
 from storage.errors import StoreError
 
@@ -121,6 +124,7 @@ def _run(
         interrupted = not isinstance(error, Exception)
         work.end("interrupted" if interrupted else "failed", str(error).strip() or type(error).__name__)
         raise
+    work.report()
     wait_recorded(work.last_task)
     if failures:
         work.end("failed", "; ".join(failures))
@@ -211,6 +215,19 @@ class _Work:
         display.current.line(lines[0])
         for line in lines[1:]:
             display.current.line(line, "yellow")
+
+    def report(self) -> None:
+        """Write the run's report, and its metrics where there are some; a run is no worse for a report that fails."""
+        folder, root = self.record.folder, self.engine.root
+        done = {name: StageDone(len(stage.made), stage.seconds) for name, stage in self.record.stages.items()}
+        when = f"{self.record.started:%Y-%m-%d %H:%M} UTC"
+        try:
+            report = gather(self.engine, self.record.id, done, config=dump_config(self.engine.config), when=when)
+            if report.metrics is not None:
+                root.write(f"{folder}/metrics.json", json.dumps(report.metrics, indent=2).encode())
+            root.write(f"{folder}/report.html", build_report(report).encode())
+        except (ValueError, OSError) as error:
+            display.current.line(f"  warning: no report: {error}", "yellow")
 
     def end(self, state: RunState, message: str) -> None:
         self.record.state, self.record.message, self.record.ended = state, message, datetime.now(UTC)

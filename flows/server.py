@@ -116,6 +116,8 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_API_URL": address,
+        # nothing listens to a server that lives as long as a run
+        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
         # in batches: one by one it records some thirty task runs a second
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",

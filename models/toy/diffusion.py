@@ -32,6 +32,7 @@ SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
+    "steps_offset": 1,
 }
 
 

@@ -102,7 +102,9 @@ def kill_within(stage: str, root: Path, subjects: Path, home: Path, dice: random
 
 def identity(root: Path) -> dict[str, bytes]:
     """All that equal runs must have in common: parts, and the model that came of them."""
-    files = [p for p in root.rglob("part-*") if p.is_file()] + [p for p in root.glob("train/*/result/model/**/*") if p.is_file()]
+    files = [p for p in root.rglob("part-*") if p.is_file()] + [
+        p for p in root.glob("train/*/result/model/**/*") if p.is_file()
+    ]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(files)}
 
 
