@@ -44,7 +44,7 @@ def entry() -> NoReturn:
     try:
         code = main()
     except BaseException as error:
-        if isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code != 143):
+        if isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code not in (130, 143)):
             raise
         interrupt.stop(error)
         code = interrupt.exit_code(error)

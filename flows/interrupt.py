@@ -19,7 +19,9 @@ class Stopped(BaseException):
 
 
 def exit_code(error: BaseException) -> int:
-    """130 for Ctrl-C, 143 for SIGTERM (Prefect's `TerminationSignal`, or an exit that says so)."""
+    """130 for Ctrl-C, 143 for SIGTERM (Prefect's `TerminationSignal`), or what an exit says itself."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
     return 130 if isinstance(error, KeyboardInterrupt) else 143
 
 

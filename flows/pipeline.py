@@ -198,18 +198,18 @@ class _Work:
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]
         self.last_task = outcome.last_task or self.last_task
+        rows = survey.rows() if stage in MAP_STAGES else {}
         self.record.stages[stage] = StageRecord(
             fingerprint=survey.fingerprint,
             made=outcome.made,
             cached=outcome.cached,
             failed=outcome.failed,
-            rows=survey.rows() if stage in MAP_STAGES else {},
+            rows=rows,
             seconds=round(outcome.seconds, 3),
         )
         lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
         lines += [f"  unit {unit}: {message}" for unit, message in outcome.failed.items()]
-        lost = sum(survey.rows()["failed"].values()) if stage in MAP_STAGES else 0
-        if lost:
+        if lost := sum(rows.get("failed", {}).values()):
             lines.append(f"  warning: {lost} rows failed; --retry-failed makes them again")
         self._keep(*lines)
         display.current.line(lines[0])

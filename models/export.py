@@ -49,8 +49,7 @@ def save_trained(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = restore(reference_unet, unet)
-    whole.to(dtype=dtype or reference_unet.dtype).save_pretrained(folder / REFERENCE_FOLDER)
+    restore(reference_unet, unet, dtype).save_pretrained(folder / REFERENCE_FOLDER)
     state = unet.state_dict()
     names = list(state) if whole_base else rsa_names(unet)
     save_file({name: state[name].detach().to("cpu", dtype).contiguous() for name in names}, folder / RSA_FILE)

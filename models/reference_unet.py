@@ -153,9 +153,11 @@ def feature_count(reference_unet: nn.Module) -> int:
     return sum(isinstance(module, (BasicTransformerBlock, LastFeature)) for module in reference_unet.modules())
 
 
-def restore(reference_unet: UNet2DConditionModel, base: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The Reference UNet as an ordinary, whole UNet that shares its weights; the part that truncation took, which no
-    feature depends on, comes from `base`.
+def restore(
+    reference_unet: UNet2DConditionModel, base: UNet2DConditionModel, dtype: torch.dtype | None = None
+) -> UNet2DConditionModel:
+    """The Reference UNet as an ordinary, whole UNet; the part that truncation took, which no feature depends on, comes
+    from `base`. It shares the Reference UNet's weights, unless `dtype` asks for another.
 
     Raises:
         ValueError: the two are of different shapes.
@@ -163,8 +165,8 @@ def restore(reference_unet: UNet2DConditionModel, base: UNet2DConditionModel) ->
     config = {name: value for name, value in reference_unet.config.items() if not name.startswith("_")}
     with torch.device("meta"):
         whole = UNet2DConditionModel.from_config(config)
-    state = {name: tensor.to(reference_unet.dtype) for name, tensor in base.state_dict().items()}
-    state.update(reference_unet.state_dict())
+    state = {**base.state_dict(), **reference_unet.state_dict()}
+    state = {name: tensor.to(dtype or reference_unet.dtype) for name, tensor in state.items()}
     wanted = whole.state_dict()
     wrong = wanted.keys() ^ state.keys() or {name for name in wanted if wanted[name].shape != state[name].shape}
     if wrong:

@@ -83,12 +83,25 @@ def resolve(field: str, source: str, revision: str | None = None) -> ModelSource
     return ModelSource(field, source, source, _hub_commit(field, source, revision or "main"))
 
 
+def resolve_file(field: str, source: str) -> ModelSource:
+    """Find a checkpoint that is one local file.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    path = local_path(source)
+    if path is None or not path.is_file():
+        what = "does not exist" if path is None else "is a folder"
+        raise ModelError(f"{field}: {source!r} {what}; give the path of a checkpoint file")
+    return ModelSource(field, source, str(path))
+
+
 def local_path(source: str) -> Path | None:
     """The absolute path of `source` below the working folder or the project, or None if neither has it."""
-    given = Path(source).expanduser()
-    for path in (given, PROJECT / given):
-        if path.exists():
-            return path.resolve()
+    given = os.path.expanduser(source)
+    for path in (given, os.path.join(PROJECT, given)):
+        if os.path.exists(path):
+            return Path(path).resolve()
     return None
 
 

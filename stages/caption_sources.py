@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +61,7 @@ class FileSource:
 
     def __init__(self, config: CaptionConfig, seed: int) -> None:
         assert config.file is not None
-        self.path = Path(config.file).expanduser()
+        self.path = Path(os.path.expanduser(config.file))
         self.count = config.count
 
     def check(self) -> None:

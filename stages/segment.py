@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
-from models.sources import resolve
+from models.sources import resolve, resolve_file
 from stages.base import MapStage, ModelIdentity, Sample, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
 from stages.pictures import decode_png, encode_png
@@ -110,7 +110,7 @@ class Segment(MapStage):
     def models(self) -> Mapping[str, ModelIdentity]:
         return {
             "detector": resolve("segment.detector", self.config.detector, self.config.detector_revision),
-            "sam": resolve("segment.sam", self.config.sam),
+            "sam": resolve_file("segment.sam", self.config.sam),
         }
 
     def setup(self) -> None:
@@ -119,7 +119,7 @@ class Segment(MapStage):
 
         device, dtype = torch_device("segment.device", self.config.device), torch_dtype(self.config.dtype)
         detector = resolve("segment.detector", self.config.detector, self.config.detector_revision)
-        sam = resolve("segment.sam", self.config.sam)
+        sam = resolve_file("segment.sam", self.config.sam)
         self._detector: ZeroShotDetector = ZeroShotDetector(detector, device=device, dtype=dtype)
         self._segmenter: BoxSegmenter = BoxSegmenter(sam, self.config.sam_type, device=device, dtype=dtype)
 

@@ -19,7 +19,7 @@ from models.toy.training import Recipe, fit
 from models.toy.vae import latents
 from models.toy.world import KINDS, POSITIONS, SCENES, caption
 
-RECIPE = Recipe(steps=4500, learning_rate=8e-4, tail_from=0.5, ema=0.998)
+RECIPE = Recipe(steps=4000, learning_rate=8e-4, tail_from=0.5, ema=0.998)
 BATCH = 64
 CAPTION_DROPOUT = 0.1
 TOKENS = 24

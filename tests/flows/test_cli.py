@@ -28,7 +28,7 @@ def sets(settings: list[str]) -> list[str]:
     [
         (
             ["run", TOY, "--set", "caption.cuont=3"],
-            "caption.cuont: 3 → there is no such setting; did you mean 'count'?",
+            "caption.cuont: 3 → there is no such setting; did you mean 'count'",
         ),
         (["run", TOY, "--set", "seed=-1"], "seed: -1 → must be greater than or equal to 0"),
         (["run", "nope.yaml"], "config: 'nope.yaml' → there is no such file"),

@@ -64,7 +64,7 @@ def test_failed_units_are_named_and_the_others_go_on(config: PipelineConfig) -> 
 
     bootstrap(config, until="caption", return_state=True)
     root = Root(config.root)
-    markers = [name for name in root.local.rglob("part-00001*")] if root.local else []
+    markers = list(root.local.rglob("part-00001*")) if root.local else []
     for path in markers:
         path.unlink()
     # synthesize reads captions: without that of unit 1 its unit 1 fails before any model is loaded

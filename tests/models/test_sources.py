@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from models.sources import PROJECT, ModelError, content_digest, loading, resolve
+from models.sources import PROJECT, ModelError, content_digest, loading, resolve, resolve_file
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_relative_paths_are_found_from_the_working_folder_then_the_project(folde
     assert resolve("f", "models/toy").path == str(PROJECT / "models" / "toy")
 
 
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "a/b/c", "weights/sam.pth", "../gone"])
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "a/b/c", "weights/sam.pth", "../gone", "~nobody-here/x"])
 def test_missing_path_names_field_value_and_mend(source: str):
     with pytest.raises(ModelError, match=r"segment\.sam: .*does not exist; give") as caught:
         resolve("segment.sam", source)
@@ -76,6 +76,12 @@ def test_empty_folder_and_revision_of_a_folder_are_refused(tmp_path: Path, folde
         resolve("f", str(tmp_path / "empty"))
     with pytest.raises(ModelError, match="has no revision 'main'"):
         resolve("f", str(folder), "main")
+
+
+@pytest.mark.parametrize(("source", "what"), [("someone/sam", "does not exist"), ("models", "is a folder")])
+def test_checkpoint_file_is_no_folder_and_no_hub_id(source: str, what: str):
+    with pytest.raises(ModelError, match=rf"segment\.sam: '{source}' {what}; give the path of a checkpoint file"):
+        resolve_file("segment.sam", source)
 
 
 def test_hub_id_is_resolved_from_the_cache(hub_cache: Path):

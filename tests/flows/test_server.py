@@ -1,0 +1,113 @@
+"""The server that a run brings along: where the address comes from, and that no process outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.server import configured_api
+
+PROJECT = Path(__file__).parents[2]
+
+HOLD = """
+import signal, sys, time
+sys.path.insert(0, {project!r})
+from flows.server import prefect_server
+with prefect_server() as address:
+    print(address, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_address_comes_from_the_environment_or_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("PREFECT_PROFILE", raising=False)
+    monkeypatch.delenv("PREFECT_PROFILES_PATH", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert configured_api() is None
+    (tmp_path / "profiles.toml").write_text(
+        'active = "a"\n[profiles.a]\nPREFECT_API_URL = "http://a/api"\n[profiles.b]\n'
+    )
+    assert configured_api() == "http://a/api"
+    monkeypatch.setenv("PREFECT_PROFILE", "b")
+    assert configured_api() is None
+    monkeypatch.setenv("PREFECT_API_URL", "http://env/api")
+    assert configured_api() == "http://env/api"
+    (tmp_path / "profiles.toml").write_text("not toml [")
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert configured_api() is None
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A fresh home, and none of what another test's server has set."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    return kept | {"PREFECT_HOME": str(tmp_path / "home")}
+
+
+@pytest.mark.slow
+def test_a_killed_parent_takes_its_server_along(environment: dict[str, str]) -> None:
+    program = HOLD.format(project=str(PROJECT))
+    holder = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline().startswith("http://127.0.0.1:")
+    (server,) = psutil.Process(holder.pid).children()
+    assert "uvicorn" in server.cmdline()
+    holder.kill()
+    holder.wait()
+    psutil.wait_procs([server], timeout=10)
+    assert not server.is_running()
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:////nowhere/at/all.db"
+    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "run", "configs/toy.yaml"]
+    command += [
+        "--until",
+        "caption",
+        f"--set=root={tmp_path / 'store'}",
+        "--set=caption.count=10",
+        "--set=unit_size=10",
+    ]
+    done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("the Prefect server ended with")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_code(number: int, code: int, environment: dict[str, str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "run", "configs/toy.yaml"]
+    command += ["--until", "caption", f"--set=root={store}", "--set=caption.count=2000000", "--set=unit_size=1000"]
+    run = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores Ctrl-C, and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 300
+    while not list(store.glob("caption/*/part-*.parquet")) and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.1)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert children
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert errors == "interrupted; what is complete is kept, run it again to go on\n"
+    psutil.wait_procs(children, timeout=10)
+    assert not any(child.is_running() for child in children)
+    assert '"interrupted"' in next(store.glob("runs/*/run.json")).read_text()

@@ -1,0 +1,114 @@
+"""The README and the docs tell the truth: commands parse, files exist, every module is named, configs are valid."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from flows.cli import parser
+from flows.loading import load_config, parse_config
+from stages.config import PipelineConfig
+
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+PACKAGES = ("benchmarks", "flows", "models", "stages", "storage")
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if line.startswith("bootpig ")])
+def test_commands_parse(line: str) -> None:
+    asked = parser().parse_args(shlex.split(line)[1:])
+    assert callable(asked.command)
+    if getattr(asked, "config", None):
+        load_config(PROJECT / asked.config, asked.set)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", README)) | {"run", "test", "test-fast", "lint", "bench", "soak"}
+    assert named <= targets
+
+
+def test_links_lead_somewhere() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (PROJECT / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (PROJECT / target).exists(), target
+
+
+def test_real_models_in_the_readme_are_valid_settings() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    settings = yaml.safe_load((PROJECT / "configs" / "toy.yaml").read_text())
+    for stage, fields in yaml.safe_load(block).items():
+        settings[stage] |= fields
+    parse_config(yaml.safe_dump(settings))
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([\w/]+\.py)`", text, flags=re.MULTILINE))
+    there = {
+        path.relative_to(PROJECT).as_posix()
+        for package in PACKAGES
+        for path in (PROJECT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == there
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert load_config(path).unit_numbers()
+
+
+def test_every_setting_is_read() -> None:
+    source = "".join(path.read_text() for name in ("flows", "stages") for path in (PROJECT / name).rglob("*.py"))
+
+    def unread(model: type[BaseModel]) -> list[str]:
+        names = []
+        for name, field in model.model_fields.items():
+            below = field.annotation
+            if isinstance(below, type) and issubclass(below, BaseModel):
+                names += unread(below)
+            elif not re.search(rf"\.{name}\b", source):
+                names.append(f"{model.__name__}.{name}")
+        return names
+
+    assert unread(PipelineConfig) == []
+
+
+def test_packaging_knows_every_package_and_pins_every_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    packages = {package.replace(".", "/") for package in project["tool"]["setuptools"]["packages"]}
+    there = {path.parent.relative_to(PROJECT).as_posix() for p in PACKAGES[1:] for path in (PROJECT / p).rglob("*.py")}
+    assert packages == there | {"configs"}
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in _constraints()}
+    extras = project["project"]["optional-dependencies"].values()
+    for requirement in [*project["project"]["dependencies"], *(name for extra in extras for name in extra)]:
+        match = re.match(r"[A-Za-z0-9_.-]+", requirement)
+        assert match is not None
+        assert match[0].lower().replace("_", "-") in pinned, requirement
+
+
+def _constraints() -> list[str]:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", line) for line in lines if not line.startswith("#"))
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_ci_runs_the_test_command() -> None:
+    script = PROJECT / ".ci" / "run"
+    assert "make test" in script.read_text()
+    assert subprocess.run(["test", "-x", script], check=False).returncode == 0
