@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 Status = Literal["ok", "rejected", "failed"]
 
-SPEED = {"affects": "speed"}
+SPEED: dict[str, Any] = {"affects": "speed"}
 """`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never what it makes; stays out of the fingerprint."""
 
-EXTENT = {"affects": "extent"}
+EXTENT: dict[str, Any] = {"affects": "extent"}
 """How much is made, not what: growing it keeps every unit already made."""
 
-MODEL = {"affects": "model"}
+MODEL: dict[str, Any] = {"affects": "model"}
 """Where a model lies: the model's identity stands in the fingerprint in its place."""
 
 

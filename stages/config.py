@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.augment import AugmentConfig
 from stages.base import EXTENT, SPEED, StageConfig
@@ -51,6 +51,16 @@ class PipelineConfig(StageConfig):
     encode: EncodeConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _one_base(self) -> PipelineConfig:
+        encode, train = (self.encode.model, self.encode.revision), (self.train.model, self.train.revision)
+        if encode != train:
+            raise ValueError(
+                f"encode.model {encode[0]!r} is not train.model {train[0]!r} (or their revisions differ); "
+                "latents of one model do not train another, so name the same in both"
+            )
+        return self
 
     def unit_numbers(self) -> range:
         """The units of this run; the last one is whole too, so a count is rounded up to a multiple of `unit_size`."""
