@@ -118,10 +118,11 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         "PREFECT_UI_API_URL": address,
         # nothing listens to a server that lives as long as a run
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-        # in batches: one by one it records some thirty task runs a second
+        # in batches: one by one it records some thirty task runs a second; whole seconds, as the recorder cuts off
+        # fractions and half a second would be a busy loop
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     } | {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     # uvicorn itself, not `prefect server start`: that would be a parent of the server, and die alone

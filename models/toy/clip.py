@@ -35,25 +35,25 @@ def build_processor() -> CLIPProcessor:
 
 def build(tokens: int) -> CLIPModel:
     """An untrained CLIP whose vocabulary has `tokens` entries, the end token last."""
-    text = dict(
-        vocab_size=tokens,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        max_position_embeddings=MAX_TOKENS,
-        pad_token_id=tokens - 1,
-        bos_token_id=tokens - 2,
-        eos_token_id=tokens - 1,
-    )
-    vision = dict(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=8,
-    )
+    text = {
+        "vocab_size": tokens,
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "max_position_embeddings": MAX_TOKENS,
+        "pad_token_id": tokens - 1,
+        "bos_token_id": tokens - 2,
+        "eos_token_id": tokens - 1,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": SIZE,
+        "patch_size": 8,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
 
 

@@ -1,17 +1,24 @@
-"""Train the toy OWL-ViT: a box for the phrase that names the subject, none for any other phrase."""
+"""Train the toy OWL-ViT: a box for the phrase that names the subject, none for any other phrase.
+
+First pictures and simple phrases together; then the text tower alone, which learns to read past adjectives and unknown
+words, so that `a faded zigzag mug` asks for what `a mug` asks for.
+"""
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
-from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor, OwlViTProcessor
+from transformers import CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor, OwlViTProcessor
 
+from models.toy.phrases import ADJECTIVES, STRANGERS, rich_phrase, simple_phrase, strange_noun
 from models.toy.renders import scenes
 from models.toy.scenes import render_backdrop
 from models.toy.soften import pictures, soften
@@ -21,21 +28,13 @@ from models.toy.world import KINDS, SCENES, SIZE, object_phrase
 
 RECIPE = Recipe(steps=3500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 32
+READING = Recipe(steps=1500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
+PHRASES = 64
 EMPTY = 2
 """Pictures of a batch that show a scene without a subject."""
 PATCH = 8
 MAX_TOKENS = 32
 MEAN = STD = [0.5, 0.5, 0.5]
-
-ADJECTIVES = tuple(
-    "red orange yellow green blue purple pink white black grey brown small big old new shiny striped dotted checked "
-    "faded wooden ceramic plastic bright dark colourful little large vintage plain".split()
-)
-STRANGERS = tuple(
-    "dog cat tree chair guitar bicycle lamp clock book bottle shoe hat bird horse flower apple camera phone piano "
-    "spoon ladder train ship bench drum candle bucket cake bear table beach meadow hill sky wall street carpet".split()
-)
-"""Nouns that name no kind: a phrase with one of them has no box."""
 
 
 def build_processor() -> OwlViTProcessor:
@@ -48,25 +47,25 @@ def build_processor() -> OwlViTProcessor:
 
 def build(tokens: int) -> OwlViTForObjectDetection:
     """An untrained OWL-ViT whose vocabulary has `tokens` entries, the end token last."""
-    text = dict(
-        vocab_size=tokens,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        max_position_embeddings=MAX_TOKENS,
-        pad_token_id=tokens - 1,
-        bos_token_id=tokens - 2,
-        eos_token_id=tokens - 1,
-    )
-    vision = dict(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-    )
+    text = {
+        "vocab_size": tokens,
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "max_position_embeddings": MAX_TOKENS,
+        "pad_token_id": tokens - 1,
+        "bos_token_id": tokens - 2,
+        "eos_token_id": tokens - 1,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": SIZE,
+        "patch_size": PATCH,
+    }
     model = OwlViTForObjectDetection(OwlViTConfig(text_config=text, vision_config=vision, projection_dim=96))
     for layer in (*model.class_head.modules(), *model.box_head.modules()):
         if isinstance(layer, torch.nn.Linear):  # transformers draws these with a spread of 1: saturated from the start
@@ -79,11 +78,16 @@ def build(tokens: int) -> OwlViTForObjectDetection:
     return model
 
 
-def phrase(noun: str, rng: np.random.Generator) -> str:
-    """`a mug`, `mug`, `the old mug`, `a photo of a mug`: one way to ask for `noun`."""
-    named = f"{rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.3 else noun
-    with_article = object_phrase(named)
-    return (with_article, with_article, named, f"the {named}", f"a photo of {with_article}")[rng.integers(5)]
+class Reader(nn.Module):
+    """The detector's text side: a phrase's tokens → the query that patches are compared with, of length 1."""
+
+    def __init__(self, model: OwlViTForObjectDetection) -> None:
+        super().__init__()
+        self.text_model = model.owlvit.text_model
+        self.text_projection = model.owlvit.text_projection
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional.normalize(self.text_projection(self.text_model(**tokens).pooler_output).float(), dim=-1)
 
 
 def find(
@@ -99,7 +103,7 @@ def find(
     """
     feature_map, _ = model.image_embedder(pixel_values=x * 2 - 1)
     features = feature_map.flatten(1, 2)
-    queries = model.owlvit.text_projection(model.owlvit.text_model(**tokens).pooler_output)
+    queries = Reader(model)(tokens)
     logits, _ = model.class_predictor(features, queries.expand(len(x), -1, -1))
     return logits.float(), model.box_predictor(features.float(), feature_map)
 
@@ -109,6 +113,33 @@ def empty_scenes(count: int) -> np.ndarray:
     rng = random.Random("detector/empty")
     painted = (render_backdrop(rng.choice(SCENES), rng) for _ in range(count))
     return np.stack([np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX)) for picture in painted])
+
+
+def teach_words(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, work: Path, device: torch.device) -> None:
+    """Teach the text tower in place that a phrase asks for its noun: the plain noun's query is what it must give."""
+    reader = Reader(model)
+    plain = copy.deepcopy(reader).to(device).eval()
+
+    def read(phrases: list[str], side: Reader) -> torch.Tensor:
+        tokens = tokenizer(phrases, padding=True, truncation=True, return_tensors="pt").to(device)
+        return side(dict(tokens))
+
+    with torch.no_grad():
+        strange = read([object_phrase(noun) for noun in STRANGERS], plain).mean(0, keepdim=True)
+        queries = torch.cat(
+            [read([object_phrase(kind) for kind in KINDS], plain), functional.normalize(strange, dim=-1)]
+        )
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        asked = rng.integers(2 * len(KINDS), size=PHRASES).clip(max=len(KINDS))  # about half ask for a stranger
+        nouns = [KINDS[index] if index < len(KINDS) else strange_noun(rng) for index in asked]
+        given = read([(rich_phrase if rng.random() < 0.8 else simple_phrase)(noun, rng) for noun in nouns], reader)
+        index = torch.from_numpy(asked).to(device)
+        with torch.autocast(device.type, enabled=False):
+            cosines = given @ queries.T
+        return functional.cross_entropy(cosines * 20, index) + (1 - cosines[torch.arange(PHRASES), index]).mean()
+
+    fit("detector-reading", reader, loss, READING, work, device)
 
 
 def corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -131,7 +162,7 @@ def train(work: Path, device: torch.device) -> tuple[OwlViTForObjectDetection, O
         nothing = empty[rng.integers(len(empty), size=EMPTY)]
         x = soften(pictures(np.concatenate([data.images[index], nothing]), device), rng)
         nouns = [*KINDS, *rng.choice(STRANGERS, 6, replace=False)]
-        tokens = tokenizer([phrase(noun, rng) for noun in nouns], padding=True, return_tensors="pt").to(device)
+        tokens = tokenizer([simple_phrase(noun, rng) for noun in nouns], padding=True, return_tensors="pt").to(device)
         logits, boxes = find(model, x, dict(tokens))
 
         true = torch.from_numpy(data.boxes[index]).to(device).float()[:, None] / SIZE  # N×1×4 xyxy
@@ -162,6 +193,7 @@ def train(work: Path, device: torch.device) -> tuple[OwlViTForObjectDetection, O
         return f"giou {overlap.mean():.3f}  kind {right:.3f}  score {scores.amax(1).sigmoid().mean():.2f}"
 
     fit("detector", model, loss, RECIPE, work, device, report)
+    teach_words(model, tokenizer, work, device)
     return model, processor
 
 

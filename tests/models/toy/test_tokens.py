@@ -16,7 +16,9 @@ def tokenizer():
 def test_all_captions_are_ordered_by_kind_position_scene() -> None:
     captions = all_captions()
     assert len(captions) == len(set(captions)) == len(KINDS) * len(POSITIONS) * len(SCENES)
-    assert captions[(3 * len(POSITIONS) + 1) * len(SCENES) + 2] == f"A photo of a {KINDS[3]}, {POSITIONS[1]} {SCENES[2]}"
+    assert (
+        captions[(3 * len(POSITIONS) + 1) * len(SCENES) + 2] == f"A photo of a {KINDS[3]}, {POSITIONS[1]} {SCENES[2]}"
+    )
 
 
 def test_the_end_token_has_the_highest_id_and_the_first_is_not_zero(tokenizer) -> None:
@@ -39,4 +41,5 @@ def test_a_saved_tokenizer_reads_the_same(tokenizer, tmp_path) -> None:
     texts = ["a mug", "An UMBRELLA, on the left under a starry night sky", "a faded camera"]
     assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
     padded = again("a mug", padding="max_length")["input_ids"]
-    assert len(padded) == 32 and padded[4:] == [len(again) - 1] * 28
+    assert len(padded) == 32
+    assert padded[4:] == [len(again) - 1] * 28

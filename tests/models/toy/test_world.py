@@ -35,7 +35,8 @@ def test_renders_are_the_same_as_ever() -> None:
 
 def test_a_scene_is_fixed_by_its_seed() -> None:
     first, again, other = (render_scene(seed) for seed in ("a", "a", "b"))
-    assert np.array_equal(first.image, again.image) and first.identity == again.identity
+    assert np.array_equal(first.image, again.image)
+    assert first.identity == again.identity
     assert not np.array_equal(first.image, other.image)
 
 
@@ -43,9 +44,11 @@ def test_a_scene_is_fixed_by_its_seed() -> None:
 def test_mask_box_and_position_agree(position: str) -> None:
     scene = render_scene("agree", position=position, kind="mug")
     x0, y0, x1, y1 = scene.box
-    assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
+    assert scene.image.shape == (SIZE, SIZE, 3)
+    assert scene.image.dtype == np.uint8
     assert scene.mask[y0:y1, x0:x1].sum() == scene.mask.sum() > 100
-    assert 0 < x0 < x1 < SIZE and 0 < y0 < y1 < SIZE
+    assert 0 < x0 < x1 < SIZE
+    assert 0 < y0 < y1 < SIZE
     assert POSITIONS[np.digitize((x0 + x1) / 2 / SIZE, (0.42, 0.58))] == position
 
 
@@ -76,17 +79,22 @@ def test_captions_follow_the_grammar_and_never_name_a_look() -> None:
             for scene in SCENES:
                 text = caption(kind, position, scene)
                 match = grammar.fullmatch(text)
-                assert match and match[1] == object_phrase(kind)
+                assert match
+                assert match[1] == object_phrase(kind)
                 assert not re.search(r"plain|halves|bands|dots|checks|striped", text)
-    assert object_phrase("umbrella") == "an umbrella" and object_phrase("mug") == "a mug"
+    assert object_phrase("umbrella") == "an umbrella"
+    assert object_phrase("mug") == "a mug"
 
 
 def test_subject_and_reference() -> None:
     subject = render_subject("vase", 3)
     reference = np.asarray(render_reference("vase", 3))
-    assert subject.mode == "RGBA" and subject.getextrema()[3] == (0, 255)
+    assert subject.mode == "RGBA"
+    assert subject.getextrema()[3] == (0, 255)
     assert reference.shape == (SIZE, SIZE, 3)
-    assert (reference[[0, -1]] == 255).all() and (reference[:, [0, -1]] == 255).all() and reference.min() < 200
+    assert (reference[[0, -1]] == 255).all()
+    assert (reference[:, [0, -1]] == 255).all()
+    assert reference.min() < 200
 
 
 def test_unknown_names_are_refused() -> None:
