@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 Status = Literal["ok", "rejected", "failed"]
 
 SPEED: dict[str, Any] = {"affects": "speed"}
-"""`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never what it makes; stays out of the fingerprint."""
+"""`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never what it makes; out of the fingerprint."""
 
 EXTENT: dict[str, Any] = {"affects": "extent"}
 """How much is made, not what: growing it keeps every unit already made."""
@@ -115,10 +115,10 @@ class Stage(ABC):
         """
         return {}
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027 - a stage without models has nothing to load
         """Load the models: once a process, before the first unit."""
 
-    def teardown(self) -> None:
+    def teardown(self) -> None:  # noqa: B027
         """Free what `setup` loaded."""
 
 

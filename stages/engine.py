@@ -8,19 +8,20 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stages.base import FatalError, InputError, MapStage, Progress, ReduceStage, Sample
 from stages.config import PipelineConfig
 from stages.loaded import loaded
-from stages.registry import STAGES
 from stages.reduce import publish_result
+from stages.registry import STAGES
 from stages.shardio import pack, unpack
 from stages.survey import StageSurvey, Surveyor, fingerprint_of, make_stage
 from storage.errors import CorruptPart, StoreError
-from storage.folders import check_folder
 from storage.fingerprint import bytes_digest
+from storage.folders import check_folder
 from storage.parts import Marker, Parts
 from storage.root import Root
 
@@ -340,10 +341,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quietly(write: Any, *arguments: Any) -> None:
-    try:
+    with suppress(StoreError, OSError):
         write(*arguments)
-    except (StoreError, OSError):
-        pass
 
 
 def run_unit_in_process(

@@ -102,7 +102,9 @@ class Parts:
         """Units whose last attempt was not committed, with its message."""
         found = {name for name in self.root.names(self.folder) if name.startswith("failed-")}
         data = self.root.read_many([f"{self.folder}/{name}" for name in sorted(found)])
-        return {int(path.rsplit("-", 1)[1].split(".")[0]): value.decode(errors="replace") for path, value in data.items()}
+        return {
+            int(path.rsplit("-", 1)[1].split(".")[0]): value.decode(errors="replace") for path, value in data.items()
+        }
 
     def marker(self, unit: int) -> Marker | None:
         """The marker of one unit, or None. Raises CorruptPart when it is unreadable."""
@@ -139,7 +141,9 @@ class Parts:
         sha256 = bytes_digest(payload)
         name = f"part-{unit:05d}-{sha256[:8]}.tar"
         facts = {"input": input, "payload": name, "sha256": sha256, "size": len(payload)}
-        schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata({_METADATA: json.dumps(facts, sort_keys=True).encode()})
+        schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata(
+            {_METADATA: json.dumps(facts, sort_keys=True).encode()}
+        )
         table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", store_schema=True)

@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -99,7 +99,9 @@ class Root:
         except FileNotFoundError:
             return {}
         files = (entry for entry in entries if entry["type"] == "file")
-        return {name: int(e["size"] or 0) for e in files if not (name := e["name"].rsplit("/", 1)[-1]).startswith(".tmp-")}
+        return {
+            name: int(e["size"] or 0) for e in files if not (name := e["name"].rsplit("/", 1)[-1]).startswith(".tmp-")
+        }
 
     def folders(self, folder: str) -> list[str]:
         """Folder names directly in `folder`, sorted."""
@@ -117,10 +119,8 @@ class Root:
 
     def remove(self, path: str, recursive: bool = False) -> None:
         """Remove a file, or a folder; nothing there is no error."""
-        try:
+        with suppress(FileNotFoundError):
             self.fs.rm(self.join(path), recursive=recursive)
-        except FileNotFoundError:
-            pass
 
     def check_writable(self) -> None:
         """Write and remove a small file.

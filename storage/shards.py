@@ -35,7 +35,7 @@ def read_shard(source: bytes | str | Path) -> Iterator[tuple[str, dict[str, byte
     """
     import webdataset  # imports torch, which a reader of statistics can do without
 
-    opened = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+    opened = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115 - closed below
     with opened as stream:
         try:
             files = webdataset.tariterators.tar_file_expander([{"url": "shard", "stream": stream}])

@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.memory import keep_freed_memory
 
 
-
 @dataclass(frozen=True)
 class Recipe:
     """How one checkpoint is trained. `version` is raised when the meaning of a saved state changes."""
@@ -61,7 +60,9 @@ def fit(
     keep_freed_memory()
     module.to(device).train()
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), betas=recipe.betas, weight_decay=recipe.weight_decay, lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained.values(), betas=recipe.betas, weight_decay=recipe.weight_decay, lr=1e-3, fused=True
+    )
     average = {key: p.detach().clone() for key, p in trained.items()}
     state_file = work / f"{name}.pt"
     begin = 0
@@ -96,7 +97,10 @@ def fit(
             running = value.item() if running is None else 0.8 * running + 0.2 * value.item()
             rate = (done - begin) / (time.monotonic() - started)
             left = (recipe.steps - done) / rate / 60
-            print(f"{name}: step {done}/{recipe.steps}  loss {running:.4f}  {rate:.2f} it/s  {left:.1f} min left", flush=True)
+            print(
+                f"{name}: step {done}/{recipe.steps}  loss {running:.4f}  {rate:.2f} it/s  {left:.1f} min left",
+                flush=True,
+            )
         if done % 250 == 0 or done == recipe.steps:
             save(done)
         if report and done % 500 == 0:

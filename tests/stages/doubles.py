@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 class _Double(MapStage):
-    reasons = {"blank": "nothing to see"}
+    reasons: ClassVar = {"blank": "nothing to see"}
 
     @property
     def slice_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_run_then_cached(tmp_path: Path) -> None:
 def test_rows_are_the_ok_rows_above_and_payload_holds_the_ok_ones(tmp_path: Path) -> None:
     run(config(tmp_path))
     surveys = Engine(config(tmp_path)).survey_all()
-    for above, below in zip(MAP_STAGES, MAP_STAGES[1:], strict=False):
+    for above, below in itertools.pairwise(MAP_STAGES):
         for unit in range(4):
             ok = [r["id"] for r in surveys[above].markers[unit].rows if r["status"] == "ok"]
             assert [r["id"] for r in surveys[below].markers[unit].rows] == ok
@@ -158,7 +159,9 @@ def test_damage_costs_exactly_one_unit(tmp_path: Path, damage: str) -> None:
     CALLS.clear()
     made = run(config(tmp_path))
     assert made["segment"] == ["cached", "cached", "done", "cached"]
-    assert made["augment"] == made["encode"] == ["cached"] * 4, "the bytes came back the same, so nothing below is stale"
+    assert made["augment"] == made["encode"] == ["cached"] * 4, (
+        "the bytes came back the same, so nothing below is stale"
+    )
     assert made["train"] == ["cached"]
     assert image_bytes(tmp_path) == before
 
@@ -205,7 +208,7 @@ def test_two_runs_at_once_on_one_store(tmp_path: Path) -> None:
     def work() -> None:
         try:
             run(config(tmp_path / "shared"))
-        except BaseException as error:  # noqa: BLE001 - reported below
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(2)]

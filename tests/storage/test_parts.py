@@ -12,8 +12,8 @@ import pytest
 import webdataset
 
 from storage.errors import CorruptPart
-from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
 from storage.fingerprint import canonical_json, digest
+from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
 from storage.parts import Parts
 from storage.root import Root
 from storage.shards import read_shard, write_shard
@@ -33,7 +33,8 @@ def test_a_shard_is_its_members_and_plain_webdataset_reads_it(tmp_path: Path) ->
     (tmp_path / "x.tar").write_bytes(data)
     rows = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
     assert [row["__key__"] for row in rows] == ["a", "b"] and rows[0]["target.png"] == b"png"
-    info = tarfile.open(fileobj=io.BytesIO(data)).getmembers()[0]
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        info = archive.getmembers()[0]
     assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
 
 
@@ -76,7 +77,7 @@ def test_altered_and_missing_payloads_are_named(tmp_path: Path) -> None:
     parts = Parts(Root(str(tmp_path)), "s", "f")
     marker = parts.commit(7, ROWS, COLUMNS, b"payload", "i")
     (tmp_path / "s/f" / marker.payload).write_bytes(b"PAYLOAD")
-    with pytest.raises(CorruptPart, match="s unit 7: .*checksum; run again"):
+    with pytest.raises(CorruptPart, match=r"s unit 7: .*checksum; run again"):
         parts.payload(7, marker)
     parts.discard_payload(7)
     assert parts.markers([7]) == ({}, {7})
@@ -122,5 +123,5 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path, name: str) -
 def test_fingerprints() -> None:
     assert canonical_json({"b": 1, "a": [1.0, "é"]}) == '{"a":[1.0,"é"],"b":1}'.encode()
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Out of range"):
         canonical_json(float("nan"))
