@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script: `main` as a process that ends in time, whatever its threads do."""
     interrupt.exits_process = True
+    # the libraries' own bars would stand between ours
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         code = main()
     except BaseException as error:

@@ -121,7 +121,6 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         # in batches: one by one it records some thirty task runs a second; whole seconds, as the recorder cuts off
         # fractions and half a second would be a busy loop
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     } | {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}

@@ -96,18 +96,16 @@ class Check:
             return groups[group]()
 
     def vae(self) -> dict[str, float]:
-        vae = AutoencoderKL.from_pretrained(self.checkpoints / "stable-diffusion" / "vae", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(self.checkpoints / "stable-diffusion" / "vae", dtype=torch.float32)
         return {"vae_psnr_db": psnr(vae.eval(), self.held_out().images, torch.device("cpu"))}
 
     def t2i(self) -> dict[str, float]:
         """Pictures of as many captions of each kind, each seeded by its place in the grammar."""
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.checkpoints / "stable-diffusion", torch_dtype=torch.float32
-        )
+        pipeline = StableDiffusionPipeline.from_pretrained(self.checkpoints / "stable-diffusion", dtype=torch.float32)
         pipeline.set_progress_bar_config(disable=True)
         captions, rng = all_captions(), random.Random("check/t2i")
-        places, share = len(POSITIONS) * len(SCENES), GENERATED // len(KINDS)
-        chosen = [kind * places + place for kind in range(len(KINDS)) for place in rng.sample(range(places), share)]
+        a_kind, share = len(POSITIONS) * len(SCENES), GENERATED // len(KINDS)
+        chosen = [kind * a_kind + place for kind in range(len(KINDS)) for place in rng.sample(range(a_kind), share)]
         pictures: list[Image.Image] = []
         for begin in range(0, GENERATED, 32):
             batch = chosen[begin : begin + 32]
@@ -120,14 +118,14 @@ class Check:
                 generator=[torch.Generator().manual_seed(index) for index in batch],
             ).images
         index = np.array(chosen)
-        kinds, positions, places = index // places, index // len(SCENES) % len(POSITIONS), index % len(SCENES)
+        kinds, positions, backdrops = index // a_kind, index // len(SCENES) % len(POSITIONS), index % len(SCENES)
         judged = self.judged(pictures)
         boxes = self.detections(pictures, kinds)
         centres = np.array([(box[0] + box[2]) / 2 / SIZE if box is not None else np.nan for box in boxes])
         seen = np.where(np.isnan(centres), -1, np.digitize(centres, POSITION_BOUNDS))
         return {
             "t2i_kind_accuracy": float((judged["kind"] == kinds).mean()),
-            "t2i_scene_accuracy": float((judged["scene"] == places).mean()),
+            "t2i_scene_accuracy": float((judged["scene"] == backdrops).mean()),
             "t2i_position_accuracy": float((seen == positions).mean()),
         }
 

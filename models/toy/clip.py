@@ -128,5 +128,5 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
 def save(work: Path, out: Path, device: torch.device) -> None:
     """Train from `out/owlvit`, then write `out/clip` in float16."""
     model, processor = train(work, out, device)
-    model.to("cpu", torch.float16).save_pretrained(out / "clip")
+    model.half().cpu().save_pretrained(out / "clip")
     processor.save_pretrained(out / "clip")

@@ -101,10 +101,10 @@ def find(
         x: N×3×64×64 float32 in [0, 1].
         tokens: `input_ids` and `attention_mask`, Q×L.
     """
-    feature_map, _ = model.image_embedder(pixel_values=x * 2 - 1)
+    feature_map = model.image_embedder(pixel_values=x * 2 - 1)[0]
     features = feature_map.flatten(1, 2)
     queries = Reader(model)(tokens)
-    logits, _ = model.class_predictor(features, queries.expand(len(x), -1, -1))
+    logits = model.class_predictor(features, queries.expand(len(x), -1, -1))[0]
     return logits.float(), model.box_predictor(features.float(), feature_map)
 
 
@@ -200,5 +200,5 @@ def train(work: Path, device: torch.device) -> tuple[OwlViTForObjectDetection, O
 def save(work: Path, out: Path, device: torch.device) -> None:
     """Train, then write `out/owlvit` in float16."""
     model, processor = train(work, device)
-    model.to("cpu", torch.float16).save_pretrained(out / "owlvit")
+    model.half().cpu().save_pretrained(out / "owlvit")
     processor.save_pretrained(out / "owlvit")

@@ -127,5 +127,5 @@ def train(work: Path, device: torch.device) -> Dinov2Model:
 
 def save(work: Path, out: Path, device: torch.device) -> None:
     """Train, then write `out/dino` in float16."""
-    train(work, device).to("cpu", torch.float16).save_pretrained(out / "dino")
+    train(work, device).half().cpu().save_pretrained(out / "dino")
     build_processor().save_pretrained(out / "dino")

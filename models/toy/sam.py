@@ -41,12 +41,15 @@ def predict(sam: Sam, x: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tenso
     sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
     place = sam.prompt_encoder.get_dense_pe()
 
-    def decode(embedding: torch.Tensor, prompt: torch.Tensor, no_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def decode(
+        embedding: torch.Tensor, prompt: torch.Tensor, no_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         masks, quality = sam.mask_decoder.predict_masks(embedding[None], place, prompt[None], no_mask[None])
         return masks[0], quality[0]
 
     # the decoder takes one picture with many prompts; here are many pictures with one prompt each
-    return torch.vmap(decode)(embeddings, sparse, dense)
+    logits, quality = torch.vmap(decode)(embeddings, sparse, dense)
+    return logits, quality
 
 
 def masks_iou(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:

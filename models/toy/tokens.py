@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
@@ -34,7 +35,7 @@ def build_tokenizer(texts: Iterable[str], max_length: int) -> CLIPTokenizer:
     learner.normalizer, learner.pre_tokenizer = split.normalizer, split.pre_tokenizer
     trainer = BpeTrainer(vocab_size=4096, end_of_word_suffix=_WORD_END, show_progress=False)
     learner.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges: list[Any] = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*symbols, *(symbol + _WORD_END for symbol in symbols), *(a + b for a, b in merges), BEGIN, END]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}

@@ -33,9 +33,10 @@ def settings(tmp_path: Path) -> list[str]:
     model = tmp_path / "model"
     model.mkdir()
     (model / "model_index.json").write_text("{}")
-    fields = ("synthesize.model", "segment.detector", "segment.sam", "encode.model", "train.model")
+    fields = ("synthesize.model", "segment.detector", "encode.model", "train.model")
     fields += ("evaluate.model", "evaluate.clip", "evaluate.dino")
     overrides = [f"root={tmp_path / 'store'}", "caption.count=40", "unit_size=10"]
+    overrides.append(f"segment.sam={model / 'model_index.json'}")
     return overrides + [f"{field}={model}" for field in fields]
 
 
