@@ -81,7 +81,8 @@ def run(asked: argparse.Namespace) -> int:
     if isinstance(error, Exception):
         return explain(error)
     record = _record_of(config, str(state.state_details.flow_run_id), asked.run)
-    _conclude(config, record, time.monotonic() - started)
+    outcome = "done" if state.is_completed() else "failed"
+    _conclude(config, record, f"{outcome} in {time.monotonic() - started:.0f} s")
     if state.is_completed():
         return 0
     _complain(str(state.message))
@@ -117,7 +118,7 @@ def _record_of(config: PipelineConfig, flow_run: str, run: str | None) -> RunRec
     return next((record for record in reversed(list_runs(root)) if record.flow_run == flow_run), None)
 
 
-def _conclude(config: PipelineConfig, record: RunRecord | None, seconds: float) -> None:
+def _conclude(config: PipelineConfig, record: RunRecord | None, outcome: str) -> None:
     """The results table, where there are results, and where the report lies."""
     console = Console()
     root = Root(config.root)
@@ -127,7 +128,7 @@ def _conclude(config: PipelineConfig, record: RunRecord | None, seconds: float) 
         from stages.report import results_table
 
         console.print(results_table(metrics), highlight=False, markup=False)
-    console.print(f"{record.state} in {seconds:.0f} s; run {record.id}", highlight=False)
+    console.print(f"{outcome}; run {record.id}", highlight=False)
     if root.exists(f"{record.folder}/report.html"):
         console.print(f"report: {root.join(record.folder, 'report.html')}", highlight=False, soft_wrap=True)
 

@@ -61,7 +61,7 @@ class Display:
     def line(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
         if self.console is not None:
-            self.console.print(text, style=style, markup=False, highlight=False)
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class StageBar:

@@ -31,6 +31,9 @@ from storage.errors import StoreError
 TOY = load_config(Path(__file__).parents[1] / "configs" / "toy.yaml")
 """Where a deployment's form of parameters begins."""
 
+SHOWN = 5
+"""Warnings of a stage that are shown; the log has all."""
+
 
 @flow(flow_run_name="bootstrap {config.name}", persist_result=False)
 def bootstrap(
@@ -208,13 +211,15 @@ class _Work:
             seconds=round(outcome.seconds, 3),
         )
         lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
-        lines += [f"  unit {unit}: {message}" for unit, message in outcome.failed.items()]
+        lines += [f"  {message}" for message in outcome.failed.values()]
         if lost := sum(rows.get("failed", {}).values()):
             lines.append(f"  warning: {lost} rows failed; --retry-failed makes them again")
         self._keep(*lines)
         display.current.line(lines[0])
-        for line in lines[1:]:
+        for line in lines[1 : 1 + SHOWN]:
             display.current.line(line, "yellow")
+        if len(lines) > 1 + SHOWN:
+            display.current.line(f"  and {len(lines) - 1 - SHOWN} more: runs/{self.record.id}/log.txt", "yellow")
 
     def report(self) -> None:
         """Write the run's report, and its metrics where there are some; a run is no worse for a report that fails."""

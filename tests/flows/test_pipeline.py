@@ -116,7 +116,8 @@ def test_regenerate_seeds_from_the_scheduled_time(config: PipelineConfig, monkey
     a, b = list_runs(root)
     assert a.scheduled == when
     assert read_config(root, a).seed == read_config(root, b).seed != config.seed
-    assert b.stages["caption"].cached == 4
+    # both may begin within one second, so the list does not tell which was first
+    assert sorted(record.stages["caption"].cached for record in (a, b)) == [0, 4]
 
 
 def test_other_processes_make_the_same_bytes(config: PipelineConfig) -> None:
