@@ -164,7 +164,7 @@ def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     while time.monotonic() < deadline:
         if child.poll() is not None:
             raise ServerError(f"the Prefect server ended with {child.returncode}: {_last_line(log)}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=10) as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3) as answer:
             if answer.status == 200:
                 return
     raise ServerError(f"the Prefect server did not answer within {STARTUP_SECONDS:.0f} s: {_last_line(log)}")

@@ -82,6 +82,7 @@ class Root:
             handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as stream:
+                    os.fchmod(stream.fileno(), 0o644)  # mkstemp's own 0600 would keep other users out of a store
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
