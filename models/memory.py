@@ -13,8 +13,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 def keep_freed_memory() -> bool:
     """Let glibc reuse large freed blocks in place of returning them to the kernel after each operation.
 
-    Every activation of a CPU training step is a large block, and getting it anew costs its page faults: the toy VAE
-    trains 1.4 times as fast without them. A process keeps its peak memory until it ends.
+    Every activation of a CPU training step is a large block, and getting it anew costs its page faults: about 5 % of a
+    step of the toy BootPIG. A process keeps its peak memory until it ends.
 
     Returns:
         Whether the C library took the setting; False where it is not glibc.
