@@ -1,32 +1,40 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+EXTRAS := dev,s3
 
-.PHONY: run test test-fast lint bench soak install
+.PHONY: run test test-fast lint bench soak install install-dev
 
 run: install
 	$(BIN)/bootpig run configs/toy.yaml
 
-test: install
+test: install-dev
 	$(BIN)/python -m pytest -q
 
-test-fast: install
+test-fast: install-dev
 	$(BIN)/python -m pytest -q -m "not slow"
 
-lint: install
+lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
+bench: install-dev
 	$(BIN)/python -m benchmarks
 
-soak: install
+soak: install-dev
 	BOOTPIG_KILLS=100 $(BIN)/python -m pytest -q tests/flows/test_kill.py
 
 install: .venv/installed
 
+install-dev: .venv/installed-dev
+
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("bootpig needs Python 3.11 or 3.12: make PYTHON=python3.11") if not (3, 11) <= sys.version_info < (3, 13) else 0'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,s3]'
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e '.[$(EXTRAS)]'
 	touch $@

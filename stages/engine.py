@@ -144,7 +144,8 @@ class Engine:
         try:
             with loaded(reduce_stage, self.config) as ready:
                 assert isinstance(ready, ReduceStage)
-                publish_result(self.root, ready, survey, surveys[str(reduce_stage.upstream)], progress)
+                above = surveys[str(reduce_stage.upstream)]
+                publish_result(self.root, ready, survey, above, progress, anew=force)
         except CorruptPart as error:
             message = str(error)
         except (FatalError, OSError, RuntimeError) as error:

@@ -35,9 +35,17 @@ class StoredCheckpoints:
     def save(self, step: int, folder: Path) -> None:
         publish_folder(self.root, self._folder(step), folder)
         for old in self._steps()[:-KEEP]:
-            # The manifest goes first: a half-removed checkpoint is no checkpoint.
-            self.root.remove(f"{self._folder(old)}/manifest.json")
-            self.root.remove(self._folder(old), recursive=True)
+            self._remove(old)
+
+    def clear(self) -> None:
+        """Begin at the beginning: no checkpoint is left."""
+        for step in self._steps():
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # The manifest goes first: a half-removed checkpoint is no checkpoint.
+        self.root.remove(f"{self._folder(step)}/manifest.json")
+        self.root.remove(self._folder(step), recursive=True)
 
     def latest(self) -> tuple[int, Path] | None:
         for step in reversed(self._steps()):
@@ -51,9 +59,18 @@ class StoredCheckpoints:
 
 
 def publish_result(
-    root: Root, stage: ReduceStage, survey: StageSurvey, upstream: StageSurvey, progress: Progress
+    root: Root,
+    stage: ReduceStage,
+    survey: StageSurvey,
+    upstream: StageSurvey,
+    progress: Progress,
+    *,
+    anew: bool = False,
 ) -> None:
     """Run a reduce stage in a local work folder and publish its result, manifest last.
+
+    Args:
+        anew: from the beginning, not from the newest checkpoint.
 
     Raises:
         CorruptPart: something it reads is damaged; the damaged part is stale from then on.
@@ -63,6 +80,8 @@ def publish_result(
         workdir = scratch / "result"
         workdir.mkdir()
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
+        if anew:
+            checkpoints.clear()
         stage.run(_input(root, upstream, scratch), workdir, checkpoints, progress)
         # A result made again replaces the old one; without its manifest it is pending in between.
         root.remove(f"{survey.path}/result/manifest.json")

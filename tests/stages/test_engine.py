@@ -12,7 +12,7 @@ import pytest
 from stages.engine import Engine
 from stages.registry import MAP_STAGES
 from storage.shards import read_shard
-from tests.stages.doubles import CALLS, FAULTS, Painter, config, doubles, image_bytes
+from tests.stages.doubles import CALLS, FAULTS, Counter, Painter, config, doubles, image_bytes
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
@@ -182,6 +182,29 @@ def test_force_makes_again_and_equal_bytes_keep_what_is_below(tmp_path: Path) ->
     run(config(tmp_path))
     assert Engine(config(tmp_path)).run_unit("segment", 1, force=True).state == "done"
     assert all(found == {"complete"} for found in states(config(tmp_path)).values())
+
+
+def test_a_forced_result_begins_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def run_with_a_checkpoint(self, data, workdir, checkpoints, progress):
+        found.append(checkpoints.latest())
+        (tmp_path / "state").mkdir(exist_ok=True)
+        (tmp_path / "state" / "weights").write_text("half way")
+        checkpoints.save(3, tmp_path / "state")
+        if len(found) == 1:
+            raise RuntimeError("killed")
+        (workdir / "weights").write_text("whole")
+
+    monkeypatch.setattr(Counter, "run", run_with_a_checkpoint)
+    engine = Engine(config(tmp_path / "store"))
+    for stage in MAP_STAGES:
+        for unit in engine.units():
+            engine.run_unit(stage, unit)
+    assert engine.run_reduce("train").state == "failed"
+    assert engine.run_reduce("train").state == "done"
+    assert engine.run_reduce("train", force=True).state == "done"
+    assert [checkpoint and checkpoint[0] for checkpoint in found] == [None, 3, None]
 
 
 def test_an_edited_captions_file_flows_down_exactly_as_far_as_it_must(tmp_path: Path) -> None:
