@@ -63,7 +63,7 @@ def run(asked: argparse.Namespace) -> int:
     known_units(config, stages, units)
     if problems := Engine(config).preflight(stages):
         raise InputError("\n".join(problems))
-    if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source == "grammar":
+    if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
         rounded = config.unit_size * len(config.unit_numbers())
         _complain(f"caption.count: {config.caption.count} → {rounded} captions, whole units of {config.unit_size}")
     started = time.monotonic()

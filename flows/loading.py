@@ -123,7 +123,11 @@ def _model_of(model: type[BaseModel] | None, key: int | str) -> type[BaseModel] 
 
 
 def _value(problem: ErrorDetails) -> str:
-    return "missing" if problem["type"] == "missing" else _shown(problem["input"])
+    if problem["type"] == "missing":
+        return "missing"
+    field = str(problem["loc"][-1]) if problem["loc"] else ""
+    # what was pasted into a wrong place may be a secret
+    return "(not shown)" if "key" in field or "url" in field else _shown(problem["input"])
 
 
 def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:

@@ -21,11 +21,11 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from flows import display, interrupt
 from flows.loading import dump_config, parse_config
-from stages.base import ReduceStage
+from stages.base import MapStage, ReduceStage
 from stages.config import PipelineConfig
 from stages.engine import Engine, UnitReport
 from stages.registry import STAGES
-from stages.survey import StageSurvey
+from stages.survey import StageSurvey, make_stage
 
 LOST = (ValueError, AssertionError)
 """What further units would meet too: bad input (`InputError`, `ModelError`, `StoreError`) or a broken contract."""
@@ -39,15 +39,18 @@ class StageOutcome:
     cached: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     """Unit → why, one line."""
+    pending: dict[int, str] = field(default_factory=dict)
+    """Likewise of units that could not be made now, though nothing is wrong with them."""
     seconds: float = 0.0
     last_task: UUID | None = None
     """The task run that ended last: once the server shows it, it shows all."""
 
     def message(self) -> str:
-        total = len(self.made) + self.cached + len(self.failed)
+        total = len(self.made) + self.cached + len(self.failed) + len(self.pending)
+        left = f", {len(self.pending)} left pending: {numbers(self.pending)}" if self.pending else ""
         if self.failed:
-            return f"{len(self.failed)}/{total} units failed: {numbers(self.failed)}"
-        return f"{total} units: {len(self.made)} made, {self.cached} cached"
+            return f"{len(self.failed)}/{total} units failed: {numbers(self.failed)}{left}"
+        return f"{total} units: {len(self.made)} made, {self.cached} cached{left}"
 
 
 @dataclass
@@ -114,11 +117,14 @@ class StageRun:
         config = self.engine.config
         in_process = config.runner == "threads"
         made_by = (make_unit if in_process else make_unit_elsewhere).with_options(name=self.stage)
+        stage = make_stage(config, self.stage)
+        assert isinstance(stage, MapStage)
+        ahead = 0 if stage.sequential else 2 * config.workers
         with display.current.stage(self.stage, len(due) * config.unit_size) as bar:
             waiting: deque[tuple[int, PrefectFuture[Any]]] = deque()
             try:
                 for unit in due:
-                    if len(waiting) > 2 * config.workers:
+                    if len(waiting) > ahead:
                         self._await(waiting, bar)
                     place: Any = _Place(self.engine, bar) if in_process else dump_config(config)
                     waiting.append((unit, made_by.submit(place, self.stage, unit, self.force, self.retry_failed)))
@@ -148,6 +154,8 @@ class StageRun:
         self.outcome.last_task = state.state_details.task_run_id
         if state.name == "Cached":
             self.outcome.cached += 1
+        elif state.name == "Postponed":
+            self.outcome.pending[unit] = str(state.message)
         elif state.is_completed():
             self.outcome.made.append(unit)
         else:
@@ -199,6 +207,8 @@ def _state(report: UnitReport) -> State[Any]:
         return Failed(message=report.message)
     if report.state == "cached":
         return Completed(name="Cached", message="complete in the store")
+    if report.state == "pending":
+        return Completed(name="Postponed", message=report.message)
     rows = ", ".join(f"{count} {status}" for status, count in report.rows.items())
     return Completed(message=f"{rows or 'made'} in {report.seconds:.1f} s")
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from storage.parts import Parts
+
 Status = Literal["ok", "rejected", "failed"]
 
 SPEED: dict[str, Any] = {"affects": "speed"}
@@ -30,6 +32,10 @@ class InputError(ValueError):
 
 class FatalError(RuntimeError):
     """A fault that every further sample would meet too (no disk, a broken device): the unit is not committed."""
+
+
+class Postponed(RuntimeError):
+    """A unit cannot be made now, though nothing is wrong with it (a spending cap): it stays pending. One line."""
 
 
 class StageConfig(BaseModel):
@@ -122,6 +128,25 @@ class Stage(ABC):
         """Free what `setup` loaded."""
 
 
+Progress = Callable[[int, int, str], None]
+"""`progress(done, total, text)`: called as often as one likes; the engine draws it."""
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source may know of the store and the run. Most sources need none of it."""
+
+    parts: Parts
+    """The stage's folder."""
+    units: range
+    """The run's units."""
+    force: bool
+    """The unit is wanted anew although it may be complete."""
+    progress: Progress
+    usage: dict[str, Any] = field(default_factory=dict)
+    """What the source puts here goes to the unit's log."""
+
+
 class MapStage(Stage):
     """Turns the `ok` samples of one unit above into the rows and the shard of the same unit.
 
@@ -146,8 +171,20 @@ class MapStage(Stage):
         `FatalError` and `InputError` end the unit.
         """
 
-    def draw(self, unit: int, indices: range) -> list[Sample]:
-        """A source's samples of one unit, before `process`; `indices` are positions in the whole data set."""
+    @property
+    def sequential(self) -> bool:
+        """Whether unit k is made from the committed units below it, so that its units run one after the other."""
+        return False
+
+    def check_ready(self) -> None:
+        """What is needed to make units, though not to look at them: a key. Raises InputError."""
+
+    def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
+        """A source's samples of one unit, before `process`; `indices` are positions in the whole data set.
+
+        Raises:
+            Postponed: not now.
+        """
         raise TypeError(f"{self.name} is not a source")
 
     def source_digest(self, unit: int, indices: range) -> str:
@@ -174,10 +211,6 @@ class Checkpoints(Protocol):
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint as (step, local folder), or None. A damaged one is passed over and said."""
-
-
-Progress = Callable[[int, int, str], None]
-"""`progress(done, total, text)`: called as often as one likes; the engine draws it."""
 
 
 @dataclass(frozen=True)

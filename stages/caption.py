@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from string import Formatter
 from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from stages.base import EXTENT, MODEL, MapStage, ModelIdentity, Sample, StageConfig
+from stages.base import EXTENT, MODEL, MapStage, ModelIdentity, Sample, SourceContext, StageConfig
 from stages.caption_sources import SOURCES
+from stages.drafts import Draft
+from stages.llm_config import OpenAIConfig
 from stages.phrases import object_phrase
 
 BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
 """A blank of the template and the list that fills it."""
 
+FIELDS = {"grammar": ("template", *BLANKS.values()), "file": ("file",), "openai": ("openai",)}
+"""The fields of each source."""
+
 
 class CaptionConfig(StageConfig):
     """Where the captions come from, and how many."""
 
-    source: Literal["grammar", "file"] = Field(
-        default="grammar", description="grammar: the template below, filled at random. file: one caption a line."
+    source: Literal["grammar", "file", "openai"] = Field(
+        default="grammar",
+        description="grammar: the template below, filled at random. file: one caption a line. openai: an LLM.",
     )
     count: int = Field(
         ge=1,
@@ -45,26 +52,30 @@ class CaptionConfig(StageConfig):
     )
     positions: list[str] = Field(default=[], description="source grammar: what fills {position}: 'on the left'.")
     scenes: list[str] = Field(default=[], description="source grammar: what fills {scene}: 'on a sandy beach'.")
+    openai: OpenAIConfig | None = Field(
+        default=None, description="source openai: the endpoint, what it is asked, and how much it may cost."
+    )
 
     @model_validator(mode="after")
     def _source_has_its_fields(self) -> CaptionConfig:
-        problems = self._grammar_problems() if self.source == "grammar" else self._file_problems()
+        problems = [
+            f"{name} is used by source {source!r} only; remove it"
+            for source, names in FIELDS.items()
+            for name in names
+            if source != self.source and name in self.model_fields_set and getattr(self, name) is not None
+        ]
+        if self.source == "grammar":
+            problems += self._grammar_problems()
+        elif self.source == "file" and self.file is None:
+            problems.append("source 'file' needs file: the path of a text file, one caption a line")
+        elif self.source == "openai" and self.openai is None:
+            problems.append("source 'openai' needs openai: {model: …} at least")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    def _file_problems(self) -> list[str]:
-        problems = [
-            f"{name} is used by source 'grammar' only; remove it"
-            for name in ("template", *BLANKS.values())
-            if name in self.model_fields_set
-        ]
-        if self.file is None:
-            problems.append("source 'file' needs file: the path of a text file, one caption a line")
-        return problems
-
     def _grammar_problems(self) -> list[str]:
-        problems = ["file is used by source 'file' only; remove it"] if self.file is not None else []
+        problems: list[str] = []
         try:
             blanks = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
         except ValueError as error:
@@ -112,6 +123,10 @@ class Caption(MapStage):
     def slice_size(self) -> int:
         return 1000
 
+    @property
+    def sequential(self) -> bool:
+        return self.config.source == "openai"
+
     def models(self) -> Mapping[str, ModelIdentity]:
         """None; but the source is looked at here, before any work."""
         self._source.check()
@@ -120,16 +135,37 @@ class Caption(MapStage):
     def source_digest(self, unit: int, indices: range) -> str:
         return self._source.digest(indices)
 
-    def draw(self, unit: int, indices: range) -> list[Sample]:
-        captions = self._source.captions(unit, indices)
+    def check_ready(self) -> None:
+        self._source.check_ready()
+
+    def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
+        drafts = self._source.captions(unit, indices, context)
         return [
-            Sample(sample_id(self.seed, unit, index, caption), unit, {"caption": caption}, columns={"index": index})
-            for index, caption in zip(indices, captions, strict=False)  # a file may end within its last unit
+            self._sample(unit, index, draft)
+            for index, draft in zip(indices, drafts, strict=False)  # a file may end within its last unit
         ]
+
+    def _sample(self, unit: int, index: int, draft: Draft) -> Sample:
+        caption = draft.caption
+        sample = Sample(
+            sample_id(self.seed, unit, index, caption), unit, {"caption": caption}, columns={"index": index}
+        )
+        if draft.status == "ok":
+            return sample
+        return replace(
+            sample,
+            status=draft.status,
+            reason=draft.reason,
+            message=draft.message,
+            columns={"index": index, "caption": caption or None},
+        )
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         results = []
         for sample in samples:
+            if sample.status != "ok":  # its source has judged it
+                results.append(sample)
+                continue
             caption, index = sample.meta["caption"], sample.columns["index"]
             phrase = object_phrase(caption)
             if phrase is None:

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from stages.base import InputError
+from stages.base import InputError, SourceContext
+from stages.drafts import Draft
+from stages.llm_source import OpenAISource
 from stages.phrases import object_phrase
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ class CaptionSource(Protocol):
     def check(self) -> None:
         """Raises InputError if there is nothing to draw from. Looks only."""
 
-    def captions(self, unit: int, indices: range) -> list[str]:
+    def check_ready(self) -> None:
+        """Raises InputError if what drawing takes (a key) is missing."""
+
+    def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
         """The captions at `indices`, fewer if the source ends there."""
 
     def digest(self, indices: range) -> str:
@@ -41,8 +46,11 @@ class GrammarSource:
     def check(self) -> None:
         """The config's own validation has seen to it."""
 
-    def captions(self, unit: int, indices: range) -> list[str]:
-        return [self._caption(unit, index) for index in indices]
+    def check_ready(self) -> None:
+        """A grammar needs nothing."""
+
+    def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
+        return [Draft(self._caption(unit, index)) for index in indices]
 
     def digest(self, indices: range) -> str:
         return ""
@@ -71,9 +79,12 @@ class FileSource:
                 "lower it or add captions"
             )
 
-    def captions(self, unit: int, indices: range) -> list[str]:
+    def check_ready(self) -> None:
+        """The file is all it needs."""
+
+    def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
         self.check()
-        return self._lines[indices.start : indices.stop]
+        return [Draft(line) for line in self._lines[indices.start : indices.stop]]
 
     def digest(self, indices: range) -> str:
         lines = self._lines[indices.start : indices.stop]
@@ -105,4 +116,4 @@ class FileSource:
         return [line for _, line in numbered]
 
 
-SOURCES: dict[str, type[CaptionSource]] = {"grammar": GrammarSource, "file": FileSource}
+SOURCES: dict[str, type[CaptionSource]] = {"grammar": GrammarSource, "file": FileSource, "openai": OpenAISource}

@@ -7,12 +7,12 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stages.base import FatalError, InputError, MapStage, Progress, ReduceStage, Sample
+from stages.base import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Sample, SourceContext
 from stages.config import PipelineConfig
 from stages.loaded import loaded
 from stages.reduce import publish_result
@@ -41,7 +41,8 @@ class UnitReport:
 
     stage: str
     unit: int
-    state: Literal["done", "cached", "failed"]
+    state: Literal["done", "cached", "failed", "pending"]
+    """pending: not now, though nothing is wrong with it."""
     message: str = ""
     seconds: float = 0.0
     samples: int = 0
@@ -80,14 +81,20 @@ class Engine:
         problems = []
         for name in stages:
             try:
-                make_stage(self.config, name).models()
-            except ValueError as error:
+                stage = make_stage(self.config, name)
+                stage.models()
+                if isinstance(stage, MapStage) and stage.upstream is None and self._is_due(name):
+                    stage.check_ready()
+            except (ValueError, OSError) as error:
                 problems.append(str(error))
         try:
             self.root.check_writable()
         except (StoreError, OSError) as error:
             problems.append(str(error))
         return list(dict.fromkeys(problems))
+
+    def _is_due(self, stage: str) -> bool:
+        return any(state != "complete" for state in self.survey(stage).units.values())
 
     def run_unit(
         self,
@@ -106,7 +113,7 @@ class Engine:
 
         Returns:
             A report; a unit that could not be committed is `failed` with one line of why, and what was there before
-            is kept.
+            is kept, and one that cannot be made now is `pending`.
 
         Raises:
             InputError, ModelError, StoreError: what the user gave cannot be used.
@@ -119,6 +126,8 @@ class Engine:
         started = time.monotonic()
         try:
             report = work.run(force, retry_failed, progress)
+        except Postponed as error:
+            return UnitReport(stage, unit, "pending", str(error), time.monotonic() - started)
         except UnitFailed as error:
             work.note_failure(str(error), started)
             return UnitReport(stage, unit, "failed", str(error), time.monotonic() - started)
@@ -206,10 +215,11 @@ class _UnitWork:
             failed = any(row["status"] == "failed" for row in before.rows)
             if not (retry_failed and failed):
                 return UnitReport(self.stage.name, self.unit, "cached", samples=len(before.rows))
-        samples = self._samples(upstream, upstream_parts)
         kept = {} if before is None or force else self._kept(before)
+        context = SourceContext(self.parts, self.engine.units(), force, progress)
         results: list[Sample] = []
         try:
+            samples = self._samples(upstream, upstream_parts, context)
             with loaded(self.stage, self.config) as stage:
                 assert isinstance(stage, MapStage)
                 size = stage.slice_size
@@ -222,8 +232,7 @@ class _UnitWork:
                     progress(min(begin + size, len(samples)), len(samples), "")
         except FatalError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {_first_line(error)}") from error
-        report = self._commit(samples, results, input_digest, started)
-        return report
+        return self._commit(samples, results, input_digest, started, context.usage)
 
     def _above(self) -> tuple[Marker | None, Parts | None, str]:
         if self.stage.upstream is None:
@@ -243,9 +252,9 @@ class _UnitWork:
         marker = whole.get(self.unit)
         return marker if marker is not None and marker.input == input_digest else None
 
-    def _samples(self, upstream: Marker | None, parts: Parts | None) -> list[Sample]:
+    def _samples(self, upstream: Marker | None, parts: Parts | None, context: SourceContext) -> list[Sample]:
         if upstream is None or parts is None:
-            return self.stage.draw(self.unit, self.config.indices(self.unit))
+            return self.stage.draw(self.unit, self.config.indices(self.unit), context)
         try:
             payload = parts.payload(self.unit, upstream)
         except CorruptPart as error:
@@ -266,7 +275,12 @@ class _UnitWork:
         return made
 
     def _commit(
-        self, samples: Sequence[Sample], results: Sequence[Sample], input_digest: str, started: float
+        self,
+        samples: Sequence[Sample],
+        results: Sequence[Sample],
+        input_digest: str,
+        started: float,
+        usage: Mapping[str, Any],
     ) -> UnitReport:
         _check_results(self.stage, samples, results)
         counts = {status: sum(1 for r in results if r.status == status) for status in ("ok", "rejected", "failed")}
@@ -282,7 +296,8 @@ class _UnitWork:
         try:
             self.parts.describe(self.identities[self.stage.name])
             self.parts.commit(self.unit, rows, self.stage.columns, pack(results), input_digest)
-            self.parts.log(self.unit, _record("done", started, rows=counts, messages=messages))
+            facts = {"usage": usage} if usage else {}
+            self.parts.log(self.unit, _record("done", started, rows=counts, messages=messages, **facts))
         except StoreError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {error}") from error
         seconds = time.monotonic() - started
