@@ -192,7 +192,7 @@ class BootPIGMixin:
         device, dtype = self._execution_device, self.unet.dtype
         draws = _noise_draws(generator, len(captions), images_per_prompt)
         rows: dict[tuple[int, str, int], int] = {}
-        sources = []
+        sources: list[tuple[int, int]] = []
         attends: list[tuple[int, ...]] = []
         for prompt, references in enumerate(prepared.for_prompts(len(captions))):
             refs = []

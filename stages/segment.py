@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +147,7 @@ class Segment(MapStage):
     ) -> Sample:
         if detection is None:
             return sample.rejected("no_detection")
-        found = {"score": detection.score, "box": list(detection.box)}
+        found: dict[str, Any] = {"score": detection.score, "box": list(detection.box)}
         if segmented is None:
             return sample.rejected("low_score", **found)
         mask, iou = segmented

@@ -153,8 +153,8 @@ class Surveyor:
             dataset: Any = [[unit, marker.digest] for unit, marker in sorted(upstream.markers.items())]
         else:
             due = upstream.result is None
-            files = sorted((upstream.result or {}).items())
-            dataset = [[name, facts["sha256"]] for name, facts in files if name.startswith(above.identity_prefix)]
+            made = sorted((upstream.result or {}).items())
+            dataset = [[name, facts["sha256"]] for name, facts in made if name.startswith(above.identity_prefix)]
         if due:
             return StageSurvey(stage.name, "", "", identity, {0: "pending"})
         identity = {**identity, "dataset": dataset}

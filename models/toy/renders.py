@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -71,7 +73,7 @@ def _white(task: tuple[str, Split, bool, int]) -> np.ndarray:
     return white_reference(kind, draw_identity(rng, kind, split), rng)
 
 
-def _parallel(function, tasks: list) -> list:
+def _parallel(function: Callable[[Any], Any], tasks: list[Any]) -> list[Any]:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         return list(pool.map(function, tasks, chunksize=64))
 

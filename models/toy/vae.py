@@ -62,6 +62,7 @@ def _start_as_a_pyramid(vae: AutoencoderKL) -> None:
 def _orthogonal(conv: nn.Conv2d) -> None:
     channels = nn.init.orthogonal_(torch.empty(conv.out_channels, conv.in_channels))
     nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     if conv.stride[0] == 2:
         conv.weight[:, :, :2, :2] = channels[:, :, None, None] / 4
