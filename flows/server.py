@@ -66,6 +66,8 @@ def prefect_server() -> Iterator[str]:
     # warnings go to the API, where the UI shows them; the command line has its own display
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # Prefect's client would report its use, and say so in the middle of ours
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     if address := configured_api():
         os.environ["PREFECT_API_URL"] = address
         yield address
