@@ -116,6 +116,7 @@ def _run(
         record.state, record.ended, record.message = "running", None, ""
     if problems := engine.preflight(selection.stages):
         raise InputError("\n".join(problems))
+    engine = Engine(engine.pinned(selection.stages))
     if record is None:
         record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled)
     else:

@@ -49,17 +49,13 @@ def plan(config: PipelineConfig) -> dict[str, Any]:
         StoreError: the root cannot be opened.
     """
     engine = Engine(config)
-    missing: list[str] = []
+    missing = engine.missing_models()
     stages: dict[str, Any] = {}
     blocked = False
     dirty = False
     for name in STAGES:
-        try:
-            make_stage(config, name).models()
-            survey = None if blocked else engine.survey(name)
-        except ValueError as error:
-            missing.append(str(error))
-            blocked, survey = True, None
+        blocked = blocked or bool(missing[name])
+        survey = None if blocked else engine.survey(name)
         facts = _stage(engine, name, survey, dirty)
         dirty = dirty or facts["units"]["due"] > 0
         stages[name] = facts
@@ -68,7 +64,7 @@ def plan(config: PipelineConfig) -> dict[str, Any]:
         "root": config.root,
         "stages": stages,
         "total": total,
-        "missing": list(dict.fromkeys(missing)),
+        "missing": list(dict.fromkeys(line for lines in missing.values() for line in lines)),
         "assumptions": list(ASSUMPTIONS),
     }
 

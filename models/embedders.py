@@ -24,12 +24,12 @@ class ClipEmbedder:
         Raises:
             ValueError: it holds another kind of model.
         """
-        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False)
         if not isinstance(model, CLIPModel):
             raise ValueError(f"{source}: holds a {type(model).__name__}; a CLIPModel is needed")
         self.model = model.eval().requires_grad_(False).to(device)
-        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision)
-        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         self.batch_size = batch_size
 
     @torch.inference_mode()
@@ -65,11 +65,11 @@ class DinoEmbedder:
         Raises:
             ValueError: its output has no class token in front (a CLIP, a convolutional network).
         """
-        self.model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).eval().to(device)
-        self.model.requires_grad_(False)
+        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False)
+        self.model = model.eval().requires_grad_(False).to(device)
         if not hasattr(getattr(self.model, "embeddings", None), "cls_token"):
             raise ValueError(f"{source}: holds a {type(self.model).__name__}; a ViT with a class token is needed")
-        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         self.batch_size = batch_size
 
     @torch.inference_mode()

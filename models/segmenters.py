@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
+from models.downloads import fetch
 from models.sources import ModelError, ModelSource, loading
 
 Box = tuple[float, float, float, float]
@@ -58,9 +58,12 @@ class ZeroShotDetector:
                 revision=source.revision or "main",
                 dtype=torch.float32,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
-            self._processor = AutoProcessor.from_pretrained(source.path, revision=source.revision or "main")
+            self._processor = AutoProcessor.from_pretrained(
+                source.path, revision=source.revision or "main", trust_remote_code=False
+            )
         if report["missing_keys"]:
             raise ModelError(
                 f"{source.field}: {source.source!r} lacks {len(report['missing_keys'])} weights, such as "
@@ -108,15 +111,16 @@ class BoxSegmenter:
         """Load a checkpoint, safetensors or segment-anything's own .pth (read as weights only).
 
         Args:
+            source: a local file, or one to be downloaded.
             sam_type: one of `SAM_TYPES`.
 
         Raises:
-            ModelError: the file is damaged or holds another type's weights.
+            ModelError: the file cannot be had, is damaged or holds another type's weights.
         """
         module, builder = _BUILDERS[sam_type]
         build: Callable[[], Sam] = getattr(importlib.import_module(module), builder)
-        with loading(source.field, source.source):
-            path = Path(source.path)
+        path = fetch(source)
+        with loading(source.field, str(path)):
             if path.suffix == ".safetensors":
                 weights = load_file(path)
             else:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from models.sources import resolve
+from models.sources import PIPELINE, ModelSource, resolve, resolve_all
 from stages.base import InputError, MapStage, ModelIdentity, Sample, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
 from stages.phrases import object_caption
@@ -57,14 +57,18 @@ class Encode(MapStage):
         return self.config.batch_size
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        return {"model": resolve("encode.model", self.config.model, self.config.revision)}
+        return self._sources()
+
+    def _sources(self) -> dict[str, ModelSource]:
+        c = self.config
+        return resolve_all(self.name, {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE)})
 
     def setup(self) -> None:
         from models.devices import torch_device, torch_dtype
         from models.diffusion import LatentEncoder
 
         self._encoder: LatentEncoder = LatentEncoder(
-            resolve("encode.model", self.config.model, self.config.revision),
+            self._sources()["model"],
             device=torch_device("encode.device", self.config.device),
             dtype=torch_dtype(self.config.dtype),
         )

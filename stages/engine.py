@@ -8,10 +8,12 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.sources import ModelSource
 from stages.base import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Sample, SourceContext
 from stages.config import PipelineConfig
 from stages.loaded import loaded
@@ -76,17 +78,50 @@ class Engine:
     def survey_all(self, stages: Iterable[str] = tuple(STAGES)) -> dict[str, StageSurvey]:
         return self._surveyor.survey(stages)
 
-    def preflight(self, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
-        """What would keep a run from starting, one line each: missing models, a store that cannot be written."""
-        problems = []
-        for name in stages:
+    def missing_models(self, stages: Iterable[str] = tuple(STAGES), ready: bool = False) -> dict[str, list[str]]:
+        """What each stage lacks of its models, one line each; all are looked for at the same time.
+
+        Args:
+            ready: ask the source too whether it could begin, where it has something to do.
+        """
+
+        def look_up(name: str) -> list[str]:
             try:
                 stage = make_stage(self.config, name)
                 stage.models()
-                if isinstance(stage, MapStage) and stage.upstream is None and self._is_due(name):
+                if ready and isinstance(stage, MapStage) and stage.upstream is None and self._is_due(name):
                     stage.check_ready()
             except (ValueError, OSError) as error:
-                problems.append(str(error))
+                return str(error).splitlines()
+            return []
+
+        names = list(stages)
+        with ThreadPoolExecutor(len(names) or 1) as pool:
+            return dict(zip(names, pool.map(look_up, names), strict=True))
+
+    def pinned(self, stages: Iterable[str] = tuple(STAGES)) -> PipelineConfig:
+        """The configuration with commits in place of the revisions of these stages' hub models.
+
+        So all processes of a run, and a repair of it months later, see the same models.
+
+        Raises:
+            InputError, ModelError: a model is missing.
+        """
+        pins: dict[str, dict[str, str]] = {}
+        for name in stages:
+            for model, source in make_stage(self.config, name).models().items():
+                if isinstance(source, ModelSource) and source.revision is not None:
+                    field = "revision" if model == "model" else f"{model}_revision"
+                    pins.setdefault(name, {})[field] = source.revision
+        for name, other in (("encode", "train"), ("train", "encode")):
+            if "revision" in pins.get(name, {}):  # they name one model
+                pins.setdefault(other, {})["revision"] = pins[name]["revision"]
+        copies = {name: getattr(self.config, name).model_copy(update=pin) for name, pin in pins.items()}
+        return self.config.model_copy(update=copies)
+
+    def preflight(self, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
+        """What would keep a run from starting, one line each: missing models, a store that cannot be written."""
+        problems = [line for lines in self.missing_models(stages, ready=True).values() for line in lines]
         try:
             self.root.check_writable()
         except (StoreError, OSError) as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from models.sources import ModelSource, loading, local_path, resolve
+from models.sources import PIPELINE, TRANSFORMER, ModelSource, loading, local_path, resolve, resolve_all
 from stages.base import MODEL, Checkpoints, InputError, Progress, ReduceInput, ReduceStage, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
 from stages.subjects import OBJECT, Subject, read_subjects
@@ -46,7 +46,9 @@ class EvaluateConfig(StageConfig):
     )
     revision: Revision = None
     clip: ModelName = Field(default="openai/clip-vit-base-patch32", description="A CLIPModel, for clip_t and clip_i.")
+    clip_revision: Revision = None
     dino: ModelName = Field(default="facebook/dino-vits16", description="A ViT whose class token gives dino.")
+    dino_revision: Revision = None
     subjects: str = Field(
         min_length=1,
         json_schema_extra=MODEL,
@@ -90,11 +92,19 @@ class Evaluate(ReduceStage):
     config: EvaluateConfig
 
     def models(self) -> Mapping[str, ModelSource]:
-        sources = {name: resolve(f"evaluate.{name}", getattr(self.config, name)) for name in ("clip", "dino")}
-        if self.config.model is not None:
-            sources["model"] = resolve("evaluate.model", self.config.model, self.config.revision)
+        c = self.config
+        lookups = {
+            "clip": lambda: resolve("evaluate.clip", c.clip, c.clip_revision, TRANSFORMER),
+            "dino": lambda: resolve("evaluate.dino", c.dino, c.dino_revision, TRANSFORMER),
+            "subjects": self._subjects_source,
+        }
+        if (model := c.model) is not None:
+            lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE)
+        return resolve_all(self.name, lookups)
+
+    def _subjects_source(self) -> ModelSource:
         self.subjects()
-        return sources | {"subjects": resolve("evaluate.subjects", self.config.subjects)}
+        return resolve("evaluate.subjects", self.config.subjects)
 
     def base(self, model: Path) -> ModelSource:
         """The base of a trained model: what the config names, else what its `bootpig.json` does.
@@ -113,7 +123,7 @@ class Evaluate(ReduceStage):
             ) from None
         if self.config.model is not None:
             name, revision = self.config.model, self.config.revision
-        source = resolve("evaluate.model", name, revision)
+        source = resolve("evaluate.model", name, revision, PIPELINE)
         known = info.get("models", {}).get("model")
         if known is not None and known != source.as_json():
             _LOG.warning("evaluate.model: %r is not the very base that %s was trained on", name, model)

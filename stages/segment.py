@@ -12,8 +12,8 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
-from models.sources import resolve, resolve_file
-from stages.base import MapStage, ModelIdentity, Sample, StageConfig
+from models.sources import TRANSFORMER, ModelSource, resolve, resolve_all, resolve_file
+from stages.base import MODEL, MapStage, ModelIdentity, Sample, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
 from stages.pictures import decode_png, encode_png
 
@@ -28,7 +28,16 @@ class SegmentConfig(StageConfig):
         description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO): a local folder or a hub id."
     )
     detector_revision: Revision = None
-    sam: ModelName = Field(description="A segment-anything checkpoint: a local .safetensors or .pth file.")
+    sam: ModelName = Field(
+        description="A segment-anything checkpoint, .safetensors or .pth: a local file, or an http(s) URL, which is "
+        "downloaded once into ~/.cache/bootpig."
+    )
+    sam_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        json_schema_extra=MODEL,
+        description="Of that checkpoint, 64 hex digits. A URL needs it; a local file is checked against it.",
+    )
     sam_type: Literal["vit_b", "vit_l", "vit_h", "vit_toy"] = Field(
         default="vit_h", description="The architecture of that checkpoint."
     )
@@ -108,20 +117,26 @@ class Segment(MapStage):
         return self.config.batch_size
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        return {
-            "detector": resolve("segment.detector", self.config.detector, self.config.detector_revision),
-            "sam": resolve_file("segment.sam", self.config.sam),
-        }
+        return self._sources()
+
+    def _sources(self) -> dict[str, ModelSource]:
+        c = self.config
+        return resolve_all(
+            self.name,
+            {
+                "detector": lambda: resolve("segment.detector", c.detector, c.detector_revision, TRANSFORMER),
+                "sam": lambda: resolve_file("segment.sam", c.sam, c.sam_sha256),
+            },
+        )
 
     def setup(self) -> None:
         from models.devices import torch_device, torch_dtype
         from models.segmenters import BoxSegmenter, ZeroShotDetector
 
         device, dtype = torch_device("segment.device", self.config.device), torch_dtype(self.config.dtype)
-        detector = resolve("segment.detector", self.config.detector, self.config.detector_revision)
-        sam = resolve_file("segment.sam", self.config.sam)
-        self._detector: ZeroShotDetector = ZeroShotDetector(detector, device=device, dtype=dtype)
-        self._segmenter: BoxSegmenter = BoxSegmenter(sam, self.config.sam_type, device=device, dtype=dtype)
+        sources, sam_type = self._sources(), self.config.sam_type
+        self._detector: ZeroShotDetector = ZeroShotDetector(sources["detector"], device=device, dtype=dtype)
+        self._segmenter: BoxSegmenter = BoxSegmenter(sources["sam"], sam_type, device=device, dtype=dtype)
 
     def teardown(self) -> None:
         del self._detector, self._segmenter

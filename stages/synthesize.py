@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field
 
-from models.sources import resolve
+from models.sources import PIPELINE, ModelSource, resolve, resolve_all
 from stages.base import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
 from stages.pictures import encode_png
@@ -64,14 +64,19 @@ class Synthesize(MapStage):
         return self.config.batch_size
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        return {"model": resolve("synthesize.model", self.config.model, self.config.revision)}
+        return self._sources()
+
+    def _sources(self) -> dict[str, ModelSource]:
+        c = self.config
+        lookups = {"model": lambda: resolve("synthesize.model", c.model, c.revision, PIPELINE)}
+        return resolve_all(self.name, lookups)
 
     def setup(self) -> None:
         from models.devices import torch_device, torch_dtype
         from models.diffusion import load_text_to_image
 
         self._pipeline: DiffusionPipeline = load_text_to_image(
-            resolve("synthesize.model", self.config.model, self.config.revision),
+            self._sources()["model"],
             device=torch_device("synthesize.device", self.config.device),
             dtype=torch_dtype(self.config.dtype),
             scheduler=self.config.scheduler,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from models.sources import ModelSource, loading, resolve
+from models.sources import PIPELINE, ModelSource, loading, local_path, resolve, resolve_all
 from stages.base import (
     MODEL,
     SPEED,
@@ -154,14 +154,17 @@ class Train(ReduceStage):
         return self._sources()
 
     def _sources(self) -> dict[str, ModelSource]:
-        sources = {"model": resolve("train.model", self.config.model, self.config.revision)}
-        if self.config.init_from is not None:
-            sources["init_from"] = resolve("train.init_from", self.config.init_from)
-            if not sources["init_from"].is_local:
-                raise InputError(
-                    f"train.init_from: {self.config.init_from!r} is no folder; give that of a trained model"
-                )
-        return sources
+        c = self.config
+        lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE)}
+        if c.init_from is not None:
+            lookups["init_from"] = self._init_from
+        return resolve_all(self.name, lookups)
+
+    def _init_from(self) -> ModelSource:
+        name = str(self.config.init_from)
+        if local_path(name) is None:
+            raise InputError(f"train.init_from: {name!r} is no folder; give that of a trained model")
+        return resolve("train.init_from", name)
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         """Train until `steps`, from the newest checkpoint if there is one.

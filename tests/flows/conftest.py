@@ -32,7 +32,8 @@ def settings(tmp_path: Path) -> list[str]:
     """Overrides of configs/toy.yaml: a store of its own, four units of ten, and models that are only looked at."""
     model = tmp_path / "model"
     model.mkdir()
-    (model / "model_index.json").write_text("{}")
+    for entry in ("model_index.json", "config.json"):
+        (model / entry).write_text("{}")
     fields = ("synthesize.model", "segment.detector", "encode.model", "train.model")
     fields += ("evaluate.model", "evaluate.clip", "evaluate.dino")
     overrides = [f"root={tmp_path / 'store'}", "caption.count=40", "unit_size=10"]

@@ -276,7 +276,7 @@ def test_no_prompt_and_no_subject_get_one_line(tmp_path, world):
     photos(tmp_path / "mug", ["00.png", "01.png", "02.png"])
     with pytest.raises(InputError, match=r"evaluate\.prompts.*'mug'"):
         read_subjects(tmp_path, (), 1)
-    with pytest.raises(InputError, match="there is no folder 'some/where'"):
+    with pytest.raises(ModelError, match="there is no folder 'some/where'"):
         Evaluate(config(world, subjects="some/where"), seed=0).models()
 
 

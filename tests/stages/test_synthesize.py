@@ -133,6 +133,9 @@ def test_damaged_and_missing_weights_are_one_line(base: Path, tmp_path: Path):
 
 def test_folder_that_is_no_pipeline_and_unknown_scheduler_are_one_line(base: Path, tmp_path: Path):
     (tmp_path / "notes.json").write_text(json.dumps({}))
+    with pytest.raises(ModelError, match=r"synthesize\.model: .* has no model_index\.json; give the folder of a diff"):
+        paint(config(tmp_path))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "NoPipeline"}))
     with pytest.raises(ModelError, match=r"synthesize\.model: .* cannot be loaded"):
         paint(config(tmp_path))
     with pytest.raises(ModelError, match=r"no scheduler 'FooScheduler'; choose one of .*UniPCMultistepScheduler"):

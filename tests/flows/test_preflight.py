@@ -1,0 +1,119 @@
+"""Models of a run are found before any work: over HTTP from a hub on loopback, by the command line itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.survey import fingerprint_of
+from tests.models.hub import Hub, Repository, hub
+from tests.stages.training_data import save_base
+
+PROJECT = Path(__file__).parents[2]
+TOY = str(PROJECT / "configs" / "toy.yaml")
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with hub() as running:
+        yield running
+
+
+def call(server: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program of ours with `server` as its hub, and a home of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    own = {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "HOME": str(folder), "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=PROJECT, env=environment | own, check=False
+    )
+
+
+def bootpig(server: Hub, folder: Path, command: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    sets = [word for override in (f"root={folder / 'store'}", *overrides) for word in ("--set", override)]
+    return call(server, folder, "-m", "flows.cli", command, TOY, *sets)
+
+
+def test_run_ends_with_2_and_every_missing_model_plan_lists_them(server: Hub, tmp_path: Path) -> None:
+    server.repositories["a/gated"] = Repository({"model_index.json": b"{}"}, gated=True)
+    server.repositories["a/model"] = Repository({"model_index.json": b"{}"})
+    server.files["sam.pth"] = b"weights"
+    overrides = (
+        "synthesize.model=a/gated",
+        "segment.detector=a/gone",
+        f"segment.sam={server.url}/sam.pth",
+        "encode.model=a/model",
+        "encode.revision=v9",
+        "train.model=a/model",
+        "train.revision=v9",
+        "evaluate.clip=/nowhere",
+        "evaluate.dino=a/model",
+        "evaluate.subjects=./none",
+    )
+    expected = [
+        "synthesize.model: 'a/gated' is gated",
+        "segment.detector: 'a/gone' is neither",
+        "segment.sam: 'http://127.0.0.1",
+        "encode.model: 'a/model' has no revision 'v9'",
+        "train.model: 'a/model' has no revision 'v9'",
+        "evaluate.clip: '/nowhere' does not exist",
+        "evaluate.dino: 'a/model' has no config.json",
+        "evaluate.subjects: there is no folder './none'",
+    ]
+    planned = bootpig(server, tmp_path, "plan", *overrides)
+    assert planned.returncode == 0, planned.stderr
+    for beginning in expected:
+        assert f"missing: {beginning}" in planned.stdout
+    assert not (tmp_path / "store").exists()
+    ran = bootpig(server, tmp_path, "run", *overrides)
+    assert ran.returncode == 2, ran.stderr
+    lines = ran.stderr.splitlines()
+    assert len(lines) == len(expected)
+    for line, beginning in zip(lines, expected, strict=True):
+        assert line.startswith(beginning)
+    assert not any("/resolve/" in question or "GET /sam.pth" in question for question in server.asked)
+
+
+PROGRAM = """
+import sys
+from flows.loading import dump_config, load_config
+from stages.engine import Engine
+config = load_config(sys.argv[1], sys.argv[2:])
+engine = Engine(config)
+assert engine.preflight(["caption", "synthesize"]) == []
+print(Engine(engine.pinned(["caption", "synthesize"])).config.synthesize.revision)
+print([engine.run_unit(stage, 0).rows for stage in ("caption", "synthesize")])
+"""
+
+
+@pytest.mark.slow
+def test_a_model_is_loaded_from_the_hub_by_the_commit_that_its_branch_had(server: Hub, tmp_path: Path) -> None:
+    repository = server.repositories["a/model"] = Repository.of(save_base(tmp_path / "base"))
+    overrides = [
+        f"root={tmp_path / 'store'}",
+        "caption.count=2",
+        "unit_size=2",
+        "synthesize.model=a/model",
+        "synthesize.steps=1",
+        "synthesize.min_contrast=0",
+    ]
+    done = call(server, tmp_path, "-c", PROGRAM, TOY, *overrides)
+    assert done.returncode == 0, done.stderr
+    commit, rows = done.stdout.splitlines()
+    assert commit == repository.commit
+    assert rows.count("'ok': 2") == 2
+    (stage,) = (tmp_path / "store" / "synthesize").glob("*/stage.json")
+    identity = json.loads(stage.read_text())
+    assert identity["models"] == {"model": {"id": "a/model", "commit": commit}}
+    assert fingerprint_of(identity) == stage.parent.name
+
+    # from the cache, with the hub gone
+    server.repositories.clear()
+    again = call(server, tmp_path, "-c", PROGRAM, TOY, *overrides, f"synthesize.revision={commit}")
+    assert again.returncode == 0, again.stderr
+    assert "{}" in again.stdout, "the unit is cached: a pinned revision is the same model"
