@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-EXTRAS := dev,s3
+EXTRAS := dev,s3,ray,dask
 
 .PHONY: run test test-fast lint bench soak install install-dev
 

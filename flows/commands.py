@@ -26,7 +26,7 @@ from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
 from stages.registry import STAGES
-from storage.errors import StoreFull
+from storage.errors import StoreFull, StoreUnavailable
 from storage.root import Root
 
 
@@ -35,7 +35,7 @@ def explain(error: Exception) -> int:
     if isinstance(error, ValidationError):
         _complain(*problem_lines(error, {}))
         return 2
-    if isinstance(error, StoreFull | ServerError):
+    if isinstance(error, StoreFull | StoreUnavailable | ServerError):
         _complain(str(error))
         return 1
     if isinstance(error, ValueError) and _is_ours(error):
@@ -130,7 +130,7 @@ def _conclude(config: PipelineConfig, record: RunRecord | None, outcome: str) ->
         console.print(results_table(metrics), highlight=False, markup=False)
     console.print(f"{outcome}; run {record.id}", highlight=False)
     if root.exists(f"{record.folder}/report.html"):
-        console.print(f"report: {root.join(record.folder, 'report.html')}", highlight=False, soft_wrap=True)
+        console.print(f"report: {root.address(record.folder, 'report.html')}", highlight=False, soft_wrap=True)
 
 
 def status(asked: argparse.Namespace) -> int:

@@ -52,8 +52,9 @@ def model_folder(model: str, root: str, scratch: Path) -> Path:
     files = read_manifest(store, path) if path else None
     if files is None:
         raise InputError(f"model: {model!r} → that run has no trained model; see bootpig runs")
+    wanted = {name: facts for name, facts in files.items() if name.startswith("model/")}
     try:
-        return fetch_folder(store, path, files, scratch) / "model"
+        return fetch_folder(store, path, wanted, scratch) / "model"
     except CorruptPart as error:
         raise InputError(f"model: {model!r} → {error}") from None
 

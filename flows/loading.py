@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from stages.base import InputError
 from stages.config import PipelineConfig
+from storage.root import masked
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -148,7 +149,7 @@ def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = masked(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

@@ -27,7 +27,7 @@ def status(config: PipelineConfig) -> dict[str, Any]:
 def _facts(engine: Engine, survey: StageSurvey) -> dict[str, Any]:
     return {
         "fingerprint": survey.fingerprint,
-        "path": engine.root.join(survey.path) if survey.path else "",
+        "path": engine.root.address(survey.path) if survey.path else "",
         "units": {state: survey.count(state) for state in STATES},
         "rows": survey.rows(),
     }

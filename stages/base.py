@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from storage.parts import Parts
+from storage.root import holds_credentials
 
 Status = Literal["ok", "rejected", "failed"]
 
@@ -42,6 +43,15 @@ class StageConfig(BaseModel):
     """A stage's part of the YAML file. Every field says its unit, its bounds, and whether it changes output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_credentials(cls, value: Any) -> Any:
+        if isinstance(value, str) and holds_credentials(value):
+            raise ValueError(
+                "holds credentials, which every record of a run would repeat; give them in the environment"
+            )
+        return value
 
     def hashed(self) -> dict[str, Any]:
         """The fields that change output, as they stand in the fingerprint; nested configs are filtered likewise."""
@@ -219,8 +229,8 @@ class ReduceInput:
 
     units: Sequence[UnitRef]
     """The units of the map stage above, in order; empty when a reduce stage is above."""
-    shard: Callable[[int], Path]
-    """A unit's shard as a local file, its checksum checked. Raises `CorruptPart`."""
+    shard: Callable[[int], bytes]
+    """A unit's shard, its checksum checked. Raises `CorruptPart`."""
     result: Path | None
     """The result folder of the reduce stage above."""
 

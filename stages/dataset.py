@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -210,7 +209,7 @@ class ShardLoader:
 
     def _load(self, index: int) -> list[EncodedSample]:
         unit = self.units[index]
-        samples = read_samples(self._shard(unit.unit))
+        samples = read_samples(self._shard(unit.unit), unit.unit)
         if len(samples) != unit.samples:
             raise CorruptPart(f"encode: unit {unit.unit} holds {len(samples)} samples, its rows say {unit.samples}")
         return samples
@@ -286,21 +285,21 @@ class ShardLoader:
         return {*new, *soon}
 
 
-def read_samples(path: Path) -> list[EncodedSample]:
-    """Decode one encode shard.
+def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:
+    """Decode the encode shard of a unit.
 
     Raises:
         CorruptPart: a member is damaged.
         InputError: a sample lacks a tensor that training needs.
     """
     samples = []
-    for sample_id, files in read_shard(path):
+    for sample_id, files in read_shard(shard):
         try:
             tensors = safetensors.torch.load(files["safetensors"])
         except (KeyError, SafetensorError) as error:
-            raise CorruptPart(f"encode: sample {sample_id} in {path.name} is not readable ({error})") from None
+            raise CorruptPart(f"encode unit {unit}: sample {sample_id} is not readable ({error})") from None
         missing = [name for name in TENSORS if name not in tensors]
         if missing:
-            raise InputError(f"encode: sample {sample_id} in {path.name} lacks {', '.join(missing)}; encode it anew")
+            raise InputError(f"encode unit {unit}: sample {sample_id} lacks {', '.join(missing)}; encode it anew")
         samples.append(EncodedSample(sample_id, files.get("json", b"{}"), tensors))
     return samples

@@ -21,8 +21,7 @@ from stages.reduce import publish_result
 from stages.registry import STAGES
 from stages.shardio import pack, unpack
 from stages.survey import StageSurvey, Surveyor, fingerprint_of, make_stage
-from storage.errors import CorruptPart, StoreError
-from storage.fingerprint import bytes_digest
+from storage.errors import CorruptPart, StoreError, StoreUnavailable
 from storage.folders import check_folder
 from storage.parts import Marker, Parts
 from storage.root import Root
@@ -163,7 +162,7 @@ class Engine:
             report = work.run(force, retry_failed, progress)
         except Postponed as error:
             return UnitReport(stage, unit, "pending", str(error), time.monotonic() - started)
-        except UnitFailed as error:
+        except (UnitFailed, StoreUnavailable) as error:
             work.note_failure(str(error), started)
             return UnitReport(stage, unit, "failed", str(error), time.monotonic() - started)
         return report
@@ -190,7 +189,7 @@ class Engine:
                 assert isinstance(ready, ReduceStage)
                 above = surveys[str(reduce_stage.upstream)]
                 publish_result(self.root, ready, survey, above, progress, anew=force)
-        except CorruptPart as error:
+        except (CorruptPart, StoreUnavailable) as error:
             message = str(error)
         except (FatalError, OSError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -283,8 +282,7 @@ class _UnitWork:
 
     def _committed(self, input_digest: str) -> Marker | None:
         """The unit's own marker, if it is complete."""
-        whole, _ = self.parts.markers([self.unit])
-        marker = whole.get(self.unit)
+        marker = self.parts.whole(self.unit)
         return marker if marker is not None and marker.input == input_digest else None
 
     def _samples(self, upstream: Marker | None, parts: Parts | None, context: SourceContext) -> list[Sample]:
@@ -394,22 +392,3 @@ def _first_line(error: BaseException) -> str:
 def _quietly(write: Any, *arguments: Any) -> None:
     with suppress(StoreError, OSError):
         write(*arguments)
-
-
-def run_unit_in_process(
-    config_json: str, stage: str, unit: int, force: bool = False, retry_failed: bool = False
-) -> UnitReport:
-    """`Engine.run_unit` for runners of other processes: arguments and report can be pickled."""
-    engine = _engine_of(config_json)
-    return engine.run_unit(stage, unit, force=force, retry_failed=retry_failed)
-
-
-_ENGINES: dict[str, Engine] = {}
-
-
-def _engine_of(config_json: str) -> Engine:
-    key = bytes_digest(config_json.encode())
-    if key not in _ENGINES:
-        _ENGINES.clear()
-        _ENGINES[key] = Engine(PipelineConfig.model_validate_json(config_json))
-    return _ENGINES[key]

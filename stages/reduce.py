@@ -8,8 +8,9 @@ from pathlib import Path
 
 from stages.base import Progress, ReduceInput, ReduceStage, UnitRef
 from stages.survey import StageSurvey
+from storage.cache import PayloadCache
 from storage.errors import CorruptPart
-from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
+from storage.folders import fetch_folder, publish_folder, read_manifest
 from storage.parts import Parts
 from storage.root import Root
 
@@ -90,34 +91,32 @@ def publish_result(
 
 def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
     if upstream.result is not None:
-        bad = check_folder(root, f"{upstream.path}/result", upstream.result)
-        if bad:
-            root.remove(f"{upstream.path}/result/manifest.json")
-            raise CorruptPart(f"{upstream.stage}: {', '.join(bad)} missing or altered; run again to make it anew")
-        return ReduceInput((), _no_shard, fetch_folder(root, f"{upstream.path}/result", upstream.result, scratch))
+        path = f"{upstream.path}/result"
+        try:
+            return ReduceInput((), _no_shard, fetch_folder(root, path, upstream.result, scratch))
+        except CorruptPart:
+            root.remove(f"{path}/manifest.json")
+            raise
     parts = Parts(root, upstream.stage, upstream.fingerprint)
     markers = dict(sorted(upstream.markers.items()))
     units = [
         UnitRef(unit, marker.digest, sum(1 for row in marker.rows if row["status"] == "ok"))
         for unit, marker in markers.items()
     ]
+    cache = PayloadCache.of_environment()
 
-    def shard(unit: int) -> Path:
+    def shard(unit: int) -> bytes:
         marker = markers[unit]
         try:
-            data = parts.payload(unit, marker)
+            if root.local is not None:
+                return parts.payload(unit, marker)
+            return cache.get(marker.payload_sha256, lambda: parts.payload(unit, marker))
         except CorruptPart:
             parts.discard_payload(unit)
             raise
-        if root.local is not None:
-            return root.local / parts.folder / marker.payload
-        local = scratch / marker.payload
-        if not local.exists():
-            local.write_bytes(data)
-        return local
 
     return ReduceInput(units, shard, None)
 
 
-def _no_shard(unit: int) -> Path:
+def _no_shard(unit: int) -> bytes:
     raise LookupError(f"unit {unit}: the stage above makes one result, no shards")

@@ -129,8 +129,8 @@ class Surveyor:
         fingerprint = fingerprint_of(identity)
         parts = Parts(self.root, stage.name, fingerprint)
         numbers = self.config.unit_numbers()
-        markers, broken = parts.markers(numbers)
-        failures = parts.failures()
+        found = parts.listing(numbers)
+        markers, broken, failures = found.markers, found.broken, found.failures
         units: dict[int, UnitState] = {}
         for unit in numbers:
             marker = markers.get(unit)
@@ -161,6 +161,6 @@ class Surveyor:
         fingerprint = fingerprint_of(identity)
         folder = f"{stage.name}/{fingerprint}"
         files = read_manifest(self.root, f"{folder}/result")
-        failures = Parts(self.root, stage.name, fingerprint).failures()
+        failures = Parts(self.root, stage.name, fingerprint).listing(()).failures
         state: UnitState = "complete" if files is not None else "failed" if 0 in failures else "pending"
         return StageSurvey(stage.name, fingerprint, folder, identity, {0: state}, failures=failures, result=files)

@@ -9,5 +9,9 @@ class StoreFull(StoreError):
     """No room left; what is committed is kept."""
 
 
+class StoreUnavailable(StoreError):
+    """The store does not answer, or not well, after all attempts; what is committed is kept."""
+
+
 class CorruptPart(StoreError):
     """Stored bytes are missing or do not match their checksum."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from storage.errors import CorruptPart
-from storage.fingerprint import bytes_digest, file_digest
+from storage.fingerprint import file_digest
 from storage.root import Root
 
 Files = dict[str, dict[str, str | int]]
@@ -24,7 +25,7 @@ def publish_folder(root: Root, path: str, folder: Path) -> Files:
     """Copy a local folder to `path`, `manifest.json` last. Returns its files."""
     files = describe_folder(folder)
     for name in files:
-        root.write(f"{path}/{name}", (folder / name).read_bytes())
+        root.upload(f"{path}/{name}", folder / name)
     root.write(f"{path}/manifest.json", json.dumps({"files": files}, indent=2, sort_keys=True).encode())
     return files
 
@@ -48,31 +49,42 @@ def read_manifest(root: Root, path: str) -> Files | None:
 
 
 def check_folder(root: Root, path: str, files: Files) -> list[str]:
-    """The names whose bytes are missing or altered."""
-    bad = []
-    for name, facts in files.items():
-        try:
-            if bytes_digest(root.read(f"{path}/{name}")) != facts["sha256"]:
-                bad.append(name)
-        except FileNotFoundError:
-            bad.append(name)
-    return bad
+    """The names whose bytes are missing or altered; every byte is read."""
+    return [name for name, facts in files.items() if _sha256(root, f"{path}/{name}") != facts["sha256"]]
+
+
+def _sha256(root: Root, path: str) -> str | None:
+    try:
+        return root.sha256(path)
+    except FileNotFoundError:
+        return None
 
 
 def fetch_folder(root: Root, path: str, files: Files, into: Path) -> Path:
     """A local copy of a published folder, every checksum checked; the folder itself where the store is local.
 
+    Args:
+        files: all that the manifest names, or those of them that are wanted.
+
     Raises:
         CorruptPart: a file is missing or altered.
     """
-    bad = check_folder(root, path, files)
+    if root.local is not None:
+        bad, target = check_folder(root, path, files), root.local / path
+    else:
+        target = into / path.replace("/", "-")
+        shutil.rmtree(target, ignore_errors=True)
+        bad = [name for name, facts in files.items() if not _fetch(root, f"{path}/{name}", target / name, facts)]
     if bad:
         raise CorruptPart(f"{path}: {', '.join(bad)} missing or altered; run again to make it anew")
-    if root.local is not None:
-        return root.local / path
-    target = into / path.replace("/", "-")
-    shutil.rmtree(target, ignore_errors=True)
-    for name in files:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(root.read(f"{path}/{name}"))
     return target
+
+
+def _fetch(root: Root, path: str, file: Path, facts: Mapping[str, str | int]) -> bool:
+    """Download one file. Returns whether it is there and whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        root.download(path, file)
+    except FileNotFoundError:
+        return False
+    return file_digest(file) == facts["sha256"]

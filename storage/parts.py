@@ -58,6 +58,18 @@ class Marker:
             raise CorruptPart(f"marker: not readable ({error})") from None
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What one look at a stage's folder finds."""
+
+    markers: dict[int, Marker]
+    """Of the units that are whole."""
+    broken: set[int]
+    """Units with a marker that is unreadable, or whose payload is missing or of another size."""
+    failures: dict[int, str]
+    """Units whose last attempt was not committed, with its message."""
+
+
 class Parts:
     """The parts of one stage under one fingerprint: `<root>/<stage>/<fingerprint>/part-…`."""
 
@@ -75,36 +87,39 @@ class Parts:
     def _marker_path(self, unit: int) -> str:
         return f"{self.folder}/part-{unit:05d}.parquet"
 
-    def markers(self, units: Iterable[int]) -> tuple[dict[int, Marker], set[int]]:
-        """One listing, then the markers of `units` together.
+    def listing(self, units: Iterable[int]) -> Listing:
+        """What is there of `units`: one listing, then one reading of all their markers and messages together.
 
-        Returns:
-            The markers whose payload is there at its full size, and the units that have a marker which is
-            unreadable or whose payload is missing or of another size.
+        A marker counts whose payload is there at its full size.
         """
         names = self.root.names(self.folder)
         wanted = {self._marker_path(unit): unit for unit in units if f"part-{unit:05d}.parquet" in names}
-        whole: dict[int, Marker] = {}
-        broken: set[int] = set()
-        for path, data in self.root.read_many(list(wanted)).items():
+        failures = [f"{self.folder}/{name}" for name in names if name.startswith("failed-")]
+        found = Listing({}, set(), {})
+        for path, data in self.root.read_many([*wanted, *failures]).items():
+            if path not in wanted:
+                found.failures[int(path.rsplit("-", 1)[1].split(".")[0])] = data.decode(errors="replace")
+                continue
             try:
                 marker = Marker.parse(data)
             except CorruptPart:
-                broken.add(wanted[path])
+                found.broken.add(wanted[path])
                 continue
             if names.get(marker.payload) == marker.payload_size:
-                whole[wanted[path]] = marker
+                found.markers[wanted[path]] = marker
             else:
-                broken.add(wanted[path])
-        return whole, broken
+                found.broken.add(wanted[path])
+        return found
 
-    def failures(self) -> dict[int, str]:
-        """Units whose last attempt was not committed, with its message."""
-        found = {name for name in self.root.names(self.folder) if name.startswith("failed-")}
-        data = self.root.read_many([f"{self.folder}/{name}" for name in sorted(found)])
-        return {
-            int(path.rsplit("-", 1)[1].split(".")[0]): value.decode(errors="replace") for path, value in data.items()
-        }
+    def whole(self, unit: int) -> Marker | None:
+        """The marker of one unit if it is readable and its payload there at its full size; nothing is listed."""
+        try:
+            marker = self.marker(unit)
+        except CorruptPart:
+            return None
+        if marker is None or self.root.size(f"{self.folder}/{marker.payload}") != marker.payload_size:
+            return None
+        return marker
 
     def marker(self, unit: int) -> Marker | None:
         """The marker of one unit, or None. Raises CorruptPart when it is unreadable."""

@@ -3,87 +3,175 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import fsspec
 
-from storage.errors import StoreError, StoreFull
+from storage.errors import StoreError, StoreFull, StoreUnavailable
+from storage.faults import ATTEMPTS, is_answered, is_missing_bucket, is_refused, is_transient, patiently, pause
+
+T = TypeVar("T")
+
+_CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+_S3 = ("s3", "s3a")
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether a URL has a `user:password@`. It would stand in every record and log of a run."""
+    return _CREDENTIALS.search(url) is not None
+
+
+def masked(text: str) -> str:
+    """`text` with `***` in place of what stands before the `@` of its URLs."""
+    return _CREDENTIALS.sub("://***@", text)
 
 
 class Root:
     """One folder of one file system. Paths are relative to it and use `/`.
 
     Args:
-        url: a local path or an fsspec URL.
+        url: a local path or an fsspec URL. Credentials come from where the file system's own tools find them: the
+            environment, a profile, the machine's role.
 
     Raises:
-        StoreError: no file system is known for the URL, or its package is missing.
+        StoreError: no file system is known for the URL, its package is missing, or it holds credentials. Every method
+            raises it where access is refused or there is no such bucket, `StoreUnavailable` where the store gives no
+            good answer after all attempts, and `StoreFull` where there is no room.
     """
 
     def __init__(self, url: str) -> None:
+        if holds_credentials(url):
+            raise StoreError(f"root: {masked(url)!r} holds credentials; leave them to the environment or a profile")
         self.url = url
         try:
-            self.fs, path = fsspec.url_to_fs(url)
+            self.fs, path = fsspec.url_to_fs(url, **_options(url))
         except (ImportError, ValueError) as error:
             raise StoreError(f"root: {url!r} cannot be opened: {error}") from None
+        if _protocol(url) in _S3:
+            self.fs.retries = 1  # botocore tries again by status and with jitter; s3fs would by the text of messages
         self.path = path.rstrip("/")
-        self.local: Path | None = Path(self.path) if "file" in (self.fs.protocol or ()) else None
+        protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
+        self.local: Path | None = Path(self.path) if "file" in protocols else None
         """The folder itself where the store is on this machine's disk, else None."""
 
     def join(self, *parts: str) -> str:
         return "/".join((self.path, *parts))
 
+    def address(self, *parts: str) -> str:
+        """A path as a person would give it: a local path, or a URL."""
+        return self.join(*parts) if self.local is not None else str(self.fs.unstrip_protocol(self.join(*parts)))
+
+    def _call(self, action: str, path: str, call: Callable[[], T]) -> T:
+        """`call()`, again where its fault is a passing one. Raises as `_faults` does."""
+        with self._faults(action, path):
+            return patiently(call)
+
     @contextmanager
     def _faults(self, action: str, path: str) -> Iterator[None]:
+        """Say what goes wrong in the block in one line.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            StoreError: every other fault of the store.
+        """
         try:
             yield
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_missing_bucket(error):
+                raise StoreError(f"root: {self.url!r} → there is no such bucket; create it, or mend its name") from None
             raise
-        except OSError as error:
-            place = f"root: {self.url!r}: cannot {action} {path!r}"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFull(f"{place}: no space left; free some and run again, what is complete is kept") from None
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-                raise StoreError(f"{place}: {error.strerror}; choose a folder that can be written") from None
+        except Exception as error:
+            self._explain(f"root: {self.url!r}: cannot {action} {path!r}", error)
             raise
+
+    def _explain(self, place: str, error: Exception) -> None:
+        """Raise the StoreError that `error` stands for, if it stands for one."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"{place}: no space left; free some and run again, what is complete is kept") from None
+        if self.local is not None:
+            if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+                raise StoreError(f"{place}: {os.strerror(number)}; choose a folder that can be written") from None
+        elif is_refused(error):
+            raise StoreError(
+                f"{place}: access refused ({_one_line(error)}); check the credentials in the environment "
+                "and what they may do"
+            ) from None
+        elif is_transient(error):
+            raise StoreUnavailable(
+                f"{place}: no good answer in {ATTEMPTS} attempts ({_one_line(error)}); what is complete is kept, "
+                "run again when the store is well"
+            ) from None
+        elif is_answered(error) or isinstance(error, ValueError):
+            raise StoreError(f"{place}: {_one_line(error)}") from None
 
     def read(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
-        with self._faults("read", path):
-            return self.fs.cat_file(self.join(path))
+        data: bytes = self._call("read", path, lambda: self.fs.cat_file(self.join(path)))
+        return data
 
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
         """Those of `paths` that exist, fetched together where the file system can."""
-        if not paths:
-            return {}
-        full = {self.join(path): path for path in paths}
-        found = self.fs.cat(list(full), on_error="return")
-        faults = [v for v in found.values() if isinstance(v, Exception) and not isinstance(v, FileNotFoundError)]
-        if faults:
-            raise faults[0]
-        return {full[key]: value for key, value in found.items() if isinstance(value, bytes)}
+        left = {self.join(path): path for path in paths}
+        read: dict[str, bytes] = {}
+        # files that one reads by the many are small: one request each
+        small = {"max_concurrency": 1} if _protocol(self.url) in _S3 else {}
+        for attempt in range(1, ATTEMPTS + 1):
+            if not left:
+                break
+            found = self.fs.cat(list(left), on_error="return", **small)
+            again = {}
+            for name, value in found.items():
+                if isinstance(value, bytes):
+                    read[left[name]] = value
+                elif isinstance(value, FileNotFoundError) and not is_missing_bucket(value):
+                    continue
+                elif is_transient(value) and attempt < ATTEMPTS:
+                    again[name] = left[name]
+                else:
+                    with self._faults("read", left[name]):
+                        raise value
+            left = again
+            if left:
+                pause(attempt)
+        return read
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` at `path`: a reader sees the old bytes or the new, never a part.
+        """Put `data` at `path`: a reader sees the old bytes or the new, never a part."""
+        if self.local is None:
+            self._call("write", path, lambda: self.fs.pipe_file(self.join(path), data))
+            return
+        with self._replacing(path) as stream:
+            stream.write(data)
 
-        Raises:
-            StoreFull, StoreError: the disk is full, or the place cannot be written.
-        """
+    def upload(self, path: str, file: Path) -> None:
+        """Copy a local file to `path`, as `write` does, but never whole in memory."""
+        if self.local is None:
+            self._call("write", path, lambda: self.fs.put_file(str(file), self.join(path)))
+            return
+        with self._replacing(path) as stream, file.open("rb") as source:
+            shutil.copyfileobj(source, stream, 2**20)
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[IO[bytes]]:
+        """A new local file that takes the place of `path` when the block ends well."""
+        assert self.local is not None
+        target = self.local / path
         with self._faults("write", path):
-            if self.local is None:
-                self.fs.pipe_file(self.join(path), data)
-                return
-            target = self.local / path
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as stream:
                     os.fchmod(stream.fileno(), 0o644)  # mkstemp's own 0600 would keep other users out of a store
-                    stream.write(data)
+                    yield stream
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(temporary, target)
@@ -91,37 +179,66 @@ class Root:
                 Path(temporary).unlink(missing_ok=True)
                 raise
 
+    def download(self, path: str, file: Path) -> None:
+        """Copy `path` to a local file. Raises FileNotFoundError."""
+        self._call("read", path, lambda: self.fs.get_file(self.join(path), str(file)))
+
+    def sha256(self, path: str) -> str:
+        """sha256 hex of a file, every byte read now, never whole in memory. Raises FileNotFoundError."""
+
+        def read() -> str:
+            with self.fs.open(self.join(path), "rb", block_size=2**24) as stream:
+                found = hashlib.sha256()
+                while data := stream.read(2**22):
+                    found.update(data)
+            return found.hexdigest()
+
+        return self._call("read", path, read)
+
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
+        full = self.join(folder)
+
+        def listing() -> list[dict[str, Any]]:
+            self.fs.invalidate_cache(full)
+            return list(self.fs.ls(full, detail=True))
+
+        try:
+            return self._call("list", folder, listing)
+        except FileNotFoundError:
+            return []
+
     def names(self, folder: str) -> dict[str, int]:
         """File names directly in `folder` with their sizes in bytes; empty when there is no such folder."""
-        full = self.join(folder)
-        self.fs.invalidate_cache(full)
-        try:
-            entries = self.fs.ls(full, detail=True)
-        except FileNotFoundError:
-            return {}
-        files = (entry for entry in entries if entry["type"] == "file")
+        files = (entry for entry in self._entries(folder) if entry["type"] == "file")
         return {
             name: int(e["size"] or 0) for e in files if not (name := e["name"].rsplit("/", 1)[-1]).startswith(".tmp-")
         }
 
     def folders(self, folder: str) -> list[str]:
         """Folder names directly in `folder`, sorted."""
-        full = self.join(folder)
-        self.fs.invalidate_cache(full)
-        try:
-            entries = self.fs.ls(full, detail=True)
-        except FileNotFoundError:
-            return []
+        entries = self._entries(folder)
         return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
+    def size(self, path: str) -> int | None:
+        """The size of a file in bytes, or None where there is none."""
+
+        def look() -> int:
+            self.fs.invalidate_cache(self.join(path))
+            return int(self.fs.info(self.join(path))["size"] or 0)
+
+        try:
+            return self._call("read", path, look)
+        except FileNotFoundError:
+            return None
+
     def exists(self, path: str) -> bool:
-        self.fs.invalidate_cache(self.join(path))
-        return bool(self.fs.exists(self.join(path)))
+        return self.size(path) is not None
 
     def remove(self, path: str, recursive: bool = False) -> None:
         """Remove a file, or a folder; nothing there is no error."""
+        full = self.join(path)
         with suppress(FileNotFoundError):
-            self.fs.rm(self.join(path), recursive=recursive)
+            self._call("remove", path, lambda: self.fs.rm(full, recursive=True) if recursive else self.fs.rm_file(full))
 
     def check_writable(self) -> None:
         """Write and remove a small file.
@@ -132,3 +249,22 @@ class Root:
         probe = f".write-probe-{os.getpid()}"
         self.write(probe, b"bootpig")
         self.remove(probe)
+
+
+def _protocol(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else "file"
+
+
+def _options(url: str) -> dict[str, Any]:
+    """What a file system is opened with, over what fsspec's own configuration says."""
+    protocol = _protocol(url)
+    if protocol not in _S3:
+        return {}
+    given = {key: value for name in _S3 for key, value in fsspec.config.conf.get(name, {}).items()}
+    retries = {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
+    return {"use_listings_cache": False, "config_kwargs": {**retries, **given.get("config_kwargs", {})}}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return masked(f"{type(error).__name__}: {text}" if text else type(error).__name__)

@@ -89,3 +89,11 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path) -> None:
     for overrides in (["caption.count=5"], [f"caption={{source: file, count: 1, file: {captions}}}"]):
         config = load_config(TOY, overrides)
         assert parse_config(dump_config(config)) == config
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError) as error:
+        load_config(TOY, ["root=s3://key:hunter2@bucket/x", "segment.sam=https://me:hunter2@host/sam.safetensors"])
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("root: 's3://***@bucket/x' → holds credentials") and len(lines) == 2
+    assert "hunter2" not in str(error.value)

@@ -14,7 +14,7 @@ import webdataset
 from storage.errors import CorruptPart
 from storage.fingerprint import canonical_json, digest
 from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
-from storage.parts import Parts
+from storage.parts import Listing, Parts
 from storage.root import Root
 from storage.shards import read_shard, write_shard
 
@@ -69,7 +69,7 @@ def test_without_its_marker_a_payload_is_nothing(tmp_path: Path) -> None:
     parts = Parts(Root(str(tmp_path)), "s", "f")
     marker = parts.commit(0, ROWS, COLUMNS, b"p", "i")
     (tmp_path / "s/f/part-00000.parquet").unlink()
-    assert parts.markers([0]) == ({}, set()) and parts.marker(0) is None
+    assert parts.listing([0]) == Listing({}, set(), {}) and parts.marker(0) is None
     assert (tmp_path / "s/f" / marker.payload).exists()
 
 
@@ -80,7 +80,7 @@ def test_altered_and_missing_payloads_are_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptPart, match=r"s unit 7: .*checksum; run again"):
         parts.payload(7, marker)
     parts.discard_payload(7)
-    assert parts.markers([7]) == ({}, {7})
+    assert parts.listing([7]) == Listing({}, {7}, {}) and parts.whole(7) is None
     with pytest.raises(CorruptPart, match="missing; run again"):
         parts.payload(7, marker)
 
@@ -90,9 +90,9 @@ def test_failures_and_logs_stand_beside_the_part(tmp_path: Path) -> None:
     parts.note_failure(2, "boom")
     parts.log(2, {"event": "failed"})
     parts.log(2, {"event": "done"})
-    assert parts.failures() == {2: "boom"}
+    assert parts.listing([]).failures == {2: "boom"}
     parts.commit(2, ROWS, COLUMNS, b"p", "i")
-    assert parts.failures() == {}
+    assert parts.listing([]).failures == {}
     assert (tmp_path / "s/f/log-00002.jsonl").read_text().count("\n") == 2
 
 

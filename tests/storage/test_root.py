@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import uuid
@@ -13,9 +14,17 @@ from storage.errors import StoreError, StoreFull
 from storage.root import Root
 
 
-@pytest.fixture(params=["local", "file", "memory"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def root(request, tmp_path: Path) -> Root:
-    url = {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4().hex}"}
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    name = uuid.uuid4().hex
+    url = {
+        "local": str(tmp_path),
+        "file": f"file://{tmp_path}",
+        "memory": f"memory://{name}",
+        "s3": f"s3://data/{name}",
+    }
     return Root(url[request.param])
 
 
@@ -31,6 +40,17 @@ def test_what_is_written_is_read_and_listed(root: Root) -> None:
     root.remove("a/b/one.bin")
     root.remove("a/b/one.bin")
     assert root.names("a/b") == {"two.bin": 2}
+
+
+def test_a_file_is_copied_in_and_out(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(bytes(range(256)) * 100)
+    root.upload("a/file", tmp_path / "in")
+    root.download("a/file", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()
+    assert root.sha256("a/file") == hashlib.sha256((tmp_path / "in").read_bytes()).hexdigest()
+    assert root.size("a/file") == 25600 and root.size("a/none") is None
+    root.remove("a", recursive=True)
+    assert root.names("a") == {} and root.size("a/file") is None
 
 
 def test_nothing_there(root: Root) -> None:

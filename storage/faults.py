@@ -1,0 +1,116 @@
+"""What a fault of a file system means: worth another try, access refused, no such bucket. Told by type and status."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
+
+ATTEMPTS = 4
+"""Of one call. Below it botocore tries a single request again; this is for what that does not see: an answer that ends
+in its middle, a part of an upload that is lost, file systems without retries of their own."""
+
+PAUSE_SECONDS = 0.5
+MOST_SECONDS = 10.0
+
+_AGAIN = {408, 425, 429}
+_AGAIN_CODES = {"RequestTimeout", "SlowDown", "InternalError", "IncompleteBody", "BadDigest", "OperationAborted"}
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """`action()`, at most `ATTEMPTS` times where its fault is a passing one; longer pauses each time, with jitter."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+        pause(attempt)
+    return action()
+
+
+def pause(attempt: int) -> None:
+    """Wait after failed attempt number `attempt`, counted from 1."""
+    time.sleep(min(MOST_SECONDS, PAUSE_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later."""
+    if isinstance(error, FileNotFoundError) or is_refused(error):
+        return False
+    if isinstance(error, (ConnectionError, TimeoutError, *_transport_faults())):
+        return True
+    status = _status(error)
+    return _code(error) in _AGAIN_CODES or (status is not None and (status in _AGAIN or status >= 500))
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether who asks is not known or not allowed: no further try can help."""
+    return isinstance(error, (PermissionError, *_missing_credentials())) or _status(error) in (401, 403)
+
+
+def is_missing_bucket(error: BaseException) -> bool:
+    return _code(error) == "NoSuchBucket"
+
+
+def is_answered(error: BaseException) -> bool:
+    """Whether a server, or botocore in its stead, has said no: an invalid name of a bucket, say."""
+    return _status(error) is not None or isinstance(error, _refusals())
+
+
+def _answers(error: BaseException) -> list[dict[str, dict[str, object]]]:
+    """botocore's parsed answers behind an error: s3fs raises errors of the system and names botocore's as the cause."""
+    links = (error, error.__cause__)
+    return [r for link in links if isinstance(r := getattr(link, "response", None), dict)]
+
+
+def _code(error: BaseException) -> str | None:
+    codes = [answer.get("Error", {}).get("Code") for answer in _answers(error)]
+    return str(codes[0]) if codes else None
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error: botocore's, or the number that gcsfs and others carry in an attribute."""
+    for answer in _answers(error):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(status, int):
+            return status
+    numbers = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((number for number in numbers if isinstance(number, int)), None)
+
+
+def _transport_faults() -> tuple[type[Exception], ...]:
+    """Of the libraries that are here; whoever has no S3 needs none of them."""
+    types: list[type[Exception]] = []
+    with suppress(ImportError):
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+        from botocore.parsers import ResponseParserError
+
+        types += [HTTPClientError, IncompleteReadError, ResponseParserError]
+    with suppress(ImportError):
+        from aiohttp import ClientError
+
+        types.append(ClientError)
+    return tuple(types)
+
+
+def _missing_credentials() -> tuple[type[Exception], ...]:
+    types: list[type[Exception]] = []
+    with suppress(ImportError):
+        from botocore import exceptions
+
+        types += [exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.TokenRetrievalError]
+        types += [exceptions.ProfileNotFound, exceptions.SSOError, exceptions.CredentialRetrievalError]
+    return tuple(types)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    with suppress(ImportError):
+        from botocore.exceptions import BotoCoreError
+
+        return (BotoCoreError,)
+    return ()
