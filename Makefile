@@ -2,6 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := dev,s3,ray,dask
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: run test test-fast lint bench soak install install-dev
 
@@ -9,10 +10,10 @@ run: install
 	$(BIN)/bootpig run configs/toy.yaml
 
 test: install-dev
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-fast: install-dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: install-dev
 	$(BIN)/ruff check .

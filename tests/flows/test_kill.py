@@ -28,6 +28,7 @@ MARK = "BOOTPIG_TEST_MARK"
 def command(root: Path, subjects: Path) -> list[str]:
     small = {
         "root": root,
+        "threads": 1,
         "caption.count": 24,
         "unit_size": 8,
         "synthesize.steps": 4,

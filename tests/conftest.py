@@ -1,0 +1,18 @@
+"""How the suite is shared among pytest-xdist's workers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Two workers on two cores: with more than one thread each, torch's threads wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one worker, and so do all that share the session's Prefect server; slow ones go first."""
+    for item in items:
+        shares_server = "prefect_api" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("prefect" if shares_server else item.location[0]))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
