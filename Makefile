@@ -4,10 +4,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 EXTRAS := dev,s3,ray,dask
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: run test test-fast lint bench soak install install-dev
+.PHONY: run demo-server test test-fast lint bench soak install install-dev
 
 run: install
 	$(BIN)/bootpig run configs/toy.yaml
+
+demo-server: install
+	$(BIN)/python -m flows.demo_server
 
 test: install-dev
 	$(PYTEST)

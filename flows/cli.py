@@ -16,6 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from flows import __version__, commands, interrupt
+from flows.gc import KEEP
 
 EPILOG = (
     "exit codes: 0 done, 1 some units failed (named), 2 bad input, 130 interrupted, 143 terminated. "
@@ -91,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("b", metavar="B", help="a run id or latest")
     promote = actions.add_parser("promote", help="make a run the latest one")
     promote.add_argument("id", metavar="ID")
+
+    gc = add("gc", help="remove what only old versions of the data set use")
+    _root(gc)
+    gc.add_argument("--keep", type=int, default=KEEP, metavar="N", help=f"promoted versions that stay ({KEEP})")
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    gc.set_defaults(command=commands.gc)
+
+    server = add("setup-server", help="make the work pool and the automations on the Prefect server")
+    server.add_argument("--notify", metavar="TYPE/NAME", help="a block to tell of failed runs: slack-webhook/oncall")
+    server.set_defaults(command=commands.setup_server)
 
     verify = add("verify", help="re-check every checksum; what is damaged is made again by the next run")
     _config(verify)

@@ -16,12 +16,14 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows import display
+from flows.gc import collect, garbage, size
 from flows.loading import load_config, problem_lines
-from flows.runs import RunRecord, compare, latest_run, list_runs, metrics_of, promote, read_config, read_run
+from flows.runs import RunRecord, compare, is_alive, latest_run, list_runs, metrics_of, promote, read_config, read_run
 from flows.selection import known_stage, known_units, parse_units, span
-from flows.server import ServerError, prefect_server
+from flows.server import ServerError, configured_api, prefect_server
 from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
@@ -164,7 +166,7 @@ def runs(asked: argparse.Namespace) -> int:
         pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
         table = Table("", asked.a, asked.b)
         for pair in pairs:
-            table.add_row(*pair)
+            table.add_row(*map(Text, pair))
         _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)
         return 0
     records = list_runs(root)
@@ -174,8 +176,36 @@ def runs(asked: argparse.Namespace) -> int:
     for record in records:
         minutes = "" if record.ended is None else f"{(record.ended - record.started).total_seconds() / 60:.1f}"
         name = f"{record.id} (latest)" if record.id == getattr(asked, "latest", None) else record.id
-        table.add_row(name, record.state, str(len(record.units)), minutes, record.message)
+        state = record.state if record.state != "running" or is_alive(root, record) else "killed"
+        table.add_row(name, state, str(len(record.units)), minutes, Text(record.message))
     _show([json.loads(record.model_dump_json()) for record in records], table, asked.json)
+    return 0
+
+
+def gc(asked: argparse.Namespace) -> int:
+    root = Root(asked.root)
+    found = garbage(root, asked.keep)
+    total = 0
+    for folder in found.folders:
+        total += (bytes_below := size(root, folder))
+        print(f"{folder}  {bytes_below / 1e6:.1f} MB")
+    for record in found.runs:
+        print(record.folder)
+    if not asked.dry_run:
+        collect(root, found)
+    did = "would go" if asked.dry_run else "removed"
+    kept = ", ".join(record.id for record in found.kept) or "none promoted yet, so all"
+    print(f"{did}: {len(found.runs)} runs, {len(found.folders)} folders, {total / 1e6:.1f} MB; versions kept: {kept}")
+    return 0
+
+
+def setup_server(asked: argparse.Namespace) -> int:
+    if configured_api() is None:
+        raise InputError("PREFECT_API_URL: missing → give the address of a server, such as http://127.0.0.1:4200/api")
+    from flows.automations import set_up
+
+    for line in set_up(asked.notify):
+        print(line)
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 
 from stages.base import Progress
 
@@ -36,6 +38,25 @@ def stop(error: BaseException) -> None:
 
 def reset() -> None:
     _stopping.clear()
+
+
+def end_with_parent(kill: bool = True) -> None:
+    """From now on end this process when its parent is gone, however that died.
+
+    Args:
+        kill: at once; else by SIGTERM first, so that training writes a checkpoint.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        if not kill:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(GRACE_SECONDS)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stoppable(progress: Progress) -> Progress:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
+from pydantic import Field
 
-from flows import display, interrupt
+from flows import artifacts, display, gc, interrupt
 from flows.loading import dump_config, load_config
-from flows.runs import RunRecord, RunState, StageRecord, new_run, promote, read_config, read_run, run_of_flow
+from flows.runs import RunRecord, RunState, StageRecord, alive, new_run, promote, read_config, read_run, run_of_flow
 from flows.selection import Selection, known_stage, known_units, span
 from flows.server import wait_recorded
 from flows.stage_run import StageOutcome, StageRun
@@ -27,6 +31,7 @@ from stages.report import build_report
 from stages.report_data import StageDone, gather
 from stages.survey import StageSurvey
 from storage.errors import StoreError
+from storage.root import Root
 
 TOY = load_config(Path(__file__).parents[1] / "configs" / "toy.yaml")
 """Where a deployment's form of parameters begins."""
@@ -54,8 +59,10 @@ def bootstrap(
         force: make complete units again.
         retry_failed: make failed rows again, then whatever became stale.
     """
-    selection = Selection(span(first, until), None, force, retry_failed)
-    return _run(config, run, selection, promotes=until is None)
+    promotes = until is None
+    if run is not None and until is None:
+        until = read_run(Root(config.root), run).until
+    return _run(config, run, Selection(span(first, until), None, force, retry_failed), promotes)
 
 
 @flow(flow_run_name="run_stage {stage}", persist_result=False)
@@ -78,15 +85,42 @@ def run_stage(
 
 
 @flow(flow_run_name="regenerate {config.name}", persist_result=False)
-def regenerate(config: PipelineConfig = TOY, until: str | None = None) -> State[Any]:
+def regenerate(
+    config: PipelineConfig = TOY,
+    train: bool = True,
+    keep: Annotated[int, Field(ge=1)] | None = None,
+    max_age_hours: Annotated[float, Field(gt=0)] = 12.0,
+) -> State[Any]:
     """A new version of the data set, its seed drawn from the time for which the run was scheduled.
 
-    A retry of the same flow run finds its record and goes on with the same version.
+    It becomes the `latest` one when all of it has succeeded and `min_yield` of its captions have arrived. A retry of
+    the same flow run finds its record and goes on with the same version.
+
+    Args:
+        config: what the YAML file says; its `seed` is one half of the seed.
+        train: train a model on it and evaluate that, too.
+        keep: promoted versions to keep; older ones are removed as by `bootpig gc`. None: all.
+        max_age_hours: a run that starts later than this after its time is skipped: nobody was there to do it.
     """
     scheduled = _scheduled()
+    root = Root(config.root)
+    late = datetime.now(UTC) - scheduled
+    if late > timedelta(hours=max_age_hours) and run_of_flow(root, str(flow_run.id)) is None:
+        hours = late.total_seconds() / 3600
+        return Completed(
+            name="Skipped",
+            message=f"was due {scheduled:%Y-%m-%d %H:%M} UTC, {hours:.1f} h ago; max_age_hours is {max_age_hours:g}",
+        )
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
     seeded = config.model_copy(update={"seed": seed})
-    return _run(seeded, None, Selection(span(None, until)), promotes=True, scheduled=scheduled)
+    until = None if train else "encode"
+    state = _run(seeded, None, Selection(span(None, until)), promotes=True, scheduled=scheduled, until=until)
+    if state.is_completed() and keep is not None:
+        try:
+            gc.collect(root, gc.garbage(root, keep))
+        except (ValueError, OSError) as error:
+            get_run_logger().warning("old versions are not removed: %s", error)
+    return state
 
 
 def _config_of(config: PipelineConfig, run: str) -> PipelineConfig:
@@ -100,7 +134,12 @@ def _scheduled() -> datetime:
 
 
 def _run(
-    config: PipelineConfig, run: str | None, selection: Selection, promotes: bool, scheduled: datetime | None = None
+    config: PipelineConfig,
+    run: str | None,
+    selection: Selection,
+    promotes: bool,
+    scheduled: datetime | None = None,
+    until: str | None = None,
 ) -> State[Any]:
     """Run the selected stages and keep the record.
 
@@ -108,6 +147,9 @@ def _run(
         InputError, ModelError, StoreError: what the user gave cannot be used.
     """
     interrupt.reset()
+    if os.environ.get("PREFECT__FLOW_RUN_ID"):
+        # a worker has started this process for the run: with the worker gone nobody would look after it
+        interrupt.end_with_parent(kill=False)
     engine = Engine(config)
     flow_id = str(flow_run.id)
     record = read_run(engine.root, run) if run else run_of_flow(engine.root, flow_id)
@@ -118,17 +160,20 @@ def _run(
         raise InputError("\n".join(problems))
     engine = Engine(engine.pinned(selection.stages))
     if record is None:
-        record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled)
+        record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled, until=until)
     else:
         record.save(engine.root)
-    work = _Work(engine, record, selection)
-    try:
-        failures = work.stages()
-    except BaseException as error:
-        interrupted = not isinstance(error, Exception)
-        work.end("interrupted" if interrupted else "failed", str(error).strip() or type(error).__name__)
-        raise
-    work.report()
+    with alive(engine.root, record):
+        work = _Work(engine, record, selection, flow_id)
+        try:
+            failures = work.stages()
+            if not failures and promotes and (thin := work.thin()):
+                failures = [f"not promoted: {thin}"]
+        except BaseException as error:
+            interrupted = not isinstance(error, Exception)
+            work.end("interrupted" if interrupted else "failed", str(error).strip() or type(error).__name__)
+            raise
+        work.report()
     wait_recorded(work.last_task)
     if failures:
         work.end("failed", "; ".join(failures))
@@ -142,19 +187,28 @@ def _run(
 class _Work:
     """The stages of one run, one after the other."""
 
-    def __init__(self, engine: Engine, record: RunRecord, selection: Selection) -> None:
+    def __init__(self, engine: Engine, record: RunRecord, selection: Selection, flow_id: str) -> None:
         self.engine = engine
         self.record = record
         self.selection = selection
-        self.surveys = engine.survey_all(selection.stages)
+        self.flow_id = flow_id
         self.last_task: Any = None
+        self._survey()
+
+    def _survey(self) -> None:
+        """Look at the store, and note what the run uses there before it does."""
+        self.surveys = self.engine.survey_all(self.selection.stages)
+        news = [self.record.use(name, survey.fingerprint) for name, survey in self.surveys.items()]
+        if any(news):
+            self.record.save(self.engine.root)
 
     def stages(self) -> list[str]:
         """Run them. Returns what went wrong, one line a stage; empty when nothing did."""
         failures: list[str] = []
         for stage in self.selection.stages:
-            if stage == "train" and (reason := self._thin()):
-                return [*failures, reason]
+            if stage == "train" and (thin := self.thin()):
+                return [*failures, f"train: not started; {thin}"]
+            forced = self.record.made_by_force(self.flow_id, stage) if self.selection.force else []
             work = StageRun(
                 self.engine,
                 stage,
@@ -162,11 +216,13 @@ class _Work:
                 self._units(stage),
                 self.selection.force,
                 self.selection.retry_failed,
+                tuple(forced),
+                self._remember(forced) if self.selection.force else lambda unit: None,
             )
             outcome = work.run()
             if outcome.made or outcome.failed:
                 # what was made changes what is due below
-                self.surveys = self.engine.survey_all(self.selection.stages)
+                self._survey()
             self._note(stage, outcome)
             if outcome.failed:
                 failures.append(f"{stage}: {outcome.message()}")
@@ -185,9 +241,18 @@ class _Work:
             return units
         return [unit for unit in units if self.surveys[above].units.get(unit) == "complete"]
 
-    def _thin(self) -> str | None:
-        """Why the data set is too thin to train on, or None."""
-        if self.surveys["train"].units == {0: "complete"}:
+    def _remember(self, forced: list[int]) -> Callable[[int], None]:
+        """What notes, in the record, each unit that was made by force."""
+
+        def note(unit: int) -> None:
+            forced.append(unit)
+            self._keep()
+
+        return note
+
+    def thin(self) -> str | None:
+        """Why the data set is too thin to train on or to be used, or None."""
+        if "train" in self.surveys and self.surveys["train"].units == {0: "complete"}:
             return None
         captions, encoded = self.surveys["caption"], self.surveys["encode"]
         missing = len(captions.units) - len(captions.markers)
@@ -195,9 +260,7 @@ class _Work:
         share = encoded.rows()["ok"] / max(asked, 1)
         if share >= self.engine.config.min_yield and encoded.markers:
             return None
-        return (
-            f"train: not started; {share:.1%} of the captions arrived, min_yield is {self.engine.config.min_yield:.1%}"
-        )
+        return f"{share:.1%} of the captions arrived, min_yield is {self.engine.config.min_yield:.1%}"
 
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]
@@ -232,6 +295,7 @@ class _Work:
             if report.metrics is not None:
                 root.write(f"{folder}/metrics.json", json.dumps(report.metrics, indent=2).encode())
             root.write(f"{folder}/report.html", build_report(report).encode())
+            artifacts.publish(report, str(root.fs.unstrip_protocol(root.join(folder, "report.html"))))
         except (ValueError, OSError) as error:
             display.current.line(f"  warning: no report: {error}", "yellow")
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from datetime import UTC, datetime
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -13,10 +17,17 @@ from pydantic import BaseModel, Field, ValidationError
 from flows.loading import dump_config, parse_config
 from stages.base import InputError
 from stages.config import PipelineConfig
+from storage.parts import Parts
 from storage.root import Root
 
 FOLDER = "runs"
 LATEST = f"{FOLDER}/latest.json"
+
+BEAT_SECONDS = 60.0
+"""How often a run says that it is alive."""
+
+LOST_AFTER = timedelta(minutes=15)
+"""Silence after which a run that never said its end is taken for dead. Generous: hosts' clocks differ."""
 
 RunState = Literal["running", "done", "failed", "interrupted"]
 
@@ -34,6 +45,13 @@ class StageRecord(BaseModel):
     seconds: float = 0.0
 
 
+class Forced(BaseModel):
+    """The units that a flow run with `force` has made: its retry finds them made."""
+
+    flow_run: str
+    units: dict[str, list[int]] = {}
+
+
 class RunRecord(BaseModel):
     """One run, as `run.json` holds it."""
 
@@ -43,11 +61,18 @@ class RunRecord(BaseModel):
     ended: datetime | None = None
     scheduled: datetime | None = None
     """When the schedule asked for it; the seed of a regeneration follows from it."""
+    until: str | None = None
+    """The stage a regeneration ends with; what continues it ends there too."""
+    promoted: datetime | None = None
+    """When it last became the `latest` one."""
     flow_run: str | None = None
     message: str = ""
     units: list[int]
     """The run's units, each number one by one: no reader looks at what else lies in the store."""
     stages: dict[str, StageRecord] = Field(default={})
+    uses: dict[str, list[str]] = {}
+    """Stage → the fingerprints it has read or written, noted before it does: `bootpig gc` spares them."""
+    forced: Forced | None = None
 
     @property
     def folder(self) -> str:
@@ -62,9 +87,28 @@ class RunRecord(BaseModel):
         before = root.read(path) if root.exists(path) else b""
         root.write(path, before + f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {line}\n".encode())
 
+    def made_by_force(self, flow_run: str, stage: str) -> list[int]:
+        """The units of `stage` that this very flow run, in an earlier attempt, has made by force."""
+        if self.forced is None or self.forced.flow_run != flow_run:
+            self.forced = Forced(flow_run=flow_run)
+        return self.forced.units.setdefault(stage, [])
+
+    def use(self, stage: str, fingerprint: str) -> bool:
+        """Note that the run needs `<stage>/<fingerprint>`. Returns whether that is news."""
+        known = self.uses.setdefault(stage, [])
+        if not fingerprint or fingerprint in known:
+            return False
+        known.append(fingerprint)
+        return True
+
 
 def new_run(
-    root: Root, config: PipelineConfig, *, flow_run: str | None = None, scheduled: datetime | None = None
+    root: Root,
+    config: PipelineConfig,
+    *,
+    flow_run: str | None = None,
+    scheduled: datetime | None = None,
+    until: str | None = None,
 ) -> RunRecord:
     """Record a run that starts now."""
     now = datetime.now(UTC)
@@ -73,6 +117,7 @@ def new_run(
         id=f"{scheduled or now:%Y%m%d-%H%M%S}-{config.name}-{tail}",
         started=now,
         scheduled=scheduled,
+        until=until,
         flow_run=flow_run,
         units=list(config.unit_numbers()),
     )
@@ -95,7 +140,9 @@ def read_run(root: Root, run: str) -> RunRecord:
     except FileNotFoundError:
         raise InputError(f"run: {run!r} → there is no such run in {root.url!r}; see bootpig runs") from None
     except ValidationError:
-        raise InputError(f"run: {run!r} → its run.json is not readable; start a new run") from None
+        raise InputError(
+            f"run: {run!r} → its run.json is not readable; remove {root.join(FOLDER, run)} and start a new run"
+        ) from None
 
 
 def read_config(root: Root, record: RunRecord) -> PipelineConfig:
@@ -116,8 +163,43 @@ def run_of_flow(root: Root, flow_run: str) -> RunRecord | None:
 
 
 def list_runs(root: Root) -> list[RunRecord]:
-    """All readable records, the oldest first."""
+    """All records, by name, and so about the oldest first.
+
+    Raises:
+        InputError: one is not readable.
+    """
     return [read_run(root, name) for name in root.folders(FOLDER) if root.exists(f"{FOLDER}/{name}/run.json")]
+
+
+@contextmanager
+def alive(root: Root, record: RunRecord) -> Iterator[None]:
+    """Say once a minute, in the store, that the run is alive, until the block ends."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.is_set():
+            # a beat that is missed does no harm, whatever the store says
+            with suppress(Exception):
+                root.write(f"{record.folder}/alive", f"{datetime.now(UTC).isoformat()}\n".encode())
+            stop.wait(BEAT_SECONDS)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def is_alive(root: Root, record: RunRecord) -> bool:
+    """Whether the run is at work: it has not said its end, and not been silent for `LOST_AFTER`."""
+    if record.state != "running":
+        return False
+    try:
+        last = datetime.fromisoformat(root.read(f"{record.folder}/alive").decode().strip())
+    except (FileNotFoundError, ValueError):
+        last = record.started
+    return datetime.now(UTC) - last < LOST_AFTER
 
 
 def latest_run(root: Root) -> str:
@@ -140,6 +222,8 @@ def promote(root: Root, record: RunRecord) -> None:
     """
     if record.state != "done":
         raise InputError(f"run: {record.id!r} → is {record.state}, only a run that is done can be promoted")
+    record.promoted = datetime.now(UTC)
+    record.save(root)
     root.write(LATEST, json.dumps({"run": record.id}).encode())
 
 
@@ -153,7 +237,7 @@ def metrics_of(root: Root, record: RunRecord) -> dict[str, Any] | None:
 
 
 def compare(root: Root, a: RunRecord, b: RunRecord) -> list[tuple[str, str, str]]:
-    """What differs between two runs: (what, in a, in b). Settings, fingerprints, yields, metrics."""
+    """What differs between two runs: (what, in a, in b). Settings, fingerprints, yields, subjects, metrics."""
     left, right = _facts(root, a), _facts(root, b)
     names = [*left, *(name for name in right if name not in left)]
     pairs = [(name, left.get(name, "–"), right.get(name, "–")) for name in names]
@@ -166,10 +250,20 @@ def _facts(root: Root, record: RunRecord) -> dict[str, str]:
     for stage, done in record.stages.items():
         facts[f"{stage} fingerprint"] = done.fingerprint
         facts |= {f"{stage} rows {name}": str(count) for name, count in _flat(done.rows).items()}
+    facts |= {f"subject {name}": str(count) for name, count in sorted(_subjects(root, record).items())}
     for name, value in _flat((metrics_of(root, record) or {}).get("methods", {})).items():
         if name.endswith(".mean"):
             facts[f"metrics {name.removesuffix('.mean')}"] = f"{value:.4f}"
     return facts
+
+
+def _subjects(root: Root, record: RunRecord) -> Counter[str]:
+    """How many captions of the run ask for each object."""
+    if "caption" not in record.stages:
+        return Counter()
+    markers, _ = Parts(root, "caption", record.stages["caption"].fingerprint).markers(record.units)
+    rows = [row for marker in markers.values() for row in marker.rows if row["status"] == "ok"]
+    return Counter(row["object"] for row in rows)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -68,6 +68,8 @@ def prefect_server() -> Iterator[str]:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     # Prefect's client would report its use, and say so in the middle of ours
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # as often as the automation expects it that marks silent runs (`flows.automations`)
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     if address := configured_api():
         os.environ["PREFECT_API_URL"] = address
         yield address
@@ -92,6 +94,11 @@ def prefect_server() -> Iterator[str]:
             _own = False
             del os.environ["PREFECT_API_URL"]
             _stop(child)
+
+
+def is_own() -> bool:
+    """Whether the API is a child of this process."""
+    return _own
 
 
 def wait_recorded(task_run: UUID | None, seconds: float = 15.0) -> None:
@@ -139,12 +146,12 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         pass_fds=[listener.fileno()],
         # Ctrl-C goes to a whole process group: the server must outlive the flow that records its own end
         process_group=0,
-        preexec_fn=lambda: _die_with(parent),
+        preexec_fn=lambda: die_with(parent),
     )
 
 
-def _die_with(parent: int) -> None:
-    """In the child, before exec: ask the kernel for SIGKILL at the parent's death (Linux)."""
+def die_with(parent: int) -> None:
+    """In a child, before exec: ask the kernel for SIGKILL at the parent's death (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -19,13 +17,18 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from flows import display, interrupt
+from flows import artifacts, display, interrupt
 from flows.loading import dump_config, parse_config
-from stages.base import MapStage, ReduceStage
+from flows.server import is_own
+from stages.base import MapStage, ReduceStage, Stage
 from stages.config import PipelineConfig
 from stages.engine import Engine, UnitReport
 from stages.registry import STAGES
 from stages.survey import StageSurvey, make_stage
+
+GPU_TAG = "bootpig-gpu"
+"""Of the tasks of stages that have a device. `prefect gcl create tag:bootpig-gpu --limit 1` lets one work at a time,
+across hosts too: Prefect's task engine holds a lease of 60 s for as long as it lives."""
 
 LOST = (ValueError, AssertionError)
 """What further units would meet too: bad input (`InputError`, `ModelError`, `StoreError`) or a broken contract."""
@@ -45,12 +48,14 @@ class StageOutcome:
     last_task: UUID | None = None
     """The task run that ended last: once the server shows it, it shows all."""
 
+    def total(self) -> int:
+        return len(self.made) + self.cached + len(self.failed) + len(self.pending)
+
     def message(self) -> str:
-        total = len(self.made) + self.cached + len(self.failed) + len(self.pending)
         left = f", {len(self.pending)} left pending: {numbers(self.pending)}" if self.pending else ""
         if self.failed:
-            return f"{len(self.failed)}/{total} units failed: {numbers(self.failed)}{left}"
-        return f"{total} units: {len(self.made)} made, {self.cached} cached{left}"
+            return f"{len(self.failed)}/{self.total()} units failed: {numbers(self.failed)}{left}"
+        return f"{self.total()} units: {len(self.made)} made, {self.cached} cached{left}"
 
 
 @dataclass
@@ -60,6 +65,8 @@ class StageRun:
     Args:
         survey: the stage as the store shows it before.
         units: those chosen, of a map stage.
+        forced: units that an earlier attempt of the same flow run has made by force: they are not made once more.
+        on_made: called with each unit that was made.
     """
 
     engine: Engine
@@ -68,10 +75,12 @@ class StageRun:
     units: list[int]
     force: bool = False
     retry_failed: bool = False
+    forced: Container[int] = ()
+    on_made: Callable[[int], None] = lambda unit: None
     outcome: StageOutcome = field(default_factory=StageOutcome)
 
     def is_cached(self, unit: int) -> bool:
-        if self.force or self.survey.units.get(unit) != "complete":
+        if self.survey.units.get(unit) != "complete" or (self.force and unit not in self.forced):
             return False
         if self.retry_failed and unit in self.survey.markers:
             return not any(row["status"] == "failed" for row in self.survey.markers[unit].rows)
@@ -87,6 +96,7 @@ class StageRun:
 
         @flow(
             name=self.stage,
+            flow_run_name="units {units}" if issubclass(STAGES[self.stage], MapStage) else self.stage,
             task_runner=_runner(self.engine.config),
             persist_result=False,
             validate_parameters=False,
@@ -116,20 +126,25 @@ class StageRun:
             return
         config = self.engine.config
         in_process = config.runner == "threads"
-        made_by = (make_unit if in_process else make_unit_elsewhere).with_options(name=self.stage)
         stage = make_stage(config, self.stage)
         assert isinstance(stage, MapStage)
+        made_by = (make_unit if in_process else make_unit_elsewhere).with_options(name=self.stage, tags=_tags(stage))
         ahead = 0 if stage.sequential else 2 * config.workers
-        with display.current.stage(self.stage, len(due) * config.unit_size) as bar:
+        with (
+            display.current.stage(self.stage, len(due) * config.unit_size) as bar,
+            artifacts.stage_progress(self.stage) as share,
+        ):
             waiting: deque[tuple[int, PrefectFuture[Any]]] = deque()
             try:
                 for unit in due:
                     if len(waiting) > ahead:
                         self._await(waiting, bar)
+                        share(self.outcome.total(), len(self.units))
                     place: Any = _Place(self.engine, bar) if in_process else dump_config(config)
                     waiting.append((unit, made_by.submit(place, self.stage, unit, self.force, self.retry_failed)))
                 while waiting:
                     self._await(waiting, bar)
+                    share(self.outcome.total(), len(self.units))
             except BaseException as error:
                 interrupt.stop(error)
                 raise
@@ -146,9 +161,10 @@ class StageRun:
         if self.is_cached(0):
             self._note(0, cached_unit.with_options(name=self.stage)(0, return_state=True))
             return
-        with display.current.stage(self.stage, 1) as bar:
-            place = _Place(self.engine, bar)
-            self._note(0, make_result.with_options(name=self.stage)(place, self.stage, self.force, return_state=True))
+        with display.current.stage(self.stage, 1) as bar, artifacts.stage_progress(self.stage) as share:
+            place = _Place(self.engine, bar, share)
+            made_by = make_result.with_options(name=self.stage, tags=_tags(make_stage(self.engine.config, self.stage)))
+            self._note(0, made_by(place, self.stage, self.force, return_state=True))
 
     def _note(self, unit: int, state: State[Any]) -> None:
         self.outcome.last_task = state.state_details.task_run_id
@@ -158,6 +174,7 @@ class StageRun:
             self.outcome.pending[unit] = str(state.message)
         elif state.is_completed():
             self.outcome.made.append(unit)
+            self.on_made(unit)
         else:
             error = state.result(raise_on_failure=False) if state.data is not None else None
             if isinstance(error, LOST):
@@ -169,11 +186,19 @@ class StageRun:
 class _Place:
     """Where a unit runs in this process. Opaque to Prefect, which else would look for futures in all it holds."""
 
-    __slots__ = ("bar", "engine")
+    __slots__ = ("bar", "engine", "share")
 
-    def __init__(self, engine: Engine, bar: display.StageBar) -> None:
+    def __init__(
+        self, engine: Engine, bar: display.StageBar, share: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
         self.engine = engine
         self.bar = bar
+        self.share = share
+
+    def whole(self, done: int, total: int, text: str) -> None:
+        """The progress of a stage that makes one result."""
+        self.bar.whole()(done, total, text)
+        self.share(done, total)
 
 
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)
@@ -198,7 +223,7 @@ def make_unit_elsewhere(config: str, stage: str, unit: int, force: bool, retry_f
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
 def make_result(place: _Place, stage: str, force: bool) -> State[Any]:
     """The result of a reduce stage."""
-    return _state(place.engine.run_reduce(stage, force=force, progress=place.bar.whole()))
+    return _state(place.engine.run_reduce(stage, force=force, progress=place.whole))
 
 
 def _state(report: UnitReport) -> State[Any]:
@@ -213,22 +238,15 @@ def _state(report: UnitReport) -> State[Any]:
     return Completed(message=f"{rows or 'made'} in {report.seconds:.1f} s")
 
 
+def _tags(stage: Stage) -> list[str]:
+    """What a limit on the user's own server can count; a temporary server has no limits, nor the time to ask it."""
+    return [GPU_TAG] if stage.device() != "cpu" and not is_own() else []
+
+
 def _runner(config: PipelineConfig) -> TaskRunner[Any]:
     if config.runner == "processes":
-        return ProcessPoolTaskRunner(config.workers, initializer=_end_with_parent)
+        return ProcessPoolTaskRunner(config.workers, initializer=interrupt.end_with_parent)
     return ThreadPoolTaskRunner(config.workers)
-
-
-def _end_with_parent() -> None:
-    """In a worker process: end when the parent is gone, however it died."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def numbers(units: Iterable[int]) -> str:

@@ -131,6 +131,10 @@ class Stage(ABC):
         """
         return {}
 
+    def device(self) -> str:
+        """Where its models run, as a `device` setting says it; `cpu` for a stage that has none."""
+        return str(getattr(self.config, "device", "cpu"))
+
     def setup(self) -> None:  # noqa: B027 - a stage without models has nothing to load
         """Load the models: once a process, before the first unit."""
 

@@ -31,6 +31,8 @@ TRANSIENT = (ConnectionError, TimeoutError)
 
 ATTEMPTS = 3
 
+WAITS = "waits for the GPU"
+
 
 class UnitFailed(RuntimeError):
     """A unit was not committed. The message is one line."""
@@ -185,7 +187,7 @@ class Engine:
         parts.describe(survey.identity)
         started = time.monotonic()
         try:
-            with loaded(reduce_stage, self.config) as ready:
+            with loaded(reduce_stage, self.config, lambda: progress(0, 1, WAITS)) as ready:
                 assert isinstance(ready, ReduceStage)
                 above = surveys[str(reduce_stage.upstream)]
                 publish_result(self.root, ready, survey, above, progress, anew=force)
@@ -254,7 +256,7 @@ class _UnitWork:
         results: list[Sample] = []
         try:
             samples = self._samples(upstream, upstream_parts, context)
-            with loaded(self.stage, self.config) as stage:
+            with loaded(self.stage, self.config, lambda: progress(0, len(samples), WAITS)) as stage:
                 assert isinstance(stage, MapStage)
                 size = stage.slice_size
                 for begin in range(0, len(samples), size):

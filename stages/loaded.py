@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from models.memory import keep_freed_memory
 from stages.base import Stage
+from stages.device_lock import device_key, exclusive
 
 if TYPE_CHECKING:
     from stages.config import PipelineConfig
@@ -20,14 +21,18 @@ _CURRENT: tuple[str, Stage] | None = None
 
 
 @contextmanager
-def loaded(stage: Stage, config: PipelineConfig) -> Iterator[Stage]:
-    """`stage`, or the equal one this process has loaded already, for the caller alone until the block ends.
+def loaded(stage: Stage, config: PipelineConfig, waits: Callable[[], None] = lambda: None) -> Iterator[Stage]:
+    """`stage`, or the equal one this process has loaded already, for the caller alone until the block ends; likewise
+    its GPU among the processes of this host.
 
     Torch's threads are pinned to `config.threads`, on which the last bits of a CPU result depend.
+
+    Args:
+        waits: called again and again while another process has the GPU; what it raises ends the wait.
     """
     global _CURRENT
     key = f"{stage.name}/{stage.seed}/{stage.config.model_dump_json()}"
-    with _LOCK:
+    with _LOCK, exclusive(device_key(stage.device()), waits):
         if _CURRENT is None or _CURRENT[0] != key:
             release()
             keep_freed_memory()

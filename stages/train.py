@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -149,6 +150,11 @@ class Train(ReduceStage):
     config_class = TrainConfig
     config: TrainConfig
     identity_prefix: ClassVar[str] = "model/"
+
+    def device(self) -> str:
+        # accelerate takes a GPU if there is one, and gives each rank its own
+        rank = os.environ.get("LOCAL_RANK")
+        return "auto" if rank is None else f"cuda:{rank}"
 
     def models(self) -> Mapping[str, ModelIdentity]:
         return self._sources()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.loading import load_config
+from models.sources import PROJECT
 from stages.config import PipelineConfig
+from tests.flows.live import Live, running
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 
@@ -25,6 +29,28 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with prefect_test_harness(server_startup_timeout=300):
         yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """`prefect server start`, `bootpig setup-server`, `prefect deploy --all`, and a process worker."""
+    with running(tmp_path_factory.mktemp("live"), PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30") as live:
+        live.deploy()
+        live.start_worker()
+        yield live
+
+
+@pytest.fixture(scope="session")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the held-out subjects, in a folder as evaluate reads it."""
+    folder = tmp_path_factory.mktemp("subjects")
+    source = PROJECT / "models/toy/subjects_held_out"
+    names = sorted(path.name for path in source.iterdir() if path.is_dir())[:2]
+    for name in names:
+        shutil.copytree(source / name, folder / name)
+    listed = yaml.safe_load((source / "subjects.yaml").read_text())
+    (folder / "subjects.yaml").write_text(yaml.safe_dump({name: listed[name] for name in names}))
+    return folder
 
 
 @pytest.fixture

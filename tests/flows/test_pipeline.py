@@ -102,24 +102,6 @@ def test_a_run_is_continued_by_its_id(config: PipelineConfig) -> None:
     assert read_run(root, record.id).stages["caption"].cached == 4
 
 
-def test_regenerate_seeds_from_the_scheduled_time(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datetime import UTC, datetime
-
-    from flows import pipeline
-    from flows.runs import read_config
-
-    when = datetime(2026, 5, 4, 2, tzinfo=UTC)
-    monkeypatch.setattr(pipeline, "_scheduled", lambda: when)
-    root = Root(config.root)
-    for _ in range(2):
-        assert pipeline.regenerate(config, until="caption", return_state=True).is_completed()
-    a, b = list_runs(root)
-    assert a.scheduled == when
-    assert read_config(root, a).seed == read_config(root, b).seed != config.seed
-    # both may begin within one second, so the list does not tell which was first
-    assert sorted(record.stages["caption"].cached for record in (a, b)) == [0, 4]
-
-
 def test_other_processes_make_the_same_bytes(config: PipelineConfig) -> None:
     from flows.pipeline import bootstrap
 

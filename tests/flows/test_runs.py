@@ -7,9 +7,23 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows.runs import compare, latest_run, list_runs, new_run, promote, read_config, read_run, run_of_flow
+from flows.runs import (
+    LOST_AFTER,
+    StageRecord,
+    alive,
+    compare,
+    is_alive,
+    latest_run,
+    list_runs,
+    new_run,
+    promote,
+    read_config,
+    read_run,
+    run_of_flow,
+)
 from stages.base import InputError
 from stages.config import PipelineConfig
+from stages.engine import Engine
 from storage.root import Root
 
 
@@ -73,3 +87,31 @@ def test_a_damaged_record_is_one_line(root: Root, config: PipelineConfig) -> Non
     root.write(f"{record.folder}/run.json", b"{half")
     with pytest.raises(InputError, match="not readable"):
         read_run(root, record.id)
+
+
+def test_a_run_that_beats_is_alive(root: Root, config: PipelineConfig) -> None:
+    record = new_run(root, config)
+    with alive(root, record):
+        assert is_alive(root, record)
+    long_ago = datetime.now(UTC) - 2 * LOST_AFTER
+    root.write(f"{record.folder}/alive", long_ago.isoformat().encode())
+    assert not is_alive(root, record)
+    root.write(f"{record.folder}/alive", datetime.now(UTC).isoformat().encode())
+    record.state = "done"
+    assert not is_alive(root, record)
+
+
+def test_compare_counts_subjects(root: Root, config: PipelineConfig) -> None:
+    records = []
+    for seed in (0, 9):
+        engine = Engine(config.model_copy(update={"seed": seed}))
+        record = new_run(root, engine.config)
+        for unit in record.units:
+            engine.run_unit("caption", unit)
+        record.stages["caption"] = StageRecord(fingerprint=engine.survey("caption").fingerprint)
+        records.append(record)
+    subjects = {what: (a, b) for what, a, b in compare(root, *records) if what.startswith("subject ")}
+    assert subjects
+    for side in (0, 1):
+        counts = [0 if pair[side] == "–" else int(pair[side]) for pair in subjects.values()]
+        assert 0 < sum(counts) <= 40

@@ -1,0 +1,145 @@
+"""What the Prefect UI shows of a run beside its states: yields, metrics, pictures, the report's place, progress."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.logging import get_run_logger
+
+from stages.contact_sheet import SheetRow, contact_sheet
+from stages.report_data import Report
+from stages.results import METRIC_NAMES, result_rows
+
+SHEET_ROWS = 12
+"""Rows of the contact sheet: an artifact lies in the server's data base."""
+
+UPDATE_SECONDS = 5.0
+"""Between two updates of a progress artifact, each of them a request."""
+
+
+def publish(report: Report, place: str) -> None:
+    """Make the artifacts of a run, in its flow. A server that takes none of them costs the run nothing but a warning.
+
+    Args:
+        place: where the report lies.
+    """
+
+    def make() -> None:
+        key = f"{report.name}-{{}}".format
+        create_table_artifact(yield_table(report), key=key("yields"), description=f"Rows of run {report.run_id}")
+        if report.metrics is not None:
+            create_table_artifact(metrics_table(report.metrics), key=key("metrics"), description=_measured(report))
+        if sheet := sheet_markdown(report):
+            create_markdown_artifact(sheet, key=key("contact-sheet"), description="Not chosen: evenly spread")
+        create_link_artifact(place, link_text=f"{place}", key=key("report"), description="The whole report, one page")
+
+    _tolerant(make)
+
+
+@contextmanager
+def stage_progress(stage: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress artifact of the current flow. Yields `update(done, total)`, to be called as often as one likes."""
+    artifact = _tolerant(lambda: create_progress_artifact(0.0, key=f"{stage}-progress", description=stage))
+    last, shown = time.monotonic(), 0.0
+
+    def update(done: int, total: int) -> None:
+        nonlocal last, shown
+        share = 100.0 * min(done, total) / max(total, 1)
+        if artifact is None or share == shown or (time.monotonic() - last < UPDATE_SECONDS and done < total):
+            return
+        last, shown = time.monotonic(), share
+        _tolerant(lambda: update_progress_artifact(artifact, progress=share))
+
+    yield update
+
+
+def yield_table(report: Report) -> list[dict[str, Any]]:
+    """One line a stage: its units, and its rows by status and reason."""
+    return [
+        {
+            "stage": stage.name,
+            "units": stage.units,
+            "complete": stage.states["complete"],
+            "made": stage.made,
+            "seconds": round(stage.seconds, 1),
+            "rows ok": stage.ok if stage.is_map else "",
+            "rejected": _reasons(stage.rejected),
+            "failed": _reasons(stage.failed),
+        }
+        for stage in report.stages
+    ]
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One line a method: the mean of each metric and half the width of its 95 % interval, cosines in [-1, 1]."""
+    return [
+        {"method": row.name, "what": row.note}
+        | {
+            name: "" if cell is None else f"{cell.mean:.3f} ± {(cell.high - cell.low) / 2:.3f}"
+            for (name, _), cell in zip(METRIC_NAMES.values(), row.cells, strict=True)
+        }
+        for row in result_rows(metrics)
+    ]
+
+
+def sheet_markdown(report: Report) -> str:
+    """What the model draws, or, before there is one, samples of the data set; empty when there is neither."""
+    titles: Sequence[str]
+    if report.sheet:
+        step = max(1, len(report.sheet) // SHEET_ROWS)
+        entries = list(report.sheet)[::step][:SHEET_ROWS]
+        titles = [title for title, _ in entries[0].pictures]
+        rows = [SheetRow(entry.caption, [_image(uri) for _, uri in entry.pictures]) for entry in entries]
+    else:
+        titles = ("picture", "mask", "reference")
+        rows = [
+            SheetRow(example.caption, [_image(uri) for uri in (example.image, example.mask, *example.references[:1])])
+            for example in report.examples
+        ]
+    if not rows:
+        return ""
+    buffer = io.BytesIO()
+    contact_sheet(titles, rows).save(buffer, "JPEG", quality=85)
+    picture = f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    captions = [f"{number}. {escape(row.caption)}" for number, row in enumerate(rows, 1)]
+    return "\n".join([", ".join(titles), "", picture, "", *captions])
+
+
+def escape(text: str) -> str:
+    """Text of unknown origin for a line of Markdown: nothing of it is markup, a link or HTML."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+def _image(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
+
+
+def _measured(report: Report) -> str:
+    metrics = report.metrics or {}
+    return f"{metrics.get('subjects')} subjects, {metrics.get('images')} pictures a method; ± : 95 %"
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+
+
+def _tolerant(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # of whatever kind a client or a server may have: the data set is worth more
+        get_run_logger().warning("no artifact: %s", " ".join(str(error).split())[:500])
+        return None

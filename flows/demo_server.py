@@ -1,0 +1,158 @@
+"""`make demo-server`: a Prefect server, a worker and the deployments on loopback, and one run to look at."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from flows.loading import load_config
+from flows.server import ServerError, die_with
+
+PROJECT = Path(__file__).parents[1]
+STARTUP_SECONDS = 180.0
+POLL_SECONDS = 2.0
+"""How often the worker asks for work."""
+
+CLICKS = """
+{ui}
+  Runs         'bootstrap toy': its stages as subflows, each unit a task; Artifacts: yields, pictures, metrics
+  Deployments  bootstrap, run_stage, regenerate: Run › Custom run shows every setting as a form
+  Automations  what marks killed runs as Crashed
+Run it again and every unit is Cached. Ctrl-C ends all of it; {home} and the store keep what was made.
+"""
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m …` in the project's folder. It ends with the context, and with this process however that dies."""
+    parent = os.getpid()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=PROJECT,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C is for this process alone, which ends its children in order
+        process_group=0,
+        preexec_fn=lambda: die_with(parent),
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=45)  # a worker gives its runs 30 s
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def server(environment: Mapping[str, str], port: int, log: IO[bytes]) -> Iterator[str]:
+    """`prefect server start` on loopback. Yields the API's address once it answers.
+
+    Raises:
+        ServerError: it ended, or did not answer in `STARTUP_SECONDS`.
+    """
+    address = f"http://127.0.0.1:{port}/api"
+    with child(["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, log) as process:
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerError(f"the Prefect server ended with {process.returncode}; see {log.name}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3):
+                break
+            time.sleep(0.2)
+        else:
+            raise ServerError(f"the Prefect server did not answer within {STARTUP_SECONDS:.0f} s; see {log.name}")
+        yield address
+
+
+@contextlib.contextmanager
+def worker(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of the pool `bootpig`."""
+    command = ["prefect", "worker", "start", "--pool", "bootpig"]
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS)}
+    with child(command, quick | dict(environment), log) as process:
+        yield process
+
+
+def free_port(wanted: int = 0) -> int:
+    """`wanted` if nobody has it, else any."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def deploy(environment: Mapping[str, str]) -> None:
+    """The work pool, the automations, and `prefect deploy --all`.
+
+    Raises:
+        ServerError: the server refuses them.
+    """
+    for command in (["flows.cli", "setup-server"], ["prefect", "--no-prompt", "deploy", "--all"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=PROJECT, env=dict(environment), capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise ServerError(f"{' '.join(command)}: {(done.stdout + done.stderr).strip()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="A Prefect server, a worker, the deployments, and one run.")
+    parser.add_argument("config", nargs="?", default="configs/toy.yaml", metavar="CONFIG")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+    parser.add_argument("--home", default="data/prefect", help="where the server keeps its data base (data/prefect)")
+    parser.add_argument("--port", type=int, default=4200, help="of the UI; any free one if it is taken (4200)")
+    asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    config = load_config(asked.config, asked.set)
+    home = Path(asked.home).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port(asked.port)
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(home / "demo.log", "ab"))
+        try:
+            print("server, deployments, worker …", flush=True)
+            stack.enter_context(server(environment, port, log))
+            deploy(environment)
+            working = stack.enter_context(worker(environment, log))
+            parameters = json.dumps({"config": config.model_dump(mode="json", exclude_unset=True)})
+            run = ["prefect", "deployment", "run", "bootstrap/bootstrap", "--params", parameters]
+            done = subprocess.run([sys.executable, "-m", *run], env=environment, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise ServerError(f"the run was not accepted: {(done.stdout + done.stderr).strip()}")
+            print(CLICKS.format(ui=f"http://127.0.0.1:{port}", home=home), flush=True)
+            working.wait()
+            raise ServerError(f"the worker ended with {working.returncode}; see {log.name}")
+        except ServerError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

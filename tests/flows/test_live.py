@@ -1,0 +1,226 @@
+"""Against a real server with a worker: triggered runs, artifacts, retries, the schedule, cancelled and killed runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.runs import latest_run, list_runs, read_config
+from stages.registry import STAGES
+from storage.root import Root
+from tests.flows.live import PROJECT, Live, as_parameters, tiny
+
+pytestmark = pytest.mark.slow
+
+
+def until(happens: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def done(live: Live, tmp_path_factory: pytest.TempPathFactory, subjects: Path) -> tuple[str, Path]:
+    """A finished `bootstrap` that the command line has triggered: (flow run, store)."""
+    store = tmp_path_factory.mktemp("store")
+    flow_run = live.trigger("bootstrap", config=as_parameters(tiny(store, **{"evaluate.subjects": subjects})))
+    state = live.wait(flow_run)
+    assert state["type"] == "COMPLETED", state["message"] + live.tail()
+    return flow_run, store
+
+
+def test_the_deployments_and_their_forms(live: Live) -> None:
+    for name in ("bootstrap", "run_stage", "regenerate"):
+        schema = live.deployment(name)["parameter_openapi_schema"]
+        assert "PipelineConfig" in schema["definitions"]
+        assert schema["properties"]["config"]["default"]["name"] == "toy"
+    regenerate = live.deployment("regenerate")
+    assert regenerate["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert regenerate["global_concurrency_limit"]["limit"] == 1
+    (schedule,) = regenerate["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "Etc/UTC")
+    assert schedule["active"]
+
+
+def test_what_is_paused_stays_paused_through_a_deploy(live: Live) -> None:
+    (schedule,) = live.deployment("regenerate")["schedules"]
+    live.prefect("deployment", "schedule", "pause", "regenerate/regenerate", schedule["id"])
+    silent = live.api("POST", "automations/filter", {})[0]
+    live.prefect("automation", "pause", "--id", silent["id"])
+    live.deploy()
+    assert [entry["active"] for entry in live.deployment("regenerate")["schedules"]] == [False]
+    automations = live.api("POST", "automations/filter", {})
+    assert [(entry["name"], entry["enabled"]) for entry in automations] == [(silent["name"], False)]
+    live.prefect("automation", "resume", "--id", silent["id"])
+
+
+def test_a_triggered_run_shows_its_stages_and_artifacts(live: Live, done: tuple[str, Path]) -> None:
+    flow_run, store = done
+    stages = live.subflows(flow_run)
+    assert set(stages) == set(STAGES)
+    assert {run["state_name"] for run in stages.values()} == {"Completed"}
+    assert live.tasks(stages["segment"]["id"], 2) == {"unit 0": "Completed", "unit 1": "Completed"}
+    record = list_runs(Root(str(store)))[0]
+    artifacts = live.artifacts(flow_run)
+    assert set(artifacts) == {"toy-yields", "toy-metrics", "toy-contact-sheet", "toy-report"}
+    yields = json.loads(artifacts["toy-yields"]["data"])
+    assert [line["stage"] for line in yields] == list(STAGES)
+    assert [line["rows ok"] for line in yields][:5] == [record.stages[name].rows["ok"] for name in list(STAGES)[:5]]
+    metrics = json.loads(artifacts["toy-metrics"]["data"])
+    assert "text only" in [line["method"] for line in metrics]
+    assert all(-1 <= float(line["DINO"].split()[0]) <= 1 for line in metrics if line["DINO"])
+    assert "data:image/jpeg;base64," in artifacts["toy-contact-sheet"]["data"]
+    assert (store / record.folder / "report.html").as_uri() in artifacts["toy-report"]["data"]
+    (progress,) = live.artifacts(stages["train"]["id"]).values()
+    assert (progress["type"], float(progress["data"])) == ("progress", 100.0)
+
+
+def test_a_retry_makes_what_failed_and_no_forced_unit_again(live: Live, done: tuple[str, Path]) -> None:
+    store = shutil.copytree(done[1], done[1].parent / "to-fail")
+    config = as_parameters(tiny(store))
+    (marker,) = store.glob("caption/*/part-00001.parquet")
+    marker.rename(store / "away")
+    flow_run = live.trigger("run_stage", stage="synthesize", config=config, units=[0, 1], force=True)
+    state = live.wait(flow_run)
+    assert (state["type"], state["message"]) == ("FAILED", "synthesize: 1/2 units failed: 1")
+    (store / "away").rename(marker)
+    live.prefect("flow-run", "retry", flow_run)
+    assert live.wait(flow_run, lambda kind: kind == "COMPLETED")
+    record = next(record for record in list_runs(Root(str(store))) if record.flow_run == flow_run)
+    assert (record.stages["synthesize"].made, record.stages["synthesize"].cached) == ([1], 1)
+    assert record.forced is not None and record.forced.units == {"synthesize": [0, 1]}
+    newest = live.subflows(flow_run)["synthesize"]["id"]
+    assert live.tasks(newest, 2) == {"unit 0": "Cached", "unit 1": "Completed"}
+
+
+def test_the_schedule_makes_versions(live: Live, tmp_path: Path) -> None:
+    root = Root(str(tmp_path / "store"))
+    parameters = {"train": False, "keep": 1, "config": as_parameters(tiny(tmp_path / "store", **{"caption.count": 8}))}
+    due = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
+    first = live.schedule("regenerate", due.isoformat(), **parameters)
+    until(lambda: live.flow_run(first)["state"]["type"] in ("PENDING", "RUNNING"))
+    second = live.schedule("regenerate", datetime.now(UTC).isoformat(), **parameters)
+    assert live.wait(second)["type"] == "CANCELLED"  # one at a time: the newer one is not made
+    assert live.wait(first)["type"] == "COMPLETED"
+    (record,) = list_runs(root)
+    assert (record.scheduled, record.id, list(record.stages)[-1]) == (due, latest_run(root), "encode")
+    seed = read_config(root, record).seed
+    assert seed != 0
+
+    live.prefect("flow-run", "retry", first)  # the same version, not another one
+    until(lambda: live.flow_run(first)["run_count"] == 2)
+    assert live.wait(first)["type"] == "COMPLETED"
+    (again,) = list_runs(root)
+    assert (again.id, again.stages["encode"].cached, read_config(root, again).seed) == (record.id, 1, seed)
+
+    late = live.schedule("regenerate", (due - timedelta(hours=20)).isoformat(), **parameters)
+    assert live.wait(late)["name"] == "Skipped"
+    assert len(list_runs(root)) == 1
+
+    # the gate: with the toy's own thresholds two steps paint too little that can be cut out
+    thin = {"caption.count": 8, "segment.min_score": 0.9, "min_yield": 1.0}
+    gated = live.trigger("regenerate", train=False, config=as_parameters(tiny(tmp_path / "store", **thin)))
+    state = live.wait(gated)
+    assert state["type"] == "FAILED"
+    assert "min_yield is 100.0%" in state["message"] or "no unit to work on" in state["message"]
+    assert latest_run(root) == record.id
+
+    newer = live.trigger("regenerate", **parameters)
+    assert live.wait(newer)["type"] == "COMPLETED"
+    assert latest_run(root) != record.id
+    # keep=1: the old version is gone, the one that failed tonight is not
+    assert {entry.state for entry in list_runs(root)} == {"done", "failed"}
+    assert record.id not in [entry.id for entry in list_runs(root)]
+
+
+SHORTER = "import flows.automations as a; from datetime import timedelta; a.set_up(None, timedelta(seconds=40))"
+"""The least that outlasts a heartbeat, which Prefect sends every 30 s at most."""
+
+LONG = {"train.steps": 100000, "train.log_every": 1, "train.global_batch_size": 1}
+
+
+def checkpoint(store: Path) -> bool:
+    return any(store.glob("train/*/checkpoint-*/manifest.json"))
+
+
+def test_a_cancelled_training_keeps_its_checkpoint(live: Live, done: tuple[str, Path], subjects: Path) -> None:
+    store = shutil.copytree(done[1], done[1].parent / "to-cancel")
+    shutil.rmtree(store / "train")
+    flow_run = live.trigger("run_stage", stage="train", config=as_parameters(tiny(store, **LONG)))
+    until(lambda: checkpoint(store))
+    processes = live.processes(flow_run)
+    assert processes
+    live.api("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert live.wait(flow_run)["type"] == "CANCELLED"
+    psutil.wait_procs(processes, timeout=10)
+    assert live.processes(flow_run) == []
+    assert checkpoint(store)
+    record = next(record for record in list_runs(Root(str(store))) if record.flow_run == flow_run)
+    assert record.state == "interrupted"
+
+
+def test_a_killed_worker_leaves_a_crashed_run_that_can_be_retried(
+    live: Live, done: tuple[str, Path], subjects: Path
+) -> None:
+    store = shutil.copytree(done[1], done[1].parent / "to-kill")
+    shutil.rmtree(store / "train")
+    live.python("-c", SHORTER)
+    live.prefect("gcl", "create", "tag:bootpig-gpu", "--limit", "1")
+    config = as_parameters(tiny(store, **{"train.steps": 60, "train.global_batch_size": 1}))
+    flow_run = live.trigger("run_stage", stage="train", config=config)
+    until(lambda: checkpoint(store))
+    processes = live.processes(flow_run)
+    assert live.api("GET", "v2/concurrency_limits/tag:bootpig-gpu")["active_slots"] == 1
+    # all at once, as when the host is lost: nobody is left to say how it ended
+    for process in (live.worker, *processes):
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=10)
+    assert live.flow_run(flow_run)["state"]["type"] == "RUNNING"
+    state = live.wait(flow_run)
+    assert (state["type"], state["message"].split(":")[0]) == ("CRASHED", "No heartbeat for 40 s")
+    live.python("-m", "flows.cli", "setup-server")
+    live.start_worker()
+    live.prefect("flow-run", "retry", flow_run)  # it waits for the dead one's lease
+    assert live.wait(flow_run, lambda kind: kind in ("COMPLETED", "FAILED"))["type"] == "COMPLETED"
+    live.prefect("gcl", "delete", "tag:bootpig-gpu")
+    log = next(store.glob("train/*/result/log.jsonl")).read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 60
+
+
+def test_a_run_ends_with_its_worker(live: Live, done: tuple[str, Path], subjects: Path) -> None:
+    store = shutil.copytree(done[1], done[1].parent / "to-orphan")
+    shutil.rmtree(store / "train")
+    flow_run = live.trigger("run_stage", stage="train", config=as_parameters(tiny(store, **LONG)))
+    until(lambda: checkpoint(store))
+    processes = live.processes(flow_run)
+    live.worker.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=60)
+    assert live.processes(flow_run) == []
+    assert live.wait(flow_run)["type"] == "CRASHED"
+    live.start_worker()
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_143(live: Live, done: tuple[str, Path]) -> None:
+    store = shutil.copytree(done[1], done[1].parent / "to-end")
+    shutil.rmtree(store / "train")
+    config = tiny(store, **LONG, **{"train.checkpoint_every": 100000})
+    (store / "config.yaml").write_text(json.dumps(as_parameters(config)))
+    command = [sys.executable, "-m", "flows.cli", "run", str(store / "config.yaml"), "--only", "train"]
+    run = subprocess.Popen(command, cwd=PROJECT, env=live.environment, stdout=subprocess.DEVNULL)
+    trains = lambda: any('"train"' in entry.read_text() for entry in store.glob("runs/*/run.json"))  # noqa: E731
+    until(lambda: any(store.glob("train/*/stage.json")) and trains())
+    time.sleep(3)  # a few of its steps
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 143
+    assert checkpoint(store)
