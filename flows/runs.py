@@ -261,7 +261,7 @@ def _subjects(root: Root, record: RunRecord) -> Counter[str]:
     """How many captions of the run ask for each object."""
     if "caption" not in record.stages:
         return Counter()
-    markers, _ = Parts(root, "caption", record.stages["caption"].fingerprint).markers(record.units)
+    markers = Parts(root, "caption", record.stages["caption"].fingerprint).listing(record.units).markers
     rows = [row for marker in markers.values() for row in marker.rows if row["status"] == "ok"]
     return Counter(row["object"] for row in rows)
 

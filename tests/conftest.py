@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one worker, and so do all that share the session's Prefect server; slow ones go first."""
+    """A file's tests go to one worker, and so do all that share one of the session's servers; slow ones go first."""
     for item in items:
-        shares_server = "prefect_api" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("prefect" if shares_server else item.location[0]))
+        shared = [name for name in ("live", "prefect_api") if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.location[0]))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
