@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from stages.base import EXTENT, MODEL, MapStage, ModelIdentity, Sample, SourceContext, StageConfig
 from stages.caption_sources import SOURCES
 from stages.drafts import Draft
+from stages.llm_answers import FAULTS as ANSWER_FAULTS
+from stages.llm_client import FAULTS as REQUEST_FAULTS
 from stages.llm_config import OpenAIConfig
 from stages.phrases import object_phrase
 
@@ -112,7 +114,11 @@ class Caption(MapStage):
     config: CaptionConfig
     columns: ClassVar[pa.Schema] = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())])
     reasons: ClassVar[Mapping[str, str]] = {
-        "no_object": "the caption does not have the form 'A photo of a <object>, …'"
+        "no_object": "the caption does not have the form 'A photo of a <object>, …'",
+        "not_an_object": "the caption's object is none that is finite and solid: a lake, a field, the sky",
+        "duplicate": "the caption repeats one of this unit or of another committed one, word for word or nearly so",
+        **ANSWER_FAULTS,
+        **REQUEST_FAULTS,
     }
 
     def __init__(self, config: CaptionConfig, seed: int) -> None:

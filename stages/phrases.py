@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import re
 
+_BEHIND = re.compile(
+    r"about|above|after|against|among|around|as|at|before|behind|below|beneath|beside|between|by|carrying|covered|"
+    r"decorated|featuring|filled|for|from|full|holding|in|inside|into|like|made|near|of|off|on|onto|outside|over|"
+    r"painted|resting|shaped|sitting|standing|that|through|to|topped|under|upon|wearing|which|with|without"
+)
+"""Words that may stand behind the noun of an object phrase."""
+
 _FORM = re.compile(r"\s*a photo of an? ([^,]*[^,\s])\s*,\s*\S", re.IGNORECASE)
 
 
@@ -16,3 +23,13 @@ def object_phrase(caption: str) -> str | None:
 def object_caption(caption: str) -> str:
     """What stands before the first comma: `A photo of a teapot`. The published code's reference caption."""
     return caption.split(",", 1)[0].strip()
+
+
+def head_noun(phrase: str) -> str:
+    """The word that says what an object phrase names, in small letters: `camera` for `faded Polaroid camera on legs`.
+
+    The last word in front of the first preposition or participle: exact for what captions hold, no grammar.
+    """
+    words = re.findall(r"\w+(?:['’-]\w+)*", phrase.casefold())
+    end = next((k for k, word in enumerate(words) if k and _BEHIND.fullmatch(word)), len(words))
+    return words[end - 1] if words else ""

@@ -1,0 +1,315 @@
+"""An OpenAI-compatible endpoint on loopback: `python -m tests.servers.llm [--port N] [--key KEY] [--no-schema]`.
+
+Speaks /v1/chat/completions, /v1/models, /v1/files, /v1/batches. What it writes follows from the request's messages
+alone, as if a model sampled with a seed; `--random` writes something new each time. Faults are injected on demand:
+
+    POST /control/faults  {"kind": "429", "times": 2, "after": 0, "retry_after": 0.01}
+
+`kind`: an HTTP status, `quota`, `refusal`, `content_filter`, `truncated`, `invalid_json`, `empty`, `short`, `prose`,
+`html`, `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `batch_failed`, `batch_expired`, `batch_hang`,
+`batch_lost`. `times`: how often (-1: always); `after`: requests let through before. `GET /control/log` lists what was
+asked and answered; `DELETE /control/faults` takes all faults away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import email
+import hashlib
+import json
+import random
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+MODELS = ["writer-1", "writer-1-mini"]
+KEY = "sk-loopback-0123456789abcdef"
+
+ADJECTIVES = ["faded", "chipped", "polished", "woven", "painted", "rusty", "tiny", "striped", "brass", "knitted", "old"]
+NOUNS = ["mug", "vase", "teapot", "boot", "robot", "balloon", "mushroom", "lantern", "guitar", "camera", "suitcase"]
+NOUNS += ["clock", "bicycle", "backpack", "kettle", "lamp", "umbrella", "accordion", "typewriter", "skateboard"]
+NOUNS += ["helmet", "drum", "compass", "birdhouse", "toaster", "telescope", "scooter", "violin", "globe", "anvil"]
+VERBS = ["resting", "standing", "leaning", "left behind", "half hidden", "placed"]
+PLACES = ["on a picnic blanket", "beside a garden gate", "at the edge of a pier", "under a lamp", "on a mossy log"]
+PLACES += ["in front of a bakery window", "on a windowsill", "between two stacks of books", "on a gravel path"]
+TIMES = [
+    "at dawn",
+    "in the rain",
+    "under soft light",
+    "on a foggy morning",
+    "in late autumn",
+    "after the snow",
+    "at noon",
+]
+
+
+class Endpoint:
+    """State and handlers of one endpoint."""
+
+    def __init__(self, key: str = KEY, schema: bool = True, surprise: bool = False) -> None:
+        self.key = key
+        self.schema = schema
+        self.surprise = surprise
+        self.faults: list[dict[str, Any]] = []
+        self.log: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.serial = 0
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/v1/files", self.upload, methods=["POST"]),
+                Route("/v1/files/{id}/content", self.content),
+                Route("/v1/batches", self.create_batch, methods=["POST"]),
+                Route("/v1/batches", self.list_batches),
+                Route("/v1/batches/{id}", self.batch),
+                Route("/control/faults", self.control, methods=["POST", "DELETE"]),
+                Route("/control/log", lambda request: JSONResponse(self.log)),
+            ]
+        )
+
+    def fault(self, **fault: Any) -> None:
+        """Inject a fault; see the module."""
+        self.faults.append({"times": 1, "after": 0, "retry_after": None, **fault})
+
+    async def control(self, request: Request) -> Response:
+        if request.method == "DELETE":
+            self.faults.clear()
+        else:
+            self.fault(**await request.json())
+        return JSONResponse(self.faults)
+
+    def _next_fault(self, *, batch: bool = False) -> dict[str, Any]:
+        for fault in self.faults:
+            if fault["kind"].startswith("batch") is not batch or not fault["times"]:
+                continue
+            if fault["after"] > 0:
+                fault["after"] -= 1
+                continue
+            fault["times"] -= 1
+            return fault
+        return {"kind": "", "retry_after": None}
+
+    def _refused(self, request: Request) -> Response | None:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return error(401, "invalid_api_key", f"Incorrect API key: {request.headers.get('authorization')}")
+        return None
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        entry = {"path": "chat", "digest": digest(body), "body": body, "time": time.time(), "status": 200}
+        self.log.append(entry)
+        if refused := self._refused(request):
+            entry["status"] = refused.status_code
+            return refused
+        fault = self._next_fault()
+        kind = fault["kind"]
+        if kind == "slow":
+            await asyncio.sleep(fault.get("seconds", 0.3))
+        if kind == "hang":
+            entry["status"] = 0
+            await asyncio.sleep(3600)
+        response = self._answer(body, fault, request.headers.get("authorization", ""))
+        entry["status"] = response.status_code
+        return response
+
+    def _answer(self, body: dict[str, Any], fault: dict[str, Any], authorization: str = "") -> Response:
+        kind = fault["kind"]
+        headers = {} if fault["retry_after"] is None else {"Retry-After": str(fault["retry_after"])}
+        if kind.isdigit():
+            return error(int(kind), "injected", "an injected fault\nwith \x1b[31mcolour\x1b[0m", headers)
+        if kind == "quota":
+            return error(429, "insufficient_quota", "You exceeded your current quota", headers)
+        if kind == "html":
+            return HTMLResponse("<html><body>gateway says hello</body></html>")
+        if kind == "echo_key":
+            return error(500, "echo", f"request was {authorization}", headers)
+        if body["model"] not in MODELS:
+            return error(404, "model_not_found", f"The model {body['model']!r} does not exist")
+        if not self.schema and "response_format" in body:
+            return error(400, "unsupported", "response_format is not supported")
+        return JSONResponse(completion(body, kind, self._rng(body)))
+
+    def _rng(self, body: dict[str, Any]) -> random.Random:
+        self.serial += 1
+        return random.Random(f"{self.serial}" if self.surprise else json.dumps(body["messages"]))
+
+    async def models(self, request: Request) -> Response:
+        return self._refused(request) or JSONResponse(
+            {
+                "object": "list",
+                "data": [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in MODELS],
+            }
+        )
+
+    async def upload(self, request: Request) -> Response:
+        if refused := self._refused(request):
+            return refused
+        head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
+        form = email.message_from_bytes(head + await request.body())
+        (data,) = [part.get_payload(decode=True) for part in form.walk() if part.get_filename()]
+        id = f"file-{uuid.uuid4().hex[:12]}"
+        self.files[id] = bytes(data)
+        facts = {
+            "id": id,
+            "object": "file",
+            "bytes": len(self.files[id]),
+            "created_at": 0,
+            "filename": "captions.jsonl",
+        }
+        return JSONResponse({**facts, "purpose": "batch", "status": "processed"})
+
+    async def content(self, request: Request) -> Response:
+        return self._refused(request) or PlainTextResponse(self.files[request.path_params["id"]])
+
+    async def create_batch(self, request: Request) -> Response:
+        if refused := self._refused(request):
+            return refused
+        asked = await request.json()
+        id = f"batch_{uuid.uuid4().hex[:12]}"
+        fault = self._next_fault(batch=True)
+        batch = {
+            "id": id,
+            "object": "batch",
+            "endpoint": asked["endpoint"],
+            "completion_window": asked["completion_window"],
+            "created_at": int(time.time()),
+            "input_file_id": asked["input_file_id"],
+            "metadata": asked.get("metadata"),
+            "status": "in_progress",
+        }
+        self.batches[id] = batch
+        lines = [json.loads(line) for line in self.files[asked["input_file_id"]].splitlines()]
+        self.log.append({"path": "batch", "id": id, "requests": len(lines), "time": time.time(), "status": 200})
+        if fault["kind"] == "batch_failed":
+            batch |= {"status": "failed", "errors": {"data": [{"code": "x", "message": "the file is no good"}]}}
+        elif fault["kind"] != "batch_hang":
+            if fault["kind"] == "batch_expired":
+                lines = lines[: len(lines) // 2]
+            output = [
+                {"id": uuid.uuid4().hex, "custom_id": line["custom_id"], "error": None, "response": self._batched(line)}
+                for line in lines
+            ]
+            file = f"file-{uuid.uuid4().hex[:12]}"
+            self.files[file] = "\n".join(json.dumps(line) for line in output).encode()
+            batch |= {"output_file_id": file, "due": 2}
+            batch["ends"] = "expired" if fault["kind"] == "batch_expired" else "completed"
+        if fault["kind"] == "batch_lost":
+            return error(500, "lost", "the batch was made, and the answer lost")
+        return JSONResponse(batch)
+
+    def _batched(self, line: dict[str, Any]) -> dict[str, Any]:
+        response = self._answer(line["body"], {"kind": "", "retry_after": None})
+        return {"status_code": response.status_code, "request_id": "r", "body": json.loads(bytes(response.body))}
+
+    async def list_batches(self, request: Request) -> Response:
+        data = list(reversed(self.batches.values()))
+        return self._refused(request) or JSONResponse({"object": "list", "data": data, "has_more": False})
+
+    async def batch(self, request: Request) -> Response:
+        batch = self.batches[request.path_params["id"]]
+        if batch.get("due"):
+            batch["due"] -= 1
+            if not batch["due"]:
+                batch["status"] = batch["ends"]
+        return self._refused(request) or JSONResponse(batch)
+
+
+def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str, Any]:
+    """A chat completion with the captions that the prompt asks for, or with a fault of `kind` in them."""
+    text = body["messages"][-1]["content"]
+    count = int(re.search(r"\d+", text)[0])  # type: ignore[index]
+    captions = [caption(rng) for _ in range(count)]
+    message: dict[str, Any] = {"role": "assistant", "refusal": None}
+    finish = "stop"
+    if kind == "duplicates":
+        captions = [caption(random.Random(0))] * count
+    if kind == "hostile":
+        captions[0] = "A photo of a \x1b[31m<script>alert(1)</script>\u202e mug, [link](javascript:x) on a \x07table"
+    if kind == "short":
+        captions = captions[: count // 2]
+    content = json.dumps({"captions": captions}) if "response_format" in body else "\n".join(captions)
+    if kind == "refusal":
+        content, message["refusal"] = None, "I can't help\nwith \x1b[31mthat."
+    elif kind == "content_filter":
+        content, finish = "", "content_filter"
+    elif kind == "truncated":
+        content, finish = content[: len(content) // 2], "length"
+    elif kind == "invalid_json":
+        content = content[: len(content) // 2]
+    elif kind == "empty":
+        content = ""
+    elif kind == "prose":
+        content = "Certainly! I would love to write captions for you."
+    message["content"] = content
+    prompt = sum(len(m["content"]) for m in body["messages"]) // 4
+    usage = {"prompt_tokens": prompt, "completion_tokens": len(content or "") // 4}
+    return {
+        "id": f"chatcmpl-{rng.getrandbits(32):08x}",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body["model"],
+        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
+        "usage": {**usage, "total_tokens": sum(usage.values())},
+    }
+
+
+def caption(rng: random.Random) -> str:
+    words = [rng.choice(kind) for kind in (ADJECTIVES, NOUNS, VERBS, PLACES, TIMES)]
+    return "A photo of a {} {}, {} {} {}".format(*words)
+
+
+def digest(body: dict[str, Any]) -> str:
+    """Which request this is: equal bodies have equal digests."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message, "type": code, "code": code, "param": None}}, status, headers)
+
+
+@contextmanager
+def serving(endpoint: Endpoint) -> Iterator[str]:
+    """Serve on a free loopback port from a thread. Yields the base URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(endpoint.app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        server.should_exit = True
+        thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--key", default=KEY, help="the key it accepts; empty: any")
+    parser.add_argument("--no-schema", action="store_true", help="answer 400 to a response_format")
+    parser.add_argument("--random", action="store_true", help="never write the same twice")
+    asked = parser.parse_args()
+    endpoint = Endpoint(asked.key, not asked.no_schema, asked.random)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", asked.port))
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
+        uvicorn.Server(uvicorn.Config(endpoint.app, log_level="error")).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
