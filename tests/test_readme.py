@@ -21,7 +21,8 @@ PACKAGES = ("benchmarks", "flows", "models", "stages", "storage")
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    documents = [README, *(path.read_text(encoding="utf-8") for path in sorted((PROJECT / "docs").glob("*.md")))]
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(documents), flags=re.DOTALL)
     return [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
 
 
@@ -40,10 +41,9 @@ def test_make_targets_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (PROJECT / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-            assert (PROJECT / target).exists(), target
+    for document in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
 def test_real_models_in_the_readme_are_valid_settings() -> None:

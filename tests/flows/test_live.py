@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -102,6 +104,38 @@ def test_a_retry_makes_what_failed_and_no_forced_unit_again(live: Live, done: tu
     assert record.forced is not None and record.forced.units == {"synthesize": [0, 1]}
     newest = live.subflows(flow_run)["synthesize"]["id"]
     assert live.tasks(newest, 2) == {"unit 0": "Cached", "unit 1": "Completed"}
+
+
+MAKE_BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
+Webhook(name="told", url=sys.argv[1], json_data={"text": "{{subject}} {{body}}"}).save("oncall", overwrite=True)
+"""
+
+
+def test_a_failed_run_is_told(live: Live, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Ear(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(self.rfile.read(int(self.headers["content-length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ear) as ear:
+        threading.Thread(target=ear.serve_forever, daemon=True).start()
+        live.python("-c", MAKE_BLOCK, f"http://127.0.0.1:{ear.server_port}/hook")
+        live.python("-m", "flows.cli", "setup-server", "--notify", "custom-webhook/oncall")
+        live.wait(live.trigger("run_stage", stage="segmint", config=as_parameters(tiny(tmp_path / "store"))))
+        until(lambda: bool(told))
+        ear.shutdown()
+    assert "run_stage segmint: Failed" in told[0]
+    assert "there is no such stage" in told[0]
+    (automation,) = [entry for entry in live.api("POST", "automations/filter", {}) if "failed" in entry["name"]]
+    live.prefect("automation", "delete", "--id", automation["id"])
 
 
 def test_the_schedule_makes_versions(live: Live, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Artifacts: what a caption may hold is text, and a server that takes none costs the run nothing."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from flows import artifacts
+from stages.report_data import Example, Report, data_uri
+
+HOSTILE = "A <script>alert(1)</script> [x](javascript:y) **b** `c` | d\n# head ![i](http://e/p.png) www.e.com \\"
+
+
+def test_a_caption_is_no_markup() -> None:
+    escaped = artifacts.escape(HOSTILE)
+    assert "\n" not in escaped
+    specials = "<>[]()*`|#!\\:./"
+    bare = [c for before, c in zip(f" {escaped}", escaped, strict=False) if c in specials and before != "\\"]
+    assert set(bare) <= {"\\"}  # those that escape
+
+
+def test_the_sheet_shows_samples_where_there_is_no_model_yet() -> None:
+    picture = data_uri(Image.new("RGB", (16, 16), "red"))
+    report = Report("toy", "run", examples=[Example(HOSTILE, picture, picture, (picture, picture))] * 3)
+    text = artifacts.sheet_markdown(report)
+    assert text.count("![") == 1
+    assert artifacts.escape(HOSTILE) in text
+    assert "<script>" not in text
+    assert artifacts.sheet_markdown(Report("toy", "run")) == ""
+
+
+def test_a_server_that_takes_nothing_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+
+    class Logger:
+        def warning(self, text: str, *values: object) -> None:
+            said.write(text % values)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("the server\nis gone")
+
+    monkeypatch.setattr(artifacts, "get_run_logger", Logger)
+    monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
+    artifacts.publish(Report("toy", "run"), "file:///nowhere")
+    assert said.getvalue() == "no artifact: the server is gone"

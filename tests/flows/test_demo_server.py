@@ -1,0 +1,62 @@
+"""`make demo-server`: it comes up, its run finishes, and Ctrl-C takes everything down."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.demo_server import CLICKS
+from tests.flows.live import PROJECT
+
+pytestmark = pytest.mark.slow
+
+
+def test_it_comes_up_and_goes(tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("no caption of the form\n" * 8)  # each is rejected: the run ends after its first stage
+    caption = f"caption={{source: file, count: 8, file: {captions}}}"
+    command = [sys.executable, "-m", "flows.demo_server", "--home", str(tmp_path / "home"), "--port", "0"]
+    command += ["--set", f"root={tmp_path / 'store'}", "--set", "unit_size=8", "--set", caption]
+    demo = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores Ctrl-C, and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert demo.stdout is not None
+    said = ""
+    while line := demo.stdout.readline():
+        said += line
+        if "Ctrl-C" in line:
+            break
+    address = re.search(r"http://127\.0\.0\.1:\d+", said)
+    assert address is not None, said + demo.communicate()[1]
+    assert [line.strip() for line in CLICKS.splitlines()[3:5]] == [line.strip() for line in said.splitlines()[3:5]]
+    children = psutil.Process(demo.pid).children(recursive=True)
+    assert len(children) >= 2
+    request = urllib.request.Request(f"{address[0]}/api/flow_runs/filter", b"{}", {"content-type": "application/json"})
+    deadline = time.monotonic() + 120
+    while True:
+        with urllib.request.urlopen(request) as answer:
+            states = {run["name"]: run["state_type"] for run in json.load(answer)}
+        if states.get("bootstrap toy") in ("COMPLETED", "FAILED"):
+            break
+        assert time.monotonic() < deadline, states
+        time.sleep(0.5)
+    assert any((tmp_path / "store").glob("caption/*/part-00000.parquet"))
+    demo.send_signal(signal.SIGINT)
+    assert demo.wait(timeout=60) == 130
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
