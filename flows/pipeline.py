@@ -9,12 +9,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import artifacts, display, gc, interrupt
@@ -172,6 +174,9 @@ def _run(
         except BaseException as error:
             interrupted = not isinstance(error, Exception)
             work.end("interrupted" if interrupted else "failed", str(error).strip() or type(error).__name__)
+            # training answers a signal itself, by a checkpoint, so Prefect does not know which signal it was
+            if isinstance(error, SystemExit) and _cancelling():
+                return Cancelled(message="cancelled; what is complete is kept")
             raise
         work.report()
     wait_recorded(work.last_task)
@@ -182,6 +187,16 @@ def _run(
     if promotes:
         promote(engine.root, record)
     return Completed(message=f"run {record.id}")
+
+
+def _cancelling() -> bool:
+    """Whether somebody has asked the server to cancel this flow run."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(str(flow_run.id))).state
+    except Exception:  # without a server nobody has
+        return False
+    return state is not None and state.is_cancelling()
 
 
 class _Work:
