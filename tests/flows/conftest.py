@@ -34,7 +34,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """`prefect server start`, `bootpig setup-server`, `prefect deploy --all`, and a process worker."""
-    with running(tmp_path_factory.mktemp("live"), PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30") as live:
+    with running(tmp_path_factory.mktemp("live")) as live:
         live.deploy()
         live.start_worker()
         yield live
