@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from stages.contact_sheet import SheetRow, contact_sheet
+from stages.plain_text import markdown
 from stages.report_data import Report
 from stages.results import METRIC_NAMES, result_rows
 
@@ -115,13 +115,8 @@ def sheet_markdown(report: Report) -> str:
     buffer = io.BytesIO()
     contact_sheet(titles, rows).save(buffer, "JPEG", quality=85)
     picture = f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})"
-    captions = [f"{number}. {escape(row.caption)}" for number, row in enumerate(rows, 1)]
+    captions = [f"{number}. {markdown(row.caption)}" for number, row in enumerate(rows, 1)]
     return "\n".join([", ".join(titles), "", picture, "", *captions])
-
-
-def escape(text: str) -> str:
-    """Text of unknown origin for a line of Markdown: nothing of it is markup, a link or HTML."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _image(uri: str) -> Image.Image:

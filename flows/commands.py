@@ -27,6 +27,7 @@ from flows.server import ServerError, configured_api, prefect_server
 from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
+from stages.plain_text import one_line
 from stages.registry import STAGES
 from storage.errors import StoreFull, StoreUnavailable
 from storage.root import Root
@@ -166,7 +167,7 @@ def runs(asked: argparse.Namespace) -> int:
         pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
         table = Table("", asked.a, asked.b)
         for pair in pairs:
-            table.add_row(*map(Text, pair))
+            table.add_row(*(Text(one_line(cell)) for cell in pair))
         _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)
         return 0
     records = list_runs(root)
@@ -177,7 +178,7 @@ def runs(asked: argparse.Namespace) -> int:
         minutes = "" if record.ended is None else f"{(record.ended - record.started).total_seconds() / 60:.1f}"
         name = f"{record.id} (latest)" if record.id == getattr(asked, "latest", None) else record.id
         state = record.state if record.state != "running" or is_alive(root, record) else "killed"
-        table.add_row(name, state, str(len(record.units)), minutes, Text(record.message))
+        table.add_row(name, state, str(len(record.units)), minutes, Text(one_line(record.message)))
     _show([json.loads(record.model_dump_json()) for record in records], table, asked.json)
     return 0
 

@@ -14,6 +14,7 @@ from flows.loading import load_config
 from models.sources import PROJECT
 from stages.config import PipelineConfig
 from tests.flows.live import Live, running
+from tests.servers.llm import KEY
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 
@@ -34,7 +35,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """`prefect server start`, `bootpig setup-server`, `prefect deploy --all`, and a process worker."""
-    with running(tmp_path_factory.mktemp("live")) as live:
+    with running(tmp_path_factory.mktemp("live"), BOOTPIG_LLM_KEY=KEY) as live:
         live.deploy()
         live.start_worker()
         yield live

@@ -21,6 +21,7 @@ from flows.runs import latest_run, list_runs, read_config
 from stages.registry import STAGES
 from storage.root import Root
 from tests.flows.live import PROJECT, Live, as_parameters, tiny
+from tests.servers.llm import KEY, Endpoint, serving
 
 pytestmark = pytest.mark.slow
 
@@ -180,6 +181,28 @@ def test_the_schedule_makes_versions(live: Live, tmp_path: Path) -> None:
 
 SHORTER = "import flows.automations as a; from datetime import timedelta; a.set_up(None, timedelta(seconds=40))"
 """The least that outlasts a heartbeat, which Prefect sends every 30 s at most."""
+
+
+def test_the_key_of_an_endpoint_is_found_nowhere(live: Live, tmp_path: Path) -> None:
+    endpoint = Endpoint()
+    with serving(endpoint) as url:
+        llm = {"base_url": url, "model": "writer-1", "api_key_env": "BOOTPIG_LLM_KEY", "max_retries": 1}
+        config = as_parameters(tiny(tmp_path / "store"))
+        config["caption"] = {"source": "openai", "count": 16, "openai": llm}
+        (tmp_path / "llm.yaml").write_text(json.dumps(config))
+        endpoint.fault(kind="echo_key", times=-1)  # the endpoint itself repeats it
+        run = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "llm.yaml"), "--until", "caption"]
+        failed = subprocess.run(run, cwd=PROJECT, env=live.environment, capture_output=True, text=True)
+        assert failed.returncode == 1, failed.stderr
+        endpoint.faults.clear()
+        flow_run = live.trigger("bootstrap", config=config, until="caption")
+        assert live.wait(flow_run)["type"] == "COMPLETED"
+        live.tasks(live.subflows(flow_run)["caption"]["id"], 2)
+    assert KEY not in failed.stdout + failed.stderr
+    files = [path for folder in (live.home, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "prefect.db" for path in files)
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
 
 LONG = {"train.steps": 100000, "train.log_every": 1, "train.global_batch_size": 1}
 
