@@ -32,7 +32,7 @@ class Ledger:
     def refresh(self, units: Iterable[int], leave_out: int) -> dict[int, Marker]:
         """Look at the store. Returns the markers of the run's committed units; `index` holds all but `leave_out`."""
         self.journal.refresh()
-        markers, _ = self.parts.markers(units)
+        markers = self.parts.listing(units).markers
         wanted = {unit: marker for unit, marker in markers.items() if unit != leave_out}
         if any(unit not in wanted or wanted[unit].digest != digest for unit, digest in self._included.items()):
             self._clear()
