@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.runs import read_run
-from models.sources import loading, resolve
+from models.sources import PIPELINE, loading, resolve
 from stages.base import InputError, Progress
 from stages.config import PipelineConfig
 from stages.subjects import read_picture
@@ -81,20 +81,13 @@ def generate(
 
     import torch
 
+    from models.bases import load_base
     from models.devices import torch_device
-    from models.pipeline import BootPIGPipeline
 
-    base = resolve("model.base", str(info.get("base") or ""), info.get("revision"))
+    base = resolve("model.base", str(info.get("base") or ""), info.get("revision"), PIPELINE)
     device = torch_device("device", "auto")
     dtype = torch.float32 if device.type == "cpu" else torch.float16
-    with loading("model.base", base.source):
-        pipeline = BootPIGPipeline.from_pretrained(
-            base.path,
-            revision=base.revision,
-            torch_dtype=dtype,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+    pipeline: Any = load_base(base, dtype)
     with loading("model", str(model)):
         pipeline.load_bootpig(model)
     pipeline.to(device)

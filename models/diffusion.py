@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,14 +31,44 @@ def load_text_to_image(
     """
     pipeline = _load(source, dtype)
     if scheduler is not None:
-        scheduler_class = getattr(diffusers, scheduler, None)
-        if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
-            raise ModelError(
-                f"{source.field}: diffusers has no scheduler {scheduler!r}; "
-                f"choose one of {', '.join(sorted(c.__name__ for c in pipeline.scheduler.compatibles))}"
-            )
-        with loading(source.field, source.source):
-            pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+        set_scheduler(pipeline, source, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def set_scheduler(pipeline: Any, source: ModelSource, name: str) -> None:
+    """Let a pipeline sample with a diffusers scheduler class, by the settings of its own one.
+
+    Raises:
+        ModelError: there is no such class, or it does not fit.
+    """
+    scheduler_class = getattr(diffusers, name, None)
+    if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
+        raise ModelError(
+            f"{source.field}: diffusers has no scheduler {name!r}; "
+            f"choose one of {', '.join(sorted(c.__name__ for c in pipeline.scheduler.compatibles))}"
+        )
+    with loading(source.field, source.source):
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+
+
+def load_refiner(
+    source: ModelSource, base: DiffusionPipeline, *, device: torch.device, dtype: torch.dtype
+) -> DiffusionPipeline:
+    """An SDXL image-to-image pipeline that goes on from the latents at which `base` stops.
+
+    Raises:
+        ModelError: the files are incomplete or damaged, `base` cannot stop midway, or the refiner cannot begin there.
+    """
+    field = source.field.replace("refiner", "model")
+    if "denoising_end" not in inspect.signature(type(base).__call__).parameters:
+        raise ModelError(f"{field}: a {type(base).__name__} cannot stop midway for a refiner; give SDXL, or no refiner")
+    pipeline = _load(source, dtype)
+    if "denoising_start" not in inspect.signature(type(pipeline).__call__).parameters:
+        raise ModelError(
+            f"{source.field}: {source.source!r} is a {type(pipeline).__name__}, which cannot begin midway; "
+            "give an SDXL image-to-image pipeline"
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -109,4 +140,6 @@ def _load(source: ModelSource, dtype: torch.dtype, only: tuple[str, ...] | None 
             options |= {name: None for name in parts if not name.startswith(only)}
             if "requires_safety_checker" in index:
                 options["requires_safety_checker"] = False
-        return DiffusionPipeline.from_pretrained(source.path, dtype=dtype, use_safetensors=True, **options)
+        return DiffusionPipeline.from_pretrained(
+            source.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )

@@ -1,8 +1,9 @@
-"""Memory settings of the process."""
+"""Memory of the process: settings, what to do when it has run out."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from functools import lru_cache
 
@@ -26,3 +27,16 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or a device had too little memory. Torch need not be imported."""
+    return isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, on the host and on the GPU."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

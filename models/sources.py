@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from models.memory import is_out_of_memory
+
 PROJECT = Path(__file__).resolve().parent.parent
 """Relative paths are looked up here too, so that the committed toy checkpoints are found from any folder."""
 
@@ -194,10 +196,10 @@ def loading(field: str, source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ModelError, MemoryError):
+    except ModelError:
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         path = local_path(source)
         broken = None if path is None else broken_file(path)

@@ -34,7 +34,8 @@ class EncodedSample:
     meta: bytes
     """The sample's `.json`: caption and object."""
     tensors: dict[str, torch.Tensor]
-    """float16: target (C, h, w), references (K, C, h, w), prompt_embeds (S, D), reference_prompt_embeds (S, D)."""
+    """float16: target (C, h, w), references (K, C, h, w), prompt_embeds (S, D), reference_prompt_embeds (S, D); with an
+    SDXL base pooled_prompt_embeds (P) and pooled_reference_prompt_embeds (P)."""
 
 
 @dataclass(frozen=True)

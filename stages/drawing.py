@@ -14,6 +14,7 @@ from PIL import Image
 
 from models.references import prepare_picture
 from stages.base import InputError, sample_seed
+from stages.slices import halving
 from stages.subjects import Subject, read_picture
 
 METHODS = ("text_only", "untrained", "bootpig", "bootpig_no_reference")
@@ -102,11 +103,11 @@ def draw(
         pipeline: a `BootPIGPipeline`.
         references: by the subject's name; None: the base alone, with plain classifier-free guidance.
     """
-    for begin in range(0, len(rows), sampling.batch_size):
-        batch = rows[begin : begin + sampling.batch_size]
+
+    def paint(batch: Sequence[Drawing]) -> list[Image.Image]:
         # The first noise is drawn here, on the CPU, so that no method's other draws can shift it.
         latents = torch.cat([torch.randn(latent_shape(pipeline), generator=_generator(row.seed)) for row in batch])
-        yield pipeline(
+        images: list[Image.Image] = pipeline(
             prompt=[row.prompt for row in batch],
             reference_images=None if references is None else [list(references[row.subject.name]) for row in batch],
             num_inference_steps=sampling.steps,
@@ -115,6 +116,12 @@ def draw(
             latents=latents.to(pipeline.unet.device, pipeline.unet.dtype),
             generator=[_generator(row.seed ^ 1) for row in batch],
         ).images
+        return images
+
+    def halved(size: int) -> None:
+        _LOG.warning("evaluate: out of memory; going on with %d at once (evaluate.batch_size)", size)
+
+    yield from halving(rows, sampling.batch_size, paint, halved)
 
 
 def latent_shape(pipeline: Any) -> tuple[int, int, int, int]:

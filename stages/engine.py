@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import random
 import socket
 import time
 import traceback
@@ -13,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.memory import is_out_of_memory
 from models.sources import ModelSource
 from stages.base import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Sample, SourceContext
 from stages.config import PipelineConfig
@@ -20,16 +20,12 @@ from stages.loaded import loaded
 from stages.reduce import publish_result
 from stages.registry import STAGES
 from stages.shardio import pack, unpack
+from stages.slices import Slices
 from stages.survey import StageSurvey, Surveyor, fingerprint_of, make_stage
 from storage.errors import CorruptPart, StoreError, StoreUnavailable
 from storage.folders import check_folder
 from storage.parts import Marker, Parts
 from storage.root import Root
-
-TRANSIENT = (ConnectionError, TimeoutError)
-"""Worth another try: the same slice, after a pause."""
-
-ATTEMPTS = 3
 
 WAITS = "waits for the GPU"
 
@@ -122,12 +118,13 @@ class Engine:
 
     def preflight(self, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
         """What would keep a run from starting, one line each: missing models, a store that cannot be written."""
-        problems = [line for lines in self.missing_models(stages, ready=True).values() for line in lines]
+        unwritable = []
         try:
             self.root.check_writable()
         except (StoreError, OSError) as error:
-            problems.append(str(error))
-        return list(dict.fromkeys(problems))
+            unwritable.append(str(error))
+        missing = self.missing_models(stages, ready=not unwritable)
+        return list(dict.fromkeys([*(line for lines in missing.values() for line in lines), *unwritable]))
 
     def _is_due(self, stage: str) -> bool:
         return any(state != "complete" for state in self.survey(stage).units.values())
@@ -259,16 +256,27 @@ class _UnitWork:
             with loaded(self.stage, self.config, lambda: progress(0, len(samples), WAITS)) as stage:
                 assert isinstance(stage, MapStage)
                 size = stage.slice_size
+                slices = Slices(stage, self.unit)
                 for begin in range(0, len(samples), size):
                     batch = samples[begin : begin + size]
                     if all(sample.id in kept for sample in batch):
                         results += [kept[sample.id] for sample in batch]
                     else:
-                        results += _process(stage, batch)
+                        results += slices.process(batch)
                     progress(min(begin + size, len(samples)), len(samples), "")
         except FatalError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {_first_line(error)}") from error
-        return self._commit(samples, results, input_digest, started, context.usage)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UnitFailed(
+                f"{self.stage.name} unit {self.unit}: out of memory while its models were loaded; take smaller ones "
+                "or a device with more memory"
+            ) from error
+        facts: dict[str, Any] = {"usage": context.usage} if context.usage else {}
+        if slices.halved:
+            facts["out_of_memory"] = slices.halved
+        return self._commit(samples, results, input_digest, started, facts)
 
     def _above(self) -> tuple[Marker | None, Parts | None, str]:
         if self.stage.upstream is None:
@@ -315,8 +323,9 @@ class _UnitWork:
         results: Sequence[Sample],
         input_digest: str,
         started: float,
-        usage: Mapping[str, Any],
+        facts: Mapping[str, Any],
     ) -> UnitReport:
+        """`facts` go into the unit's log beside the rest."""
         _check_results(self.stage, samples, results)
         counts = {status: sum(1 for r in results if r.status == status) for status in ("ok", "rejected", "failed")}
         messages = [{"id": r.id, "reason": r.reason, "message": r.message} for r in results if r.message]
@@ -331,44 +340,11 @@ class _UnitWork:
         try:
             self.parts.describe(self.identities[self.stage.name])
             self.parts.commit(self.unit, rows, self.stage.columns, pack(results), input_digest)
-            facts = {"usage": usage} if usage else {}
             self.parts.log(self.unit, _record("done", started, rows=counts, messages=messages, **facts))
         except StoreError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {error}") from error
         seconds = time.monotonic() - started
         return UnitReport(self.stage.name, self.unit, "done", "", seconds, len(results), counts)
-
-
-def _process(stage: MapStage, batch: Sequence[Sample]) -> list[Sample]:
-    """One slice, with retries of the transient; a slice that raises is run again one by one to find the sample."""
-    try:
-        return _with_retries(stage, batch)
-    except (FatalError, InputError, StoreError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if _is_fatal(error):
-            raise FatalError(f"{type(error).__name__}: {_first_line(error)}") from error
-        if len(batch) > 1:
-            return [result for sample in batch for result in _process(stage, [sample])]
-        return [batch[0].failed("error", f"{type(error).__name__}: {_first_line(error)}")]
-
-
-def _with_retries(stage: MapStage, batch: Sequence[Sample]) -> list[Sample]:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return stage.process(batch)
-        except TRANSIENT:
-            if attempt == ATTEMPTS:
-                raise
-            time.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-    raise AssertionError("unreachable")
-
-
-def _is_fatal(error: Exception) -> bool:
-    """Whether every further sample would meet it too."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-    return isinstance(error, MemoryError) or type(error).__name__ == "AcceleratorError"
 
 
 def _check_results(stage: MapStage, samples: Sequence[Sample], results: Sequence[Sample]) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from models.sources import PIPELINE, TRANSFORMER, ModelSource, loading, local_path, resolve, resolve_all
 from stages.base import MODEL, Checkpoints, InputError, Progress, ReduceInput, ReduceStage, StageConfig
-from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
+from stages.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from stages.subjects import OBJECT, Subject, read_subjects
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class EvaluateConfig(StageConfig):
         "comparison; all: every picture is a reference and is compared with, as in the paper's table.",
     )
     images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures a caption and method.")
+    scheduler: Scheduler = None
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Text guidance, eta_text+im of eq. 4.")
     reference_guidance_scale: float = Field(
@@ -198,8 +199,9 @@ class Evaluate(ReduceStage):
         progress: Progress,
     ) -> tuple[dict[str, list[Image.Image]], dict[str, list[Image.Image]]]:
         """The prepared references by subject, and every method's pictures, one a row."""
+        from models.bases import load_base
         from models.devices import torch_dtype
-        from models.pipeline import BootPIGPipeline
+        from models.diffusion import set_scheduler
         from stages.drawing import (
             METHODS,
             WITH_REFERENCE,
@@ -210,14 +212,9 @@ class Evaluate(ReduceStage):
             warn_of_blank,
         )
 
-        with loading("evaluate.model", base.source):
-            pipeline = BootPIGPipeline.from_pretrained(
-                base.path,
-                revision=base.revision,
-                dtype=torch_dtype(self.config.dtype),
-                safety_checker=None,
-                requires_safety_checker=False,
-            )
+        pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
+        if self.config.scheduler is not None:
+            set_scheduler(pipeline, base, self.config.scheduler)
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         references = prepared_references(subjects, min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor)

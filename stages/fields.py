@@ -41,3 +41,11 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
     Field(description="Number format the models compute in. Changes output."),
 ]
+
+Scheduler = Annotated[
+    str | None,
+    Field(
+        pattern=r"^[A-Za-z0-9]+Scheduler$",
+        description="A diffusers scheduler class, such as UniPCMultistepScheduler; none: the model's own.",
+    ),
+]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from models.memory import keep_freed_memory
+from models.memory import free_memory, keep_freed_memory
 from stages.base import Stage
 from stages.device_lock import device_key, exclusive
 
@@ -52,7 +51,4 @@ def release() -> None:
             return
         _CURRENT[1].teardown()
         _CURRENT = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()

@@ -34,9 +34,14 @@ class Inputs:
     """(B, S, D), never dropped."""
     use_reference: tuple[bool, ...]
     """B truth values, known to the host so that no step waits for the device."""
+    pooled_prompt_embeds: torch.Tensor | None = None
+    """(B, P), dropped with the caption; SDXL only."""
+    pooled_reference_prompt_embeds: torch.Tensor | None = None
+    """(B, P); SDXL only."""
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "use_reference"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "use_reference"}
+        return {name: value for name, value in values.items() if value is not None}
 
     def pinned(self) -> Inputs:
         """In page-locked memory, from which the copy to a GPU runs beside the computation."""
@@ -74,16 +79,18 @@ class Draws:
         drop_caption: float,
         drop_reference: float,
         drop_reference_per: Literal["sample", "step"],
+        empty_pooled: torch.Tensor | None = None,
     ) -> None:
         """
         Args:
             seed: train's.
             timesteps: of the noise schedule; t ~ U{0 .. timesteps − 1}.
-            empty_prompt: (S, D), the embeds of "".
+            empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): what the base reads where there is no caption.
         """
         self.seed = seed
         self.timesteps = timesteps
         self.empty_prompt = empty_prompt
+        self.empty_pooled = empty_pooled
         self.drop_caption = drop_caption
         self.drop_reference = drop_reference
         self.per_step = drop_reference_per == "step"
@@ -103,16 +110,21 @@ class Draws:
             generator = torch.Generator().manual_seed(sample_seed(self.seed, "train.step", str(step)))
             chances[:, 1] = torch.rand(1, generator=generator)
         prompt_embeds = batch.tensors["prompt_embeds"]
-        dropped = (chances[:, 0] < self.drop_caption).view(-1, 1, 1)
+        dropped = chances[:, 0] < self.drop_caption
+        pooled = batch.tensors.get("pooled_prompt_embeds")
+        if pooled is not None and self.empty_pooled is not None:
+            pooled = torch.where(dropped.view(-1, 1), self.empty_pooled.to(pooled.dtype), pooled)
         return Inputs(
             target=target,
             reference=batch.tensors["reference"],
             noise=noise,
             reference_noise=reference_noise,
             timesteps=timesteps,
-            prompt_embeds=torch.where(dropped, self.empty_prompt.to(prompt_embeds.dtype), prompt_embeds),
+            prompt_embeds=torch.where(dropped.view(-1, 1, 1), self.empty_prompt.to(prompt_embeds.dtype), prompt_embeds),
             reference_prompt_embeds=batch.tensors["reference_prompt_embeds"],
             use_reference=tuple((chances[:, 1] >= self.drop_reference).tolist()),
+            pooled_prompt_embeds=pooled,
+            pooled_reference_prompt_embeds=batch.tensors.get("pooled_reference_prompt_embeds"),
         )
 
 
@@ -133,10 +145,12 @@ class Objective(nn.Module):
     paper's pseudo-code, which takes the noisy latent for the prediction's goal, is not followed.
     """
 
-    def __init__(self, model: nn.Module, scheduler: NoiseSchedule) -> None:
+    def __init__(self, model: nn.Module, scheduler: NoiseSchedule, vae_scale_factor: int = 8) -> None:
+        """`vae_scale_factor`: pixels of a picture's side to one of its latents', for SDXL's sizes."""
         super().__init__()
         self.model = model
         self.scheduler = scheduler
+        self.vae_scale_factor = vae_scale_factor
 
     def forward(
         self,
@@ -148,6 +162,8 @@ class Objective(nn.Module):
         prompt_embeds: torch.Tensor,
         reference_prompt_embeds: torch.Tensor,
         use_reference: tuple[bool, ...],
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        pooled_reference_prompt_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Arguments as `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
         noisy = self.scheduler.add_noise(target, noise, timesteps)
@@ -157,13 +173,25 @@ class Objective(nn.Module):
         else:
             goal = noise
         batch = (noisy, timesteps, prompt_embeds, noisy_reference, reference_prompt_embeds)
+        conditions = {}
+        if pooled_prompt_embeds is not None and pooled_reference_prompt_embeds is not None:
+            conditions["added_cond_kwargs"] = self._conditions(pooled_prompt_embeds, target)
+            conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
         if len(set(use_reference)) == 1:
-            prediction = self.model(*batch, use_reference=use_reference[0])
+            prediction = self.model(*batch, use_reference=use_reference[0], **conditions)
             return mse_loss(prediction.float(), goal)
         # Samples that keep their reference and samples that drop it go through the networks apart.
         total = torch.zeros((), device=target.device)
         for kept in (True, False):
             rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=target.device)
-            prediction = self.model(*(tensor[rows] for tensor in batch), use_reference=kept)
+            chosen = {name: {key: tensor[rows] for key, tensor in given.items()} for name, given in conditions.items()}
+            prediction = self.model(*(tensor[rows] for tensor in batch), use_reference=kept, **chosen)
             total = total + mse_loss(prediction.float(), goal[rows]) * len(rows)
         return total / len(use_reference)
+
+    def _conditions(self, pooled: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """SDXL's: pooled embeds, and original size, crop and target size in pixels: the picture's own, uncropped."""
+        time_ids = torch.zeros(len(pooled), 6, dtype=pooled.dtype, device=pooled.device)
+        time_ids[:, 0::4] = latents.shape[-2] * self.vae_scale_factor
+        time_ids[:, 1::4] = latents.shape[-1] * self.vae_scale_factor
+        return {"text_embeds": pooled, "time_ids": time_ids}

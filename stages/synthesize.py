@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.sources import PIPELINE, ModelSource, resolve, resolve_all
 from stages.base import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
-from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
+from stages.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from stages.pictures import encode_png
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 class SynthesizeConfig(StageConfig):
@@ -29,10 +26,16 @@ class SynthesizeConfig(StageConfig):
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Classifier-free guidance; off up to 1.")
     negative_prompt: str = Field(default="", description="What guidance leads away from; the same for all samples.")
-    scheduler: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z0-9]+Scheduler$",
-        description="A diffusers scheduler class, such as UniPCMultistepScheduler; none: the model's own.",
+    scheduler: Scheduler = None
+    refiner: ModelName | None = Field(
+        default=None, description="A diffusers SDXL image-to-image pipeline that paints the last steps; null: none."
+    )
+    refiner_revision: Revision = None
+    refiner_from: float = Field(
+        default=0.8, gt=0, lt=1, description="Share of the noise schedule after which the refiner takes over."
+    )
+    resize: int | None = Field(
+        default=None, ge=16, le=4096, description="Shorter side of the kept picture, in pixels; null: as painted."
     )
     min_contrast: float = Field(
         default=2.0,
@@ -43,6 +46,15 @@ class SynthesizeConfig(StageConfig):
     dtype: Dtype = "float32"
     device: Device = "auto"
     batch_size: BatchSize = 4
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> SynthesizeConfig:
+        idle = {"refiner_revision", "refiner_from"} & self.model_fields_set
+        if self.refiner is None and any(getattr(self, name) is not None for name in idle):
+            raise ValueError(f"{', '.join(sorted(idle))}: without effect while there is no refiner; name one")
+        if self.resize is not None and self.resize > min(self.height, self.width):
+            raise ValueError(f"resize {self.resize} is more than is painted, {self.width}x{self.height}; lower it")
+        return self
 
 
 class Synthesize(MapStage):
@@ -69,45 +81,55 @@ class Synthesize(MapStage):
     def _sources(self) -> dict[str, ModelSource]:
         c = self.config
         lookups = {"model": lambda: resolve("synthesize.model", c.model, c.revision, PIPELINE)}
+        if (refiner := c.refiner) is not None:
+            lookups["refiner"] = lambda: resolve("synthesize.refiner", refiner, c.refiner_revision, PIPELINE)
         return resolve_all(self.name, lookups)
 
     def setup(self) -> None:
         from models.devices import torch_device, torch_dtype
-        from models.diffusion import load_text_to_image
+        from models.diffusion import load_refiner, load_text_to_image
 
-        self._pipeline: DiffusionPipeline = load_text_to_image(
-            self._sources()["model"],
-            device=torch_device("synthesize.device", self.config.device),
-            dtype=torch_dtype(self.config.dtype),
-            scheduler=self.config.scheduler,
+        sources = self._sources()
+        device, dtype = torch_device("synthesize.device", self.config.device), torch_dtype(self.config.dtype)
+        self._pipeline: Any = load_text_to_image(
+            sources["model"], device=device, dtype=dtype, scheduler=self.config.scheduler
         )
+        self._refiner: Any = None
+        if "refiner" in sources:
+            self._refiner = load_refiner(sources["refiner"], self._pipeline, device=device, dtype=dtype)
 
     def teardown(self) -> None:
-        del self._pipeline
+        del self._pipeline, self._refiner
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        import torch
-
         seeds = [sample_seed(self.seed, self.name, sample.id) for sample in samples]
-        options = {}
-        if self.config.negative_prompt:
-            options["negative_prompt"] = [self.config.negative_prompt] * len(samples)
-        output = self._pipeline(
-            [sample.meta["caption"] for sample in samples],
-            height=self.config.height,
-            width=self.config.width,
-            num_inference_steps=self.config.steps,
-            guidance_scale=self.config.guidance_scale,
-            # on the CPU, so that a sample's noise is the same on every device and in every batch
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="np",
-            **options,
-        )
+        sizes = {"height": self.config.height, "width": self.config.width}
+        if self._refiner is None:
+            output = self._paint(self._pipeline, samples, 0, output_type="np", **sizes)
+        else:
+            end = self.config.refiner_from
+            latents = self._paint(self._pipeline, samples, 0, output_type="latent", denoising_end=end, **sizes).images
+            output = self._paint(self._refiner, samples, 1, output_type="np", denoising_start=end, image=latents)
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
         return [
             self._judge(sample, seed, picture, bool(flagged))
             for sample, seed, picture, flagged in zip(samples, seeds, output.images, flags, strict=True)
         ]
+
+    def _paint(self, pipeline: Any, samples: Sequence[Sample], draw: int, **options: Any) -> Any:
+        import torch
+
+        if self.config.negative_prompt:
+            options["negative_prompt"] = [self.config.negative_prompt] * len(samples)
+        seeds = [sample_seed(self.seed, self.name, sample.id, draw) for sample in samples]
+        return pipeline(
+            [sample.meta["caption"] for sample in samples],
+            num_inference_steps=self.config.steps,
+            guidance_scale=self.config.guidance_scale,
+            # on the CPU, so that a sample's noise is the same on every device and in every batch
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            **options,
+        )
 
     def _judge(self, sample: Sample, seed: int, picture: np.ndarray, flagged: bool) -> Sample:
         """`picture` is HWC float32 in [0, 1]."""
@@ -118,4 +140,8 @@ class Synthesize(MapStage):
         pixels = (picture * 255).round().astype(np.uint8)
         if pixels.std(axis=(0, 1)).max() < self.config.min_contrast:
             return sample.rejected("blank", seed=seed)
-        return sample.ok(files={"png": encode_png(Image.fromarray(pixels))}, seed=seed)
+        image = Image.fromarray(pixels)
+        if self.config.resize is not None:
+            factor = self.config.resize / min(image.size)
+            image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+        return sample.ok(files={"png": encode_png(image)}, seed=seed)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from models.pipeline import BootPIGPipeline
+    from models.pipeline_xl import BootPIGXLPipeline
     from stages.dataset import EncodedSample
 
 
@@ -209,6 +210,7 @@ class Train(ReduceStage):
     ) -> None:
         from diffusers import DDPMScheduler
 
+        from models.bases import empty_prompt
         from models.bootpig import BootPIG
         from stages.dataset import ShardLoader
         from stages.objective import Draws, Objective
@@ -233,7 +235,7 @@ class Train(ReduceStage):
         check_fit(config.model, pipeline, samples[0])
         # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
         pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reference_caption(samples))
-        empty_prompt = pipeline.encode_prompt("", "cpu", 1, False)[0][0].detach()
+        empty, empty_pooled = empty_prompt(pipeline)
         model = BootPIG(
             pipeline.unet,
             pipeline.reference_unet,
@@ -245,11 +247,12 @@ class Train(ReduceStage):
             model.enable_gradient_checkpointing()
         model.train()
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        trainer = Trainer(config, model, Objective(model, scheduler), loader, accelerator)
+        trainer = Trainer(config, model, Objective(model, scheduler, pipeline.vae_scale_factor), loader, accelerator)
         draws = Draws(
             seed=config.seed,
             timesteps=scheduler.config.num_train_timesteps,
-            empty_prompt=empty_prompt,
+            empty_prompt=empty,
+            empty_pooled=empty_pooled,
             drop_caption=config.drop_caption,
             drop_reference=config.drop_reference,
             drop_reference_per=config.drop_reference_per,
@@ -274,7 +277,7 @@ class Train(ReduceStage):
         accelerator.wait_for_everyone()
 
 
-def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline:
+def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootPIGXLPipeline:
     """The base pipeline in float32 on the CPU, with what `init_from` was trained to.
 
     Raises:
@@ -282,17 +285,9 @@ def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline:
     """
     import torch
 
-    from models.pipeline import BootPIGPipeline
+    from models.bases import load_base
 
-    base = sources["model"]
-    with loading("train.model", base.source):
-        pipeline: BootPIGPipeline = BootPIGPipeline.from_pretrained(
-            base.path,
-            revision=base.revision,
-            dtype=torch.float32,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+    pipeline = load_base(sources["model"], torch.float32)
     if "init_from" in sources:
         with loading("train.init_from", sources["init_from"].source):
             pipeline.load_bootpig(sources["init_from"].path)
@@ -311,11 +306,17 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     factor = 2 ** (len(unet.block_out_channels) - 1)
     wanted = unet.cross_attention_dim
     widths = [wanted] if isinstance(wanted, int) else list(wanted)
+    pooled = sample.tensors["pooled_prompt_embeds"].shape[-1] if "pooled_prompt_embeds" in sample.tensors else 0
+    wanted_pooled = 0
+    if unet.addition_embed_type == "text_time":  # behind the pooled embeds come six sizes
+        wanted_pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
     problems = []
     if channels != unet.in_channels:
         problems.append(f"reads latents of {unet.in_channels} channels, encode made {channels}")
     if set(widths) != {width}:
         problems.append(f"reads text embeds {widths[0]} wide, encode made {width}")
+    if pooled != wanted_pooled:
+        problems.append(f"reads pooled embeds {wanted_pooled} wide, encode made {pooled}")
     if any(side % factor for side in sides):
         problems.append(f"halves latents {factor.bit_length() - 1} times, encode made {' x '.join(map(str, sides))}")
     if problems:

@@ -11,6 +11,14 @@ from PIL import Image
 from models.references import PreparedReferences
 from stages.dataset import EncodedSample
 
+TEXTS = {
+    "prompt_embeds": "prompt_embeds",
+    "reference_prompt_embeds": "reference_prompt_embeds",
+    "pooled_prompt_embeds": "pooled_prompt_embeds",
+    "pooled_reference_prompt_embeds": "reference_pooled_prompt_embeds",
+}
+"""A sample's tensor and the pipeline's argument; the last two are SDXL's."""
+
 
 class SampleGrid:
     """Draws the same few training samples anew, to watch a model learn: a row a sample, reference | target | generated.
@@ -28,24 +36,23 @@ class SampleGrid:
         tensors = {name: [sample.tensors[name].float() for sample in samples] for name in samples[0].tensors}
         self.targets = torch.stack(tensors["target"])
         self.references = torch.stack([references[0] for references in tensors["references"]])
-        self.prompt_embeds = torch.stack(tensors["prompt_embeds"])
-        self.reference_prompt_embeds = torch.stack(tensors["reference_prompt_embeds"])
+        self.texts = {argument: torch.stack(tensors[name]) for name, argument in TEXTS.items() if name in tensors}
 
     @torch.no_grad()
     def __call__(self) -> Image.Image:
         """An RGB picture of `ROWS` rows of three."""
         pipeline = self.pipeline
         device = pipeline.unet.device
-        pipeline.vae.to(device)
-        pipeline.text_encoder.to(device)
+        for name in ("vae", "text_encoder", "text_encoder_2"):
+            if name in pipeline.components:
+                pipeline.components[name].to(device)
         side = pipeline.vae_scale_factor
         training = pipeline.unet.training
         pipeline.unet.eval()
         pipeline.reference_unet.eval()
         generated = pipeline(
             reference_images=PreparedReferences.from_latents(list(self.references.to(device)[:, None])),
-            prompt_embeds=self.prompt_embeds.to(device),
-            reference_prompt_embeds=self.reference_prompt_embeds.to(device),
+            **{argument: embeds.to(device) for argument, embeds in self.texts.items()},
             height=self.targets.shape[-2] * side,
             width=self.targets.shape[-1] * side,
             num_inference_steps=self.STEPS,

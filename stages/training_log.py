@@ -15,8 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 class TrainingLog:
     """Writes `log.jsonl`, `samples/step-<n>.png` and `tensorboard/` into a folder.
 
-    A line has step (updates done), epoch, loss (mean since the line before), learning_rate_reference,
-    learning_rate_base and samples_per_second; only the last varies between equal runs.
+    A line has step (updates done), epoch, loss (mean since the line before), per_device_batch_size (smaller than the
+    configured one where memory ran out), learning_rate_reference, learning_rate_base and samples_per_second; only the
+    last varies between equal runs.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 import tempfile
@@ -19,14 +20,19 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.bootpig import BootPIG
+from models.memory import free_memory, is_out_of_memory
 from stages.base import Checkpoints, FatalError, InputError, Progress
 from stages.dataset import Batch, ShardLoader
 from stages.objective import Draws, Inputs, Objective
+from stages.slices import TOO_LARGE
 from stages.training_log import TrainingLog
 from stages.training_state import Position, load_state, save_state
 
 if TYPE_CHECKING:
     from stages.train import TrainConfig
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class Interrupted(SystemExit):
@@ -151,20 +157,47 @@ class Trainer:
         factor = rate_factor(step, self.config)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
+        while (loss := self._gradients(step, inputs)) is None:
+            self._halve(len(inputs.use_reference))
+        self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _gradients(self, step: int, inputs: Inputs) -> torch.Tensor | None:
+        """The gradients of a step, summed up over its parts. Returns the mean loss, or None if memory ran out."""
         # Nothing here draws from the global generator, but a base with dropout does.
         torch.manual_seed(self.config.seed + step)
+        self.accelerator.step = 0  # parts of this step, whatever became of the last try
         count = self.accelerator.gradient_accumulation_steps
         loss = torch.zeros((), device=self.accelerator.device)
-        for part in inputs.parts(len(inputs.use_reference) // count):
-            with self.accelerator.accumulate(self.objective):
-                value = self.objective(**part.on(self.accelerator.device))
-                self.accelerator.backward(value)
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            loss += value.detach() / count
+        try:
+            for part in inputs.parts(len(inputs.use_reference) // count):
+                with self.accelerator.accumulate(self.objective):
+                    value = self.objective(**part.on(self.accelerator.device))
+                    self.accelerator.backward(value)
+                loss += value.detach() / count
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.accelerator.num_processes > 1:  # the other ranks are on their way into an all-reduce
+                raise FatalError(
+                    f"train: out of memory on rank {self.accelerator.process_index}; lower "
+                    "train.per_device_batch_size, which changes no result, and run again"
+                ) from error
+            return None
         return loss
+
+    def _halve(self, share: int) -> None:
+        """More and smaller parts; the global batch stays."""
+        size = share // self.accelerator.gradient_accumulation_steps
+        if size == 1:
+            raise FatalError(f"train: {TOO_LARGE}, or set train.gradient_checkpointing")
+        size = micro_batch(share, size // 2)
+        self.accelerator.gradient_accumulation_steps = share // size
+        self.optimizer.optimizer.zero_grad()
+        free_memory()
+        _LOG.warning("train: out of memory; going on with %d at once (train.per_device_batch_size)", size)
 
     def _mean(self, value: torch.Tensor) -> float:
         """The mean over ranks. This waits for the device."""
@@ -175,6 +208,8 @@ class Trainer:
             raise FatalError(f"train: the loss is {loss} near step {done}; lower the learning rates, then run again")
         if log:
             values = {"step": done, "epoch": round(self.loader.epochs(done), 4), "loss": loss}
+            share = self.config.global_batch_size // self.accelerator.num_processes
+            values["per_device_batch_size"] = share // self.accelerator.gradient_accumulation_steps
             rates = {f"learning_rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
             log.line({**values, **rates, "samples_per_second": round(rate, 2)})
         progress(done, self.config.steps, f"loss {loss:.4f}, {rate:.1f} samples/s")

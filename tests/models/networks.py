@@ -34,7 +34,7 @@ def sd_unet(seed: int = 0, **config: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**defaults, **config}).eval()
 
 
-def sd15_like(seed: int = 0) -> UNet2DConditionModel:
+def sd15_like(seed: int = 0, **config: object) -> UNet2DConditionModel:
     """SD 1.x and 2.x: four levels, the deepest without attention, so the last up block is the last with attention."""
     return sd_unet(
         seed,
@@ -42,24 +42,24 @@ def sd15_like(seed: int = 0) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         layers_per_block=2,
+        **config,
     )
 
 
 def sdxl_like(seed: int = 0, **config: object) -> UNet2DConditionModel:
     """SDXL: no attention at the finest level, several blocks a layer, pooled text and sizes as conditions."""
-    return sd_unet(
-        seed,
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 3),
-        layers_per_block=2,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
-        **config,
-    )
+    defaults: dict[str, object] = {
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 3),
+        "layers_per_block": 2,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": WIDTH + 6 * 8,
+    }
+    return sd_unet(seed, **{**defaults, **config})
 
 
 def sdxl_conditions(rows: int) -> dict[str, torch.Tensor]:
@@ -88,13 +88,13 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=40)
 
 
-def vae(seed: int = 0) -> AutoencoderKL:
+def vae(seed: int = 0, channels: int = LATENTS[0]) -> AutoencoderKL:
     torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=LATENTS[0],
+        latent_channels=channels,
         norm_num_groups=4,
         sample_size=64,
         scaling_factor=0.5,

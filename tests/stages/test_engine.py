@@ -8,7 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+import stages.loaded
 from stages.engine import Engine
 from stages.registry import MAP_STAGES
 from storage.shards import read_shard
@@ -278,3 +280,51 @@ def test_nothing_that_varies_stands_in_a_part(tmp_path: Path) -> None:
         assert str(tmp_path).encode() not in data, name
     stage = json.loads((tmp_path / Engine(config(tmp_path)).survey("segment").path / "stage.json").read_text())
     assert stage["stage"] == "segment" and "device" not in stage["config"]
+
+
+def too_large(limit: int, calls: list[int]):
+    """A painter whose device holds `limit` samples."""
+    real = Painter.process
+
+    def process(self, samples):
+        calls.append(len(samples))
+        if len(samples) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(self, samples)
+
+    return process
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Engine(config(tmp_path / "whole", unit_size=10))
+    engine = Engine(config(tmp_path / "halved", unit_size=10))
+    for each in (whole, engine):
+        each.run_unit("caption", 0)
+    whole.run_unit("synthesize", 0)
+    calls: list[int] = []
+    monkeypatch.setattr(Painter, "process", too_large(1, calls))
+    assert engine.run_unit("synthesize", 0).rows == {"ok": 10, "rejected": 0, "failed": 0}
+    assert calls == [4, 2, *[1] * 10], "slices of 4 are halved twice, and no later one is tried whole"
+    made = {name: data for name, data in image_bytes(tmp_path / "halved").items() if name.startswith("synthesize")}
+    assert made == {
+        name: data for name, data in image_bytes(tmp_path / "whole").items() if name.startswith("synthesize")
+    }
+    (log,) = (tmp_path / "halved" / "synthesize").glob("*/log-00000.jsonl")
+    assert json.loads(log.read_text().splitlines()[-1])["out_of_memory"] == [2, 1]
+
+
+def test_one_sample_that_is_too_large_ends_the_unit_with_one_line(tmp_path: Path, monkeypatch) -> None:
+    engine = Engine(config(tmp_path))
+    engine.run_unit("caption", 0)
+    monkeypatch.setattr(Painter, "process", too_large(0, []))
+    report = engine.run_unit("synthesize", 0)
+    assert report.state == "failed"
+    assert report.message.startswith("synthesize unit 0: out of memory with a single sample; take smaller pictures")
+
+    def setup(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Painter, "setup", setup)
+    stages.loaded.release()
+    report = engine.run_unit("synthesize", 0)
+    assert report.message.startswith("synthesize unit 0: out of memory while its models were loaded; take smaller ones")

@@ -15,6 +15,7 @@ from models.sources import ModelError
 from stages.base import Sample
 from stages.pictures import decode_png
 from stages.synthesize import Synthesize, SynthesizeConfig
+from tests.models.families import save_refiner, save_sdxl
 from tests.stages.samples import captioned
 from tests.stages.training_data import save_base
 
@@ -155,3 +156,42 @@ def test_speed_is_not_hashed_and_the_model_is_identified(base: Path):
 def test_bad_config_is_refused(base: Path, changes: dict):
     with pytest.raises(ValidationError, match=next(iter(changes))):
         config(base, **changes)
+
+
+def test_the_refiner_paints_the_last_steps_and_the_picture_is_resized(tmp_path: Path):
+    base, refiner = save_sdxl(tmp_path / "base"), save_refiner(tmp_path / "refiner")
+    settings = {"height": 64, "width": 64, "steps": 5, "min_contrast": 0, "refiner": str(refiner)}
+    made = paint(config(base, **settings, resize=32, negative_prompt="a teapot"))
+    assert [pixels(sample).shape for sample in made] == [(32, 32, 3)] * 3
+    again = paint(config(base, **settings, resize=32, negative_prompt="a teapot"), SAMPLES[1:2])
+    assert np.abs(pixels(again[0]) - pixels(made[1])).max() <= 2, "no draw hangs on the batch"
+
+    (whole,) = paint(config(base, **settings), SAMPLES[:1])
+    first, last = DiffusionPipeline.from_pretrained(base), DiffusionPipeline.from_pretrained(refiner)
+    seen = []
+    last.unet.register_forward_pre_hook(lambda _, args: seen.append(float(args[1])))
+    latents = first(
+        CAPTIONS[0],
+        height=64,
+        width=64,
+        num_inference_steps=5,
+        guidance_scale=7.5,
+        denoising_end=0.8,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(whole.columns["seed"]),
+    ).images
+    image = last(CAPTIONS[0], image=latents, num_inference_steps=5, guidance_scale=7.5, denoising_start=0.8).images[0]
+    assert np.abs(np.asarray(image).astype(int) - pixels(whole)).max() <= 1
+    assert len(seen) == 1 and seen[0] < 200, "one of five steps is the refiner's"
+    assert list(Synthesize(config(base, refiner=str(refiner)), 0).models()) == ["model", "refiner"]
+
+
+def test_a_refiner_that_cannot_take_over_is_one_line(base: Path, tmp_path: Path):
+    refiner = save_refiner(tmp_path / "refiner")
+    with pytest.raises(ModelError, match=r"synthesize\.model: a StableDiffusionPipeline cannot stop midway"):
+        paint(config(base, refiner=str(refiner)))
+    with pytest.raises(ModelError, match=r"synthesize\.refiner: '.*' is a StableDiffusionPipeline, which cannot begin"):
+        paint(config(save_sdxl(tmp_path / "xl"), refiner=str(base)))
+    for changes in ({"refiner_from": 0.5}, {"refiner_revision": "main"}, {"resize": 20}):
+        with pytest.raises(ValidationError, match=next(iter(changes))):
+            config(base, **changes)

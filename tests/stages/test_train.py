@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from models.bootpig import BootPIG
 from models.pipeline import BootPIGPipeline
 from models.sources import ModelError
 from stages.base import FatalError, InputError, Progress, ReduceInput
@@ -136,6 +137,31 @@ def test_accumulation_gives_the_same_weights(base: Path, data: ReduceInput, tmp_
     parts = train(config.model_copy(update={"per_device_batch_size": 2}), data, tmp_path / "parts")
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], rtol=0, atol=1e-4)
+
+
+def test_out_of_memory_makes_smaller_parts_of_the_same_batch(
+    base: Path, data: ReduceInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(base, steps=3, log_every=1)
+    expected = train(config.model_copy(update={"per_device_batch_size": 2}), data, tmp_path / "small")
+    forward, calls, limit = BootPIG.forward, [], 2
+
+    def too_large(self, noisy_latents, *arguments, **options):
+        calls.append(len(noisy_latents))
+        result = forward(self, noisy_latents, *arguments, **options)
+        if len(noisy_latents) > limit or (len(calls) == 5 and limit == 2):  # in the second part of the second step
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    monkeypatch.setattr(BootPIG, "forward", too_large)
+    halved = train(config, data, tmp_path / "halved")
+    assert calls == [4, 2, 2, 2, 2, *[1] * 8]
+    assert [line["per_device_batch_size"] for line in log(tmp_path / "halved")] == [2, 1, 1]
+    for name in expected:
+        torch.testing.assert_close(halved[name], expected[name], rtol=0, atol=2e-3)
+    limit = 0
+    with pytest.raises(FatalError, match=r"^train: out of memory with a single sample; .*gradient_checkpointing"):
+        train(config, data, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
