@@ -73,7 +73,9 @@ def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2D
     try:
         info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         state = load_file(folder / RSA_FILE)
-        reference_unet = UNet2DConditionModel.from_pretrained(folder / REFERENCE_FOLDER, dtype=unet.dtype)
+        reference_unet = UNet2DConditionModel.from_pretrained(
+            folder / REFERENCE_FOLDER, dtype=unet.dtype, use_safetensors=True
+        )
     except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:

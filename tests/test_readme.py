@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -72,15 +73,31 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 
 def test_every_setting_is_read() -> None:
-    source = "".join(path.read_text() for name in ("flows", "stages") for path in (PROJECT / name).rglob("*.py"))
+    """Every field of a config class, as an attribute, in a module that names the class, outside the class itself."""
+    modules = [ast.parse(path.read_text()) for name in ("flows", "stages") for path in (PROJECT / name).rglob("*.py")]
+
+    def read_by(model: type[BaseModel]) -> set[str]:
+        attributes: set[str] = set()
+        for module in modules:
+            named = {node.id for node in ast.walk(module) if isinstance(node, ast.Name)}
+            named |= {
+                alias.name for node in ast.walk(module) if isinstance(node, ast.ImportFrom) for alias in node.names
+            }
+            named |= {node.name for node in module.body if isinstance(node, ast.ClassDef)}
+            if model.__name__ not in named:
+                continue
+            for node in module.body:
+                if not (isinstance(node, ast.ClassDef) and node.name == model.__name__):
+                    attributes |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+        return attributes
 
     def unread(model: type[BaseModel]) -> list[str]:
-        names = []
+        attributes, names = read_by(model), []
         for name, field in model.model_fields.items():
             below = field.annotation
             if isinstance(below, type) and issubclass(below, BaseModel):
                 names += unread(below)
-            elif not re.search(rf"\.{name}\b", source):
+            if name not in attributes:
                 names.append(f"{model.__name__}.{name}")
         return names
 
