@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -183,8 +184,10 @@ def content_digest(path: Path) -> str:
     if path.is_file():
         return _file_digest(path)
     digest = hashlib.sha256()
-    for file in sorted(_hashed_files(path), key=lambda file: file.relative_to(path).as_posix()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{_file_digest(file)}\n".encode())
+    files = sorted(_hashed_files(path), key=lambda file: file.relative_to(path).as_posix())
+    with ThreadPoolExecutor(8) as pool:  # hashing lets go of the interpreter's lock
+        for file, found in zip(files, pool.map(_file_digest, files), strict=True):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{found}\n".encode())
     return digest.hexdigest()
 
 
@@ -205,9 +208,10 @@ def loading(field: str, source: str) -> Iterator[None]:
         broken = None if path is None else broken_file(path)
         if broken is not None:
             raise ModelError(f"{field}: the file {str(broken)!r} is damaged; restore it") from error
-        raise ModelError(
-            f"{field}: {source!r} cannot be loaded ({_first_line(error)}); give a complete model of the right kind"
-        ) from error
+        mend = "give a complete model of the right kind"
+        if path is None:
+            mend = "check the connection and the login, or give a complete local folder of the right kind"
+        raise ModelError(f"{field}: {source!r} cannot be loaded ({_first_line(error)}); {mend}") from error
 
 
 def broken_file(path: Path) -> Path | None:

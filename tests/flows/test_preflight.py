@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from flows.loading import dump_config, load_config, parse_config
+from stages.engine import Engine
 from stages.survey import fingerprint_of
 from tests.models.hub import Hub, Repository, hub
 from tests.stages.training_data import save_base
@@ -77,6 +80,24 @@ def test_run_ends_with_2_and_every_missing_model_plan_lists_them(server: Hub, tm
     for line, beginning in zip(lines, expected, strict=True):
         assert line.startswith(beginning)
     assert not any("/resolve/" in question or "GET /sam.pth" in question for question in server.asked)
+
+
+def test_pinned_revisions_hold_together_and_read_back(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = server.repositories["a/model"] = Repository({"model_index.json": b"{}", "config.json": b"{}"})
+    models = [f"{field}=a/model" for field in ("encode.model", "train.model", "segment.detector", "evaluate.clip")]
+    config = load_config(TOY, [f"root={tmp_path / 'store'}", *models, "evaluate.dino=/nowhere"])
+    engine = Engine(config)
+    for stage in ("encode", "train"):
+        pinned = engine.pinned([stage])
+        assert pinned.encode.revision == pinned.train.revision == repository.commit
+        assert pinned.segment.detector_revision is None, "what a run does not touch stays as it is"
+        assert parse_config(dump_config(pinned)) == pinned
+    fingerprints = [Engine(each).survey("encode").fingerprint for each in (config, pinned)]
+    assert fingerprints[0] == fingerprints[1] != ""
+    assert engine.pinned(["segment"]).segment.detector_revision == repository.commit
+    assert engine.pinned(["caption"]) == config
 
 
 PROGRAM = """

@@ -1,5 +1,6 @@
 """Detectors of every supported family and SAM checkpoints of both formats, loaded as a user's would be."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from segment_anything import build_sam_vit_b, sam_model_registry
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -22,8 +24,9 @@ from transformers import (
     SwinConfig,
 )
 
-from models.segmenters import BoxSegmenter, ZeroShotDetector
-from models.sources import PROJECT, ModelError, resolve
+from models.segmenters import SAM_TYPES, BoxSegmenter, ZeroShotDetector
+from models.sources import PROJECT, ModelError, resolve, resolve_file
+from tests.models.hub import hub
 from tests.models.tiny import save_clip, save_tokenizer
 from tests.stages.samples import scenes
 
@@ -180,3 +183,26 @@ def test_wrong_and_damaged_sam_are_one_line(tmp_path: Path):
     file.write_bytes(SAM.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"segment\.sam: the file '.*sam\.safetensors' is damaged; restore it"):
         segmenter(file)
+
+
+@pytest.mark.slow
+def test_segment_anythings_own_checkpoint_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    torch.save(build_sam_vit_b().state_dict(), tmp_path / "sam_vit_b.pth")
+    data = (tmp_path / "sam_vit_b.pth").read_bytes()
+    with hub() as server:
+        server.files["sam_vit_b.pth"] = data
+        source = resolve_file("segment.sam", f"{server.url}/sam_vit_b.pth", hashlib.sha256(data).hexdigest())
+        for _ in range(2):
+            assert BoxSegmenter(source, "vit_b", device=CPU, dtype=torch.float32)
+        assert server.asked == ["HEAD /sam_vit_b.pth", "GET /sam_vit_b.pth"]
+    with pytest.raises(ModelError, match=r"segment\.sam: '.*' does not hold the weights of a vit_toy; give its own"):
+        BoxSegmenter(source, "vit_toy", device=CPU, dtype=torch.float32)
+
+
+def test_all_published_sizes_are_known():
+    with torch.device("meta"):
+        weights = {name: sum(p.numel() for p in builder().parameters()) for name, builder in sam_model_registry.items()}
+    assert {round(weights[name] / 1e6) for name in ("vit_b", "vit_l", "vit_h")} == {94, 312, 641}
+    assert {"vit_b", "vit_l", "vit_h"} <= set(SAM_TYPES)
