@@ -59,7 +59,7 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     unused = {folder for record in go for folder in folders(record)} - used
     # a setting may point into the store, as `train.init_from` does
     unused = {folder for folder in unused if not any(folder in text for text in configs)}
-    return Garbage(go, sorted(folder for folder in unused if root.exists(folder)), kept)
+    return Garbage(go, sorted(folder for folder in unused if _is_there(root, folder)), kept)
 
 
 def collect(root: Root, found: Garbage) -> None:
@@ -82,7 +82,13 @@ def folders(record: RunRecord) -> set[str]:
 
 def size(root: Root, folder: str) -> int:
     """Bytes below a folder."""
-    return int(root.fs.du(root.join(folder)))
+    below = sum(size(root, f"{folder}/{name}") for name in root.folders(folder))
+    return below + sum(root.names(folder).values())
+
+
+def _is_there(root: Root, folder: str) -> bool:
+    # an object store has no folders that `exists` could find
+    return bool(root.names(folder) or root.folders(folder))
 
 
 def _is_old(record: RunRecord, oldest: datetime) -> bool:

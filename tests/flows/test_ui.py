@@ -74,7 +74,6 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     page.get_by_text("Artifacts", exact=True).last.click()
     for key in ("toy-yields", "toy-contact-sheet", "toy-report"):
         page.get_by_text(key).first.wait_for()
-    keep(page, "artifacts")
 
     page.goto(f"{live.ui}/artifacts/artifact/{live.artifacts(flow_run)['toy-contact-sheet']['id']}")
     page.get_by_text("mug<img src=x").first.wait_for()
@@ -84,9 +83,9 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     assert page.locator("img[src='x'], a[href*='evil']").count() == 0
     assert page.get_by_text("**bold**").count() > 0
     assert "owned" not in page.title()
+    keep(page, "sheet")
     page.goto(f"{live.ui}/artifacts/artifact/{live.artifacts(flow_run)['toy-yields']['id']}")
     page.get_by_text("synthesize").first.wait_for()
-    keep(page, "yields")
 
     page.goto(f"{live.ui}/deployments/deployment/{live.deployment('run_stage')['id']}/run")
     store = tmp_path / "from-the-form"
