@@ -200,6 +200,9 @@ def test_the_key_of_an_endpoint_is_found_nowhere(live: Live, tmp_path: Path) -> 
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
+SHORTER = "import flows.automations as a; from datetime import timedelta; a.set_up(None, timedelta(seconds=40))"
+"""The least that outlasts a heartbeat, which Prefect sends every 30 s at most."""
+
 LONG = {"train.steps": 100000, "train.log_every": 1, "train.global_batch_size": 1}
 
 
