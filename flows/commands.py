@@ -27,7 +27,7 @@ from flows.server import ServerError, configured_api, prefect_server
 from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
-from stages.plain_text import one_line
+from stages.plain_text import one_line, printable
 from stages.registry import STAGES
 from storage.errors import StoreFull, StoreUnavailable
 from storage.root import Root
@@ -56,7 +56,7 @@ def _is_ours(error: ValueError) -> bool:
 
 def _complain(*lines: str) -> None:
     for line in lines:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def run(asked: argparse.Namespace) -> int:

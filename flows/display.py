@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from stages.base import Progress as ProgressCallback
+from stages.plain_text import printable
 
 
 class _Rate(ProgressColumn):
@@ -61,7 +62,7 @@ class Display:
     def line(self, text: str, style: str | None = None) -> None:
         """A line that stays."""
         if self.console is not None:
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class StageBar:

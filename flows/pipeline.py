@@ -20,6 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import artifacts, display, gc, interrupt
+from flows.keys import export_key
 from flows.loading import dump_config, load_config
 from flows.runs import RunRecord, RunState, StageRecord, alive, new_run, promote, read_config, read_run, run_of_flow
 from flows.selection import Selection, known_stage, known_units, span
@@ -158,6 +159,7 @@ def _run(
     if record is not None:
         engine = Engine(read_config(engine.root, record))
         record.state, record.ended, record.message = "running", None, ""
+    export_key(engine.config)
     if problems := engine.preflight(selection.stages):
         raise InputError("\n".join(problems))
     engine = Engine(engine.pinned(selection.stages))

@@ -151,8 +151,9 @@ def api_key(config: OpenAIConfig) -> str:
         return ""
     if key := os.environ.get(name, "").strip():
         return key
+    block = f" and there is no Prefect Secret block {config.api_key_secret!r}" if config.api_key_secret else ""
     raise InputError(
-        f"caption.openai.api_key_env: {name!r} → this environment variable is not set; export the key of "
+        f"caption.openai.api_key_env: {name!r} → this environment variable is not set{block}; export the key of "
         f"{config.base_url} in it, or set api_key_env to null for an endpoint that asks for none"
     )
 

@@ -15,6 +15,9 @@ __all__ = ["build_report", "results_table"]
 TEMPLATES = Path(__file__).parent / "templates"
 FIRST_ENTRIES = 12
 """Captions of the contact sheet that are shown at once; the others unfold."""
+FIRST_SUBJECTS = 20
+MOST_SUBJECTS = 1000
+"""Subjects that unfold; a data set of an LLM has thousands."""
 
 
 def build_report(report: Report) -> str:
@@ -40,6 +43,8 @@ def build_report(report: Report) -> str:
         metrics=METRIC_NAMES,
         headlines=headlines(report),
         first_entries=FIRST_ENTRIES,
+        first_subjects=FIRST_SUBJECTS,
+        most_subjects=MOST_SUBJECTS,
     )
 
 

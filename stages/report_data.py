@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from stages.base import MapStage
 from stages.engine import Engine
+from stages.phrases import head_noun
 from stages.registry import STAGES
 from stages.results import METHOD_NAMES
 from stages.survey import StageSurvey
@@ -104,6 +106,17 @@ class SheetEntry:
 
 
 @dataclass(frozen=True)
+class SubjectCount:
+    """One subject (the head noun of object phrases) and its captions."""
+
+    name: str
+    captions: int
+    """That passed the caption stage."""
+    arrived: int
+    """Of these, samples in encoded shards."""
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a report shows. What is empty or None is left out of the page."""
 
@@ -113,6 +126,8 @@ class Report:
     stages: Sequence[StageFacts] = ()
     examples: Sequence[Example] = ()
     rejected: Sequence[Rejected] = ()
+    subjects: Sequence[SubjectCount] = ()
+    """The most frequent first."""
     loss: Sequence[tuple[int, float]] = ()
     metrics: Mapping[str, Any] | None = None
     sheet: Sequence[SheetEntry] = ()
@@ -147,6 +162,10 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
         stages=[stage_facts(survey, done.get(name, StageDone())) for name, survey in surveys.items()],
         examples=collect_examples(payload, shown),
         rejected=collect_rejected(payload, rejected_rows),
+        subjects=count_subjects(
+            (row for marker in surveys["caption"].markers.values() for row in marker.rows),
+            (row for marker in surveys["encode"].markers.values() for row in marker.rows),
+        ),
         loss=[] if trained.result is None else read_loss(root, f"{trained.path}/result"),
         metrics=None if evaluated.result is None else read_metrics(root, f"{evaluated.path}/result"),
         sheet=[] if evaluated.result is None else read_sheet(root, f"{evaluated.path}/result"),
@@ -219,6 +238,20 @@ def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count:
     except UNREADABLE:
         pass
     return sorted(shown, key=lambda entry: entry.reason)
+
+
+def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapping[str, Any]]) -> list[SubjectCount]:
+    """Captions and encoded samples by subject, from the rows of both stages."""
+    arrived = {row["id"] for row in encoded if row["status"] == "ok"}
+    counts: Counter[str] = Counter()
+    ends: Counter[str] = Counter()
+    for row in captions:
+        if row["status"] == "ok":
+            subject = head_noun(row["object"])
+            counts[subject] += 1
+            ends[subject] += row["id"] in arrived
+    ordered = sorted(counts, key=lambda subject: (-counts[subject], subject))
+    return [SubjectCount(subject, counts[subject], ends[subject]) for subject in ordered]
 
 
 def read_loss(root: Root, folder: str) -> list[tuple[int, float]]:

@@ -28,6 +28,7 @@ from stages.report_data import (
     SheetEntry,
     StageDone,
     StageFacts,
+    SubjectCount,
     collect_examples,
     collect_rejected,
     data_uri,
@@ -142,6 +143,9 @@ def test_a_whole_run_makes_a_whole_page(store):
     assert 0 < len(report.rejected) <= 6
     assert len(report.loss) == 20
     assert len(report.sheet) == 14
+    assert sum(subject.captions for subject in report.subjects) == report.stages[0].ok
+    assert sum(subject.arrived for subject in report.subjects) == report.stages[4].ok
+    assert report.subjects[0].captions == max(subject.captions for subject in report.subjects)
 
     page = Page(build_report(report))
     assert page.open == []
@@ -156,6 +160,7 @@ def test_a_whole_run_makes_a_whole_page(store):
         "2 more captions",
     ):
         assert text in page.text, text
+    assert all(subject.name in page.text for subject in report.subjects)
     assert "3 made" in page.text
     assert "1 cached" in page.text
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
@@ -201,6 +206,7 @@ def test_text_from_anywhere_is_escaped():
         stages=[stage],
         examples=[Example(HOSTILE, uri, uri, (uri,))],
         rejected=[Rejected(HOSTILE, uri, HOSTILE)],
+        subjects=[SubjectCount(HOSTILE, 1, 1)] * 30,
         metrics={**metrics(), "methods": {**metrics()["methods"], HOSTILE: metrics()["methods"]["real"]}},
         sheet=[SheetEntry(HOSTILE, (("reference", uri), ("trained", uri)), {"text_only": 0.4, "bootpig": 0.5})],
         config=HOSTILE,
