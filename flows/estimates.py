@@ -11,6 +11,7 @@ from typing import Any
 from models.sources import local_path
 from stages.config import PipelineConfig
 from stages.evaluate import Evaluate
+from stages.llm_spending import TOKENS_PER_CAPTION
 from stages.reduce import KEEP
 from stages.registry import MAP_STAGES
 from stages.survey import make_stage
@@ -47,11 +48,33 @@ ASSUMPTIONS = (
     f"one H100 at 40 % of {GPU_TFLOP_PER_SECOND / 0.4:.0f} TFLOP/s, {USD_PER_GPU_HOUR:.2f} USD an hour",
     "operations grow with the number of weights and of latent pixels; a model that is not on this disk has SD 2.1's "
     "size (SDXL's if its name has 'xl')",
-    "no sample is rejected, so every stage sees all of them; captions cost nothing",
+    "no sample is rejected, so every stage sees all of them",
     f"bytes: this store's own units, where it has any; else PNG at {PNG_BYTES} bytes a pixel, {REFERENCE_PNG_BYTES} "
     f"for references, float16 latents and embeds of {TOKENS} tokens, trained weights in float32 and {KEEP} checkpoints",
     "seconds: this store's own logs of the same stage and settings, where it has any",
 )
+
+
+def caption_assumptions(config: PipelineConfig, llm: dict[str, Any] | None) -> list[str]:
+    """What the cost of captions is reckoned from.
+
+    Args:
+        llm: see `stages.llm_spending.estimate`; None where no LLM is asked.
+    """
+    settings = config.caption.openai
+    if settings is None or llm is None:
+        return ["captions cost nothing"]
+    tokens = f"{llm['requests']} requests, {llm['input_tokens']} prompt and {llm['output_tokens']} answer tokens"
+    lines = [f"captions: {tokens} of {settings.model!r}, {TOKENS_PER_CAPTION:g} tokens a caption, no answer twice"]
+    if llm["cost_usd"] is None:
+        return [*lines, "captions cost nothing, as caption.openai.price_input and price_output are not given"]
+    share = ", half of it in a batch" if settings.batch else ""
+    lines[0] += f", {settings.price_input:g} and {settings.price_output:g} USD per million tokens{share}"
+    if settings.cap_usd is not None and llm["cost_usd"] > settings.cap_usd:
+        lines.append(
+            f"captions: caption.openai.cap_usd {settings.cap_usd:g} is less than that; units above it stay pending"
+        )
+    return lines
 
 
 def operations(config: PipelineConfig, name: str) -> float:

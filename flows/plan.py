@@ -7,11 +7,20 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.estimates import ASSUMPTIONS, GPU_TFLOP_PER_SECOND, USD_PER_GPU_HOUR, operations, store_bytes
+from flows.estimates import (
+    ASSUMPTIONS,
+    GPU_TFLOP_PER_SECOND,
+    USD_PER_GPU_HOUR,
+    caption_assumptions,
+    operations,
+    store_bytes,
+)
+from stages.base import InputError, MapStage, Stage
 from stages.config import PipelineConfig
 from stages.engine import Engine
+from stages.llm_spending import estimate
 from stages.registry import MAP_STAGES, STAGES
-from stages.survey import StageSurvey
+from stages.survey import StageSurvey, make_stage
 from storage.root import Root
 
 
@@ -33,14 +42,25 @@ def plan(config: PipelineConfig) -> dict[str, Any]:
         facts = _stage(engine, name, survey, dirty)
         dirty = dirty or facts["units"]["due"] > 0
         stages[name] = facts
+        missing[name] += _unready(make_stage(config, name), facts)
     total = {key: sum(stage[key] for stage in stages.values()) for key in ("gpu_hours", "cost_usd", "bytes")}
     return {
         "root": config.root,
         "stages": stages,
         "total": total,
         "missing": list(dict.fromkeys(line for lines in missing.values() for line in lines)),
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": [*ASSUMPTIONS, *caption_assumptions(config, stages["caption"].get("llm"))],
     }
+
+
+def _unready(stage: Stage, facts: dict[str, Any]) -> list[str]:
+    """What a source lacks that has something to do: a key."""
+    try:
+        if isinstance(stage, MapStage) and facts["units"]["due"]:
+            stage.check_ready()
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _stage(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -> dict[str, Any]:
@@ -54,13 +74,17 @@ def _stage(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -
     gpu_hours = samples * operations(config, name) / GPU_TFLOP_PER_SECOND / 3600
     pace = _measured(engine.root, survey) if survey is not None else None
     size = _measured_bytes(engine.root, survey) if survey is not None else None
+    llm = config.caption.openai if name == "caption" else None
+    asked = {} if llm is None else {"llm": estimate(llm, due, config.unit_size)}
+    cost = gpu_hours * USD_PER_GPU_HOUR + sum(facts["cost_usd"] or 0.0 for facts in asked.values())
     return {
         "units": {"total": units, "cached": cached, "due": due},
         "samples": samples,
         "seconds": None if pace is None else round(pace * due, 1),
         "gpu_hours": gpu_hours,
-        "cost_usd": gpu_hours * USD_PER_GPU_HOUR,
+        "cost_usd": cost,
         "bytes": round(samples * store_bytes(config, name) if size is None else due * size),
+        **asked,
     }
 
 

@@ -56,6 +56,15 @@ def holding(key: str, *folders: Path) -> list[Path]:
     return [path for path in files if key.encode() in path.read_bytes()]
 
 
+def database() -> Path:
+    """The folder of the test server's data base, with its write-ahead log."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    file = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])
+    assert b"caption" in file.read_bytes() + Path(f"{file}-wal").read_bytes(), "the runs stand in it"
+    return file.parent
+
+
 def test_a_capped_run_says_so_and_a_secret_block_goes_on_and_the_key_is_nowhere(
     prefect_api: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +88,7 @@ def test_a_capped_run_says_so_and_a_secret_block_goes_on_and_the_key_is_nowhere(
 
     for run in (capped, done):
         assert KEY not in run.stdout + run.stderr
-    assert holding(KEY, store, Path(os.environ["PREFECT_HOME"])) == []
+    assert holding(KEY, store, database()) == []
 
     monkeypatch.setenv(VARIABLE, "set already")
     export_key(load_config(config))
@@ -94,7 +103,7 @@ def test_a_wrong_key_ends_the_run_with_one_line(prefect_api: str, url: str, tmp_
         f"export a valid one in {VARIABLE}\n"
     )
     assert "sk-wrong" not in run.stdout
-    assert holding("sk-wrong-0123456789", tmp_path, Path(os.environ["PREFECT_HOME"])) == []
+    assert holding("sk-wrong-0123456789", tmp_path, database()) == []
 
 
 def test_a_missing_key_is_found_before_prefect_starts(prefect_api: str, url: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("OPENAI_API_KEY", "never sent")
 
 
 def facts(name: str, folder: Path, *overrides: str) -> dict:
@@ -56,3 +57,19 @@ def test_figures_follow_the_operation_counts(tmp_path: Path) -> None:
     assert refined["bytes"] == stages["synthesize"]["bytes"], "kept at 512 pixels"
     step = 0.8 * 6.76 + 0.2 * 7.29
     assert refined["gpu_hours"] == pytest.approx(200_000 * (25 * 2 * step + 4 * 2.5) / hour)
+
+
+def test_captions_of_an_llm_have_their_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = facts("sd21", tmp_path)
+    caption = planned["stages"]["caption"]
+    llm = caption["llm"]
+    assert llm["requests"] == 4000 and llm["output_tokens"] == 200_000 * 30
+    assert caption["cost_usd"] == llm["cost_usd"] == (llm["input_tokens"] * 0.40 + llm["output_tokens"] * 1.60) / 1e6
+    assert any("'gpt-4.1-mini', 30 tokens a caption" in line for line in planned["assumptions"])
+    batched = facts("sd21", tmp_path, "caption.openai.batch=true")["stages"]["caption"]
+    assert batched["cost_usd"] == caption["cost_usd"] / 2
+    low = facts("sd21", tmp_path, "caption.openai.cap_usd=2")
+    assert any("cap_usd 2 is less than that" in line for line in low["assumptions"])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    missing = facts("sd21", tmp_path)["missing"]
+    assert missing[0].startswith("caption.openai.api_key_env: 'OPENAI_API_KEY' → this environment variable is not set")
