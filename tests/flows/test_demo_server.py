@@ -43,7 +43,7 @@ def test_it_comes_up_and_goes(tmp_path: Path) -> None:
             break
     address = re.search(r"http://127\.0\.0\.1:\d+", said)
     assert address is not None, said + demo.communicate()[1]
-    assert [line.strip() for line in CLICKS.splitlines()[3:5]] == [line.strip() for line in said.splitlines()[3:5]]
+    assert all(line in said for line in CLICKS.splitlines()[2:5])
     children = psutil.Process(demo.pid).children(recursive=True)
     assert len(children) >= 2
     request = urllib.request.Request(f"{address[0]}/api/flow_runs/filter", b"{}", {"content-type": "application/json"})
