@@ -107,6 +107,10 @@ def parser() -> argparse.ArgumentParser:
     _config(verify)
     verify.set_defaults(command=commands.verify)
 
+    train = add("train", help="the train stage alone, in each process that torchrun or accelerate launch starts")
+    _config(train)
+    train.set_defaults(command=commands.train)
+
     _generate(add("generate", help="draw the subject of reference pictures in a new scene"))
 
     evaluate = add("evaluate", help="measure a trained model: metrics and contact sheet")

@@ -21,6 +21,7 @@ from rich.text import Text
 from flows import display
 from flows.gc import collect, garbage, size
 from flows.loading import load_config, problem_lines
+from flows.runners import runner_problems
 from flows.runs import RunRecord, compare, is_alive, latest_run, list_runs, metrics_of, promote, read_config, read_run
 from flows.selection import known_stage, known_units, parse_units, span
 from flows.server import ServerError, configured_api, prefect_server
@@ -28,6 +29,7 @@ from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
 from stages.plain_text import one_line, printable
+from stages.reduce import is_first_process
 from stages.registry import STAGES
 from storage.errors import StoreFull, StoreUnavailable
 from storage.root import Root
@@ -64,7 +66,7 @@ def run(asked: argparse.Namespace) -> int:
     config, stages = _what_to_run(asked)
     units = None if asked.units is None else parse_units(asked.units)
     known_units(config, stages, units)
-    if problems := Engine(config).preflight(stages):
+    if problems := Engine(config).preflight(stages) + runner_problems(config):
         raise InputError("\n".join(problems))
     if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
         rounded = config.unit_size * len(config.unit_numbers())
@@ -220,6 +222,23 @@ def verify(asked: argparse.Namespace) -> int:
     _complain(*problems)
     print(f"{len(problems)} problems; run again to make anew what is damaged" if problems else "all checksums hold")
     return 1 if problems else 0
+
+
+def train(asked: argparse.Namespace) -> int:
+    """`bootpig train`: the train stage alone and without Prefect, in each of the processes that torchrun starts."""
+    config = load_config(asked.config, asked.set)
+    engine = Engine(config)
+    if problems := engine.preflight(("train",)):
+        raise InputError("\n".join(problems))
+    with display.shown_on(Console() if is_first_process() else None) as screen, screen.stage("train", 1) as bar:
+        report = engine.run_reduce("train", progress=bar.whole())
+    if report.state == "failed":
+        _complain(report.message)
+        return 1
+    if is_first_process():
+        made = "is in the store" if report.state == "cached" else f"made in {report.seconds:.0f} s"
+        print(f"train {made}: {engine.root.address(engine.survey('train').path, 'result', 'model')}")
+    return 0
 
 
 def generate(asked: argparse.Namespace) -> int:

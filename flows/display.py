@@ -104,8 +104,8 @@ current = Display(None)
 
 
 @contextmanager
-def shown_on(console: Console) -> Iterator[Display]:
-    """Draw on `console` until the block ends."""
+def shown_on(console: Console | None) -> Iterator[Display]:
+    """Draw on `console` until the block ends; None draws nothing."""
     global current
     before, current = current, Display(console)
     try:

@@ -22,6 +22,7 @@ from pydantic import Field
 from flows import artifacts, display, gc, interrupt
 from flows.keys import export_key
 from flows.loading import dump_config, load_config
+from flows.runners import Workers, runner_problems
 from flows.runs import RunRecord, RunState, StageRecord, alive, new_run, promote, read_config, read_run, run_of_flow
 from flows.selection import Selection, known_stage, known_units, span
 from flows.server import wait_recorded
@@ -160,7 +161,7 @@ def _run(
         engine = Engine(read_config(engine.root, record))
         record.state, record.ended, record.message = "running", None, ""
     export_key(engine.config)
-    if problems := engine.preflight(selection.stages):
+    if problems := engine.preflight(selection.stages) + runner_problems(engine.config):
         raise InputError("\n".join(problems))
     engine = Engine(engine.pinned(selection.stages))
     if record is None:
@@ -170,7 +171,8 @@ def _run(
     with alive(engine.root, record):
         work = _Work(engine, record, selection, flow_id)
         try:
-            failures = work.stages()
+            with work.workers:
+                failures = work.stages()
             if not failures and promotes and (thin := work.thin()):
                 failures = [f"not promoted: {thin}"]
         except BaseException as error:
@@ -209,6 +211,7 @@ class _Work:
         self.record = record
         self.selection = selection
         self.flow_id = flow_id
+        self.workers = Workers(engine.config)
         self.last_task: Any = None
         self._survey()
 
@@ -231,6 +234,7 @@ class _Work:
                 stage,
                 self.surveys[stage],
                 self._units(stage),
+                self.workers,
                 self.selection.force,
                 self.selection.retry_failed,
                 tuple(forced),

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -15,13 +16,13 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
-from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, display, interrupt
 from flows.loading import dump_config, parse_config
+from flows.runners import Workers
 from flows.server import is_own
 from stages.base import MapStage, ReduceStage, Stage
-from stages.config import PipelineConfig
 from stages.engine import Engine, UnitReport
 from stages.registry import STAGES
 from stages.survey import StageSurvey, make_stage
@@ -65,6 +66,7 @@ class StageRun:
     Args:
         survey: the stage as the store shows it before.
         units: those chosen, of a map stage.
+        workers: of the run; those of a reduce stage idle.
         forced: units that an earlier attempt of the same flow run has made by force: they are not made once more.
         on_made: called with each unit that was made.
     """
@@ -73,6 +75,7 @@ class StageRun:
     stage: str
     survey: StageSurvey
     units: list[int]
+    workers: Workers
     force: bool = False
     retry_failed: bool = False
     forced: Container[int] = ()
@@ -93,16 +96,18 @@ class StageRun:
             InputError, ModelError, StoreError: what the user gave cannot be used.
         """
         started = time.monotonic()
+        is_reduce = issubclass(STAGES[self.stage], ReduceStage)
+        idle = is_reduce or all(self.is_cached(unit) for unit in self.units)
 
         @flow(
             name=self.stage,
             flow_run_name="units {units}" if issubclass(STAGES[self.stage], MapStage) else self.stage,
-            task_runner=_runner(self.engine.config),
+            task_runner=ThreadPoolTaskRunner(1) if idle else self.workers.task_runner(),
             persist_result=False,
             validate_parameters=False,
         )
         def stage_flow(units: str, force: bool, retry_failed: bool) -> State[Any]:
-            self._reduce() if issubclass(STAGES[self.stage], ReduceStage) else self._map()
+            self._reduce() if is_reduce else self._map()
             self.outcome.seconds = time.monotonic() - started
             if self.outcome.failed:
                 return Failed(message=self.outcome.message())
@@ -133,6 +138,7 @@ class StageRun:
         with (
             display.current.stage(self.stage, len(due) * config.unit_size) as bar,
             artifacts.stage_progress(self.stage) as share,
+            self.workers.placing(self.stage),
         ):
             waiting: deque[tuple[int, PrefectFuture[Any]]] = deque()
             try:
@@ -216,8 +222,13 @@ def make_unit(place: _Place, stage: str, unit: int, force: bool, retry_failed: b
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)
 def make_unit_elsewhere(config: str, stage: str, unit: int, force: bool, retry_failed: bool) -> State[Any]:
     """One unit in another process, from the configuration's YAML."""
-    engine = Engine(parse_config(config))
-    return _state(engine.run_unit(stage, unit, force=force, retry_failed=retry_failed))
+    return _state(_engine(config).run_unit(stage, unit, force=force, retry_failed=retry_failed))
+
+
+@lru_cache(maxsize=1)
+def _engine(config: str) -> Engine:
+    """One a process: it knows its models by then."""
+    return Engine(parse_config(config))
 
 
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
@@ -241,12 +252,6 @@ def _state(report: UnitReport) -> State[Any]:
 def _tags(stage: Stage) -> list[str]:
     """What a limit on the user's own server can count; a temporary server has no limits, nor the time to ask it."""
     return [GPU_TAG] if stage.device() != "cpu" and not is_own() else []
-
-
-def _runner(config: PipelineConfig) -> TaskRunner[Any]:
-    if config.runner == "processes":
-        return ProcessPoolTaskRunner(config.workers, initializer=interrupt.end_with_parent)
-    return ThreadPoolTaskRunner(config.workers)
 
 
 def numbers(units: Iterable[int]) -> str:

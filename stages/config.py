@@ -41,8 +41,16 @@ class PipelineConfig(StageConfig):
     workers: int = Field(
         default=1, ge=1, le=4096, json_schema_extra=SPEED, description="Units that run at the same time."
     )
-    runner: Literal["threads", "processes"] = Field(
-        default="threads", json_schema_extra=SPEED, description="Where units run."
+    runner: Literal["threads", "processes", "ray", "dask"] = Field(
+        default="threads",
+        json_schema_extra=SPEED,
+        description="Where units run: in this process, in others, or on a Ray or Dask cluster.",
+    )
+    runner_address: str | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=SPEED,
+        description="Of a running cluster: ray://head:10001, tcp://scheduler:8786; null: the run starts its own.",
     )
     caption: CaptionConfig
     synthesize: SynthesizeConfig
@@ -59,6 +67,15 @@ class PipelineConfig(StageConfig):
             raise ValueError(
                 f"encode.model {encode[0]!r} is not train.model {train[0]!r} (or their revisions differ); "
                 "latents of one model do not train another, so name the same in both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_of_the_runner(self) -> PipelineConfig:
+        if self.runner_address is not None and self.runner not in ("ray", "dask"):
+            raise ValueError(
+                f"runner_address: {self.runner_address!r} is without effect while runner is {self.runner}; "
+                "set runner to ray or dask, or leave it out"
             )
         return self
 

@@ -190,7 +190,7 @@ class ShardLoader:
             workers: threads that read ahead; 0 reads when asked.
 
         Raises:
-            InputError: no samples, or fewer than a batch.
+            InputError: no samples, or fewer than a batch; fewer shards than ranks.
         """
         self.units: list[UnitRef] = [unit for unit in data.units if unit.samples]
         total = sum(unit.samples for unit in self.units)
@@ -198,6 +198,11 @@ class ShardLoader:
             raise InputError(
                 f"train.global_batch_size: {batch_size} is more than the {total} encoded samples; make more captions "
                 "(caption.count), or lower it"
+            )
+        if len(self.units) < ranks:
+            raise InputError(
+                f"train: {ranks} processes cannot share {len(self.units)} shards; start fewer, or make more units "
+                "(a smaller unit_size, or a larger caption.count)"
             )
         self.order = Order([unit.samples for unit in self.units], seed, window)
         self.seed = seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 import traceback
@@ -16,8 +17,8 @@ from models.memory import is_out_of_memory
 from models.sources import ModelSource
 from stages.base import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Sample, SourceContext
 from stages.config import PipelineConfig
-from stages.loaded import loaded
-from stages.reduce import publish_result
+from stages.loaded import load_count, loaded
+from stages.reduce import is_first_process, publish_result
 from stages.registry import STAGES
 from stages.shardio import pack, unpack
 from stages.slices import Slices
@@ -169,6 +170,8 @@ class Engine:
     def run_reduce(self, stage: str, *, force: bool = False, progress: Progress = quiet) -> UnitReport:
         """Make the result of a reduce stage over the complete units above it, or find it made.
 
+        In a distributed run every process calls it; the first one publishes.
+
         Raises:
             InputError, ModelError, StoreError: what the user gave cannot be used.
         """
@@ -197,8 +200,9 @@ class Engine:
                 message = f"{stage}: {type(error).__name__}: {_first_line(error)}"
                 parts.log(0, _record("failed", started, message=traceback.format_exc()))
         else:
-            parts.log(0, _record("done", started))
-            self.root.remove(f"{parts.folder}/failed-00000.txt")
+            if is_first_process():
+                parts.log(0, _record("done", started))
+                self.root.remove(f"{parts.folder}/failed-00000.txt")
             return UnitReport(stage, 0, "done", seconds=time.monotonic() - started)
         _quietly(parts.note_failure, 0, message)
         return UnitReport(stage, 0, "failed", message, time.monotonic() - started)
@@ -360,7 +364,8 @@ def _check_results(stage: MapStage, samples: Sequence[Sample], results: Sequence
 
 def _record(event: str, started: float, **more: Any) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 3)
-    return {"event": event, "time": time.time(), "seconds": seconds, "host": socket.gethostname(), **more}
+    where = {"host": socket.gethostname(), "process": os.getpid(), "loads": load_count()}
+    return {"event": event, "time": time.time(), "seconds": seconds, **where, **more}
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LOCK = threading.RLock()
 _CURRENT: tuple[str, Stage] | None = None
+_LOADS = 0
 
 
 @contextmanager
@@ -29,18 +30,24 @@ def loaded(stage: Stage, config: PipelineConfig, waits: Callable[[], None] = lam
     Args:
         waits: called again and again while another process has the GPU; what it raises ends the wait.
     """
-    global _CURRENT
+    global _CURRENT, _LOADS
     key = f"{stage.name}/{stage.seed}/{stage.config.model_dump_json()}"
     with _LOCK, exclusive(device_key(stage.device()), waits):
         if _CURRENT is None or _CURRENT[0] != key:
             release()
             keep_freed_memory()
             stage.setup()
+            _LOADS += 1
             _CURRENT = (key, stage)
         torch = sys.modules.get("torch")
         if torch is not None and torch.get_num_threads() != config.threads:
             torch.set_num_threads(config.threads)
         yield _CURRENT[1]
+
+
+def load_count() -> int:
+    """How often this process has loaded a stage's models; the log of each unit tells."""
+    return _LOADS
 
 
 def release() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -16,6 +17,11 @@ from storage.root import Root
 
 KEEP = 2
 """Checkpoints kept."""
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a run, or the first of those that torchrun or accelerate has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class StoredCheckpoints:
@@ -84,6 +90,8 @@ def publish_result(
         if anew:
             checkpoints.clear()
         stage.run(_input(root, upstream, scratch), workdir, checkpoints, progress)
+        if not is_first_process():
+            return
         # A result made again replaces the old one; without its manifest it is pending in between.
         root.remove(f"{survey.path}/result/manifest.json")
         publish_folder(root, f"{survey.path}/result", workdir)

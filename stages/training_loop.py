@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -234,6 +235,14 @@ class Trainer:
 
     def _resume(self, checkpoints: Checkpoints, identity: str, log: TrainingLog | None) -> Position:
         found = checkpoints.latest()
+        seen = {(identity, 0 if found is None else found[0])}
+        if self.accelerator.num_processes > 1:
+            seen = set(gather_object(list(seen)))
+        if len(seen) > 1:
+            raise InputError(
+                "root: the processes of this training do not see the same data and checkpoints; "
+                "give a root that all machines share, such as an s3:// URL, and let nothing write to it meanwhile"
+            )
         if found is None:
             return Position(0, 0.0, 0)
         step, folder = found

@@ -1,0 +1,180 @@
+"""Where units run: threads or processes of this machine, or a Ray or Dask cluster that the run starts or joins."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import threading
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from flows import interrupt
+from flows.server import configured_api
+from stages.base import InputError
+from stages.config import PipelineConfig
+from storage.root import Root
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+
+PACKAGES = {"ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
+
+_CONNECT_SECONDS = 5.0
+
+
+def runner_problems(config: PipelineConfig) -> list[str]:
+    """What would keep the runner from working, one line each; no package of a cluster is imported for it."""
+    runner, address = config.runner, config.runner_address
+    if any(importlib.util.find_spec(package) is None for package in PACKAGES.get(runner, ())):
+        return [f"runner: {runner!r} → its packages are missing; pip install 'bootpig[{runner}]'"]
+    root = Root(config.root)
+    if runner != "threads" and root.fs.protocol == "memory":
+        return [
+            f"root: {config.root!r} → other processes cannot see it; give a folder or an s3:// URL, or runner=threads"
+        ]
+    if address is None or address == "auto":
+        return []
+    host, port = _host_and_port(address)
+    if host is None or port is None:
+        return [f"runner_address: {address!r} → must name a host and a port, such as {_EXAMPLES[runner]}"]
+    problems = []
+    if not _is_here(host):
+        if root.local is not None:
+            problems.append(
+                f"root: {config.root!r} → the workers of {address} cannot see a folder of this machine; "
+                "give a store such as s3://bucket/folder"
+            )
+        api = configured_api()
+        if api is None or _is_here(urlsplit(api).hostname or ""):
+            problems.append(
+                f"PREFECT_API_URL: {api or 'not set'} → the workers of {address} cannot reach a server that listens on "
+                "loopback; start one with prefect server start --host 0.0.0.0, and give its address"
+            )
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        problems.append(
+            f"runner_address: {address!r} → no cluster answers there ({error.strerror or error}); "
+            "start it, or leave runner_address out and the run starts its own"
+        )
+    return problems
+
+
+_EXAMPLES = {"ray": "ray://head:10001 or head:6379", "dask": "tcp://scheduler:8786"}
+
+
+def _host_and_port(address: str) -> tuple[str | None, int | None]:
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        return parts.hostname, parts.port
+    except ValueError:
+        return None, None
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this very machine by a loopback name: nobody else reaches it by that."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class Workers:
+    """What makes the units of one run. A cluster starts when the first unit needs it, serves all stages, and ends with
+    the run; one that was joined goes on."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self._stack = ExitStack()
+        self._address: str | None = None
+        self._gpus = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def task_runner(self) -> TaskRunner[Any]:
+        """A Prefect task runner on the workers, new for each flow.
+
+        Raises:
+            InputError: the cluster cannot be joined.
+        """
+        from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+        if self.config.runner == "ray":
+            from prefect_ray import RayTaskRunner
+
+            self._ray()
+            return RayTaskRunner()
+        if self.config.runner == "dask":
+            from prefect_dask import DaskTaskRunner
+
+            return DaskTaskRunner(address=self._dask())
+        if self.config.runner == "processes":
+            return ProcessPoolTaskRunner(self.config.workers, initializer=interrupt.end_with_parent)
+        return ThreadPoolTaskRunner(self.config.workers)
+
+    def placing(self, stage: str) -> AbstractContextManager[Any]:
+        """While units of `stage` are handed out: on a Ray cluster with GPUs each takes one, if the stage can use it."""
+        device = getattr(getattr(self.config, stage), "device", "cpu")
+        if self.config.runner != "ray" or not self._gpus or device == "cpu":
+            return nullcontext()
+        from prefect_ray.context import remote_options
+
+        # Ray ends a worker after each task that has a GPU, unless told otherwise: every unit would load the models anew
+        return remote_options(num_gpus=1, max_calls=0)
+
+    def _ray(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # what a worker may use is the user's and the stage's to say, also where a task asks for no GPU
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        if ray.is_initialized():
+            return
+        joined = self.config.runner_address
+        own: dict[str, Any] = {"num_cpus": self.config.workers, "include_dashboard": False}
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(
+                **({"address": joined} if joined else own),
+                namespace="prefect",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"runner_address: {joined!r} → cannot be joined: {_first_line(error)}") from None
+        finally:
+            if main:
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+        self._stack.callback(ray.shutdown)
+        self._gpus = ray.cluster_resources().get("GPU", 0.0)
+
+    def _dask(self) -> str:
+        if self.config.runner_address is not None:
+            return self.config.runner_address
+        if self._address is None:
+            import distributed
+
+            cluster = distributed.LocalCluster(
+                n_workers=self.config.workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=0,  # models are large, and no other worker has room for what one would spill
+                silence_logs=logging.CRITICAL,
+            )
+            self._address = str(self._stack.enter_context(cluster).scheduler_address)
+        return self._address
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,129 @@
+"""Where units run: other processes, a Ray and a Dask cluster make the bytes that threads make, and leave nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import socket
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import runners
+from flows.loading import load_config
+from flows.runners import runner_problems
+from stages.base import InputError
+from stages.config import PipelineConfig
+from tests.flows.processes import Command
+
+TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+UNITS = 8
+
+
+def arguments(root: Path, runner: str) -> list[str]:
+    settings = {"root": root, "runner": runner, "workers": 2, "threads": 1, "caption.count": 2 * UNITS, "unit_size": 2}
+    settings |= {"synthesize.steps": 1, "synthesize.batch_size": 2}
+    return ["run", str(TOY), "--until", "synthesize", *(f"--set={name}={value}" for name, value in settings.items())]
+
+
+def parts(root: Path) -> dict[str, bytes]:
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in sorted(root.rglob("part-*"))}
+
+
+@pytest.fixture(scope="module")
+def by_threads(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("threads")
+    run = Command(arguments(folder / "store", "threads"), folder / "log", {"PREFECT_API_URL": prefect_api})
+    assert run.wait(300) == 0, run.log.read_text()
+    return parts(folder / "store")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["processes", "ray", "dask"])
+def test_killed_and_resumed_other_processes_make_the_same_bytes(
+    prefect_api: str, by_threads: dict[str, bytes], tmp_path: Path, runner: str
+) -> None:
+    store, environment = tmp_path / "store", {"PREFECT_API_URL": prefect_api}
+    first = Command(arguments(store, runner), tmp_path / "first", environment)
+    first.wait_for(lambda: any(store.glob("caption/*/part-*.parquet")), 240)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    assert first.left() == [], "left behind by a killed run"
+
+    second = Command(arguments(store, runner), tmp_path / "second", environment)
+    assert second.wait(300) == 0, second.log.read_text()
+    assert second.left() == [], "left behind by a run that ended well"
+    assert parts(store) == by_threads and len(by_threads) == 4 * UNITS
+
+    loads: dict[int, set[int]] = defaultdict(set)
+    for log in store.glob("synthesize/*/log-*.jsonl"):
+        record = json.loads(log.read_text().splitlines()[-1])
+        loads[record["process"]].add(record["loads"])
+    assert second.process.pid not in loads
+    assert 1 <= len(loads) <= 2, "two workers, one of which may have been slow to start"
+    assert all(len(counts) == 1 for counts in loads.values()), "each loads the models once"
+
+
+@pytest.fixture
+def listener() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def configured(root: str, **fields: object) -> PipelineConfig:
+    return load_config(TOY, [f"root={root}", *(f"{name}={json.dumps(value)}" for name, value in fields.items())])
+
+
+@pytest.mark.parametrize(("runner", "package"), [("ray", "prefect_ray"), ("dask", "distributed")])
+def test_a_missing_package_is_one_line_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: str, package: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    (line,) = runner_problems(configured(str(tmp_path), runner=runner))
+    assert line == f"runner: '{runner}' → its packages are missing; pip install 'bootpig[{runner}]'"
+
+
+def test_a_store_in_memory_is_for_threads_alone() -> None:
+    assert runner_problems(configured("memory://x", runner="threads")) == []
+    (line,) = runner_problems(configured("memory://x", runner="processes"))
+    assert line.startswith("root: 'memory://x' → other processes cannot see it")
+
+
+def test_a_cluster_elsewhere_needs_a_store_and_an_api_that_it_reaches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listener: str
+) -> None:
+    host = socket.gethostname()
+    monkeypatch.setattr(runners, "_is_here", lambda name: name in ("127.0.0.1", "localhost"))
+    monkeypatch.setattr(socket, "create_connection", lambda place, timeout: socket.socket())
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    config = configured(str(tmp_path), runner="dask", runner_address=f"tcp://{host}:8786")
+    disk, api = runner_problems(config)
+    assert disk.startswith(f"root: '{tmp_path}' → the workers of tcp://{host}:8786 cannot see a folder")
+    assert api.startswith("PREFECT_API_URL: http://127.0.0.1:4200/api → ") and "loopback" in api
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4200/api")
+    assert runner_problems(config.model_copy(update={"root": "s3://bucket/x"})) == []
+
+
+def test_an_address_where_nothing_listens_is_said_before_any_work(tmp_path: Path, listener: str) -> None:
+    config = configured(str(tmp_path), runner="ray", runner_address=listener)
+    assert runner_problems(config) == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"127.0.0.1:{server.getsockname()[1]}"
+    (line,) = runner_problems(config.model_copy(update={"runner_address": gone}))
+    assert line.startswith(f"runner_address: '{gone}' → no cluster answers there")
+    (line,) = runner_problems(config.model_copy(update={"runner_address": "head"}))
+    assert "must name a host and a port" in line
+
+
+def test_an_address_without_a_cluster_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="runner_address: 'head:6379' is without effect while runner is threads"):
+        configured(str(tmp_path), runner_address="head:6379")
+
+
+def test_the_runner_changes_nothing_that_is_hashed(tmp_path: Path) -> None:
+    plain = configured(str(tmp_path))
+    assert plain.hashed() == configured(str(tmp_path), runner="ray", runner_address="auto").hashed()

@@ -1,0 +1,153 @@
+"""Whole runs on a store that errs, throttles and dawdles at a tenth of its calls, against runs on a disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from flows.cli import main
+from flows.loading import dump_config
+from flows.runs import StageRecord, list_runs, new_run
+from stages.config import PipelineConfig
+from stages.engine import Engine
+from stages.reduce import StoredCheckpoints
+from stages.train import Train, TrainConfig
+from storage.folders import publish_folder
+from storage.root import Root
+from tests.servers.s3 import SECRET, Faults, s3_bucket
+from tests.stages.doubles import config, doubles
+from tests.stages.training_data import save_base, write_units
+
+__all__ = ["doubles"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Faults]:
+    with s3_bucket() as faults:
+        yield faults
+
+
+def stored(url: str) -> dict[str, bytes]:
+    """Every file of a store, by its path."""
+    fs, path = fsspec.url_to_fs(url)
+    return {name.removeprefix(path).lstrip("/"): fs.cat_file(name) for name in fs.find(path)}
+
+
+def of_identity(files: dict[str, bytes]) -> dict[str, bytes]:
+    """What equal runs have in common: parts, and the results of the doubles."""
+    return {name: data for name, data in files.items() if "/part-" in name or "/result/" in name}
+
+
+@pytest.mark.usefixtures("doubles")
+def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
+    prefect_api: str, s3: Faults, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.pipeline import bootstrap
+
+    on_disk = config(tmp_path / "store", workers=2)
+    on_s3 = PipelineConfig.model_validate({**on_disk.model_dump(exclude_unset=True), "root": "s3://data/run"})
+    assert bootstrap(on_disk, return_state=True).is_completed()
+    s3.rate = 0.1
+    assert bootstrap(on_s3, return_state=True).is_completed()
+    assert sum(bool(call.fault) for call in s3.calls) > 10
+    s3.rate = 0.0
+    files = stored(on_s3.root)
+    assert of_identity(files) == of_identity(stored(on_disk.root)) != {}
+    (record,) = list_runs(Root(on_s3.root))
+    assert record.state == "done" and f"runs/{record.id}/report.html" in files
+
+    s3.calls = []
+    assert all(set(survey.units.values()) == {"complete"} for survey in Engine(on_s3).survey_all().values())
+    assert sum(call.lists for call in s3.calls) == 7, "one listing a stage"
+    units, stages, results = 4, 5, 2
+    assert len(s3.calls) == 7 + units * stages + 2 * results, "each marker once; a manifest is looked at, then read"
+
+    yml = tmp_path / "run.yaml"
+    yml.write_text(dump_config(on_s3))
+    for command in (["status", str(yml)], ["plan", str(yml)], ["verify", str(yml)], ["runs", "--root", on_s3.root]):
+        assert main(command) == 0
+    out = capfd.readouterr()
+    assert record.id in out.out and "s3://data/run" in out.out
+    shown = (out.out + out.err).encode()
+    database = b"".join(file.read_bytes() for file in Path(os.environ["PREFECT_HOME"]).rglob("*.db*"))
+    for place, data in {**files, "output": shown, "Prefect": database}.items():
+        assert SECRET.encode() not in data, place
+    assert database
+
+
+@pytest.mark.usefixtures("doubles")
+def test_what_is_wrong_with_the_store_is_one_line_and_exit_2(
+    s3: Faults, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    yml = tmp_path / "run.yaml"
+    yml.write_text(dump_config(config(tmp_path).model_copy(update={"root": "s3://nowhere/run"})))
+    for command in ("run", "status"):
+        assert main([command, str(yml)]) == 2
+        assert capfd.readouterr().err == (
+            "root: 's3://nowhere/run' → there is no such bucket; create it, or mend its name\n"
+        )
+    assert main(["runs", "--root", "s3://me:hunter2@data/run"]) == 2
+    assert "hunter2" not in capfd.readouterr().err
+
+
+def test_training_goes_on_from_a_checkpoint_on_s3_and_is_used_from_there(s3: Faults, tmp_path: Path) -> None:
+    recipe = TrainConfig(
+        model=str(save_base(tmp_path / "base")),
+        steps=6,
+        global_batch_size=4,
+        per_device_batch_size=4,
+        learning_rate_reference=1e-3,
+        learning_rate_base=1e-3,
+        checkpoint_every=2,
+        log_every=1,
+        mixed_precision="no",
+    )
+    data = write_units(tmp_path / "units", (5, 4))
+
+    class Lost(BaseException):
+        """As a machine that goes away: nothing is tidied up."""
+
+    def train(root: Root, name: str, lost_at: int | None = None) -> dict[str, dict[str, torch.Tensor]]:
+        def progress(done: int, total: int, text: str) -> None:
+            seen.append(done)
+            if done == lost_at:
+                raise Lost
+
+        for folder in ("result", "scratch"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        checkpoints = StoredCheckpoints(root, "train/f00d", tmp_path / name / "scratch")
+        Train(recipe, 0).run(data, tmp_path / name / "result", checkpoints, progress)
+        return {file.name: load_file(file) for file in (tmp_path / name / "result" / "model").rglob("*.safetensors")}
+
+    seen: list[int] = []
+    whole = train(Root(str(tmp_path / "disk")), "whole")
+    s3.rate = 0.1
+    ill = Root("s3://data/trained")
+    with pytest.raises(Lost):
+        train(ill, "lost", lost_at=5)
+    seen.clear()
+    resumed = train(ill, "resumed")
+    s3.rate = 0.0
+    assert seen[0] == 4 and seen[-1] == 6
+    assert resumed.keys() == whole.keys() != set()
+    assert all(torch.equal(resumed[name][key], tensor) for name in whole for key, tensor in whole[name].items())
+    assert ill.folders("train/f00d") == ["checkpoint-00002", "checkpoint-00004"]
+
+    publish_folder(ill, "train/f00d/result", tmp_path / "resumed" / "result")
+    record = new_run(ill, config(Path("anywhere")))
+    record.stages["train"] = StageRecord(fingerprint="f00d")
+    record.save(ill)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "ref.png")
+    asked = ["generate", record.id, "--root", ill.url, "--ref", str(tmp_path / "ref.png"), "--steps", "2"]
+    asked += ["--prompt", "A photo of a mug, on the table", "--out", str(tmp_path / "out.png")]
+    assert main(asked) == 0
+    assert Image.open(tmp_path / "out.png").size[0] > 0
