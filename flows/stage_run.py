@@ -82,6 +82,10 @@ class StageRun:
     on_made: Callable[[int], None] = lambda unit: None
     outcome: StageOutcome = field(default_factory=StageOutcome)
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Nothing: Prefect sends a flow, and all that it refers to, along with each unit that runs elsewhere."""
+        return object, ()
+
     def is_cached(self, unit: int) -> bool:
         if self.survey.units.get(unit) != "complete" or (self.force and unit not in self.forced):
             return False

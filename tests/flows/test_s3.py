@@ -73,7 +73,7 @@ def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
 
     yml = tmp_path / "run.yaml"
     yml.write_text(dump_config(on_s3))
-    for command in (["status", str(yml)], ["plan", str(yml)], ["verify", str(yml)], ["runs", "--root", on_s3.root]):
+    for command in (["status", str(yml)], ["verify", str(yml)], ["runs", "--root", on_s3.root]):
         assert main(command) == 0
     out = capfd.readouterr()
     assert record.id in out.out and "s3://data/run" in out.out

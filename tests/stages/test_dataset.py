@@ -169,6 +169,13 @@ def test_too_few_samples(tmp_path: Path, counts: tuple[int, ...]) -> None:
         ShardLoader(write_units(tmp_path, counts), seed=0, batch_size=4)
 
 
+def test_fewer_shards_than_ranks(tmp_path: Path) -> None:
+    data = write_units(tmp_path, (8, 0, 8))
+    ShardLoader(data, seed=0, batch_size=6, ranks=2)
+    with pytest.raises(InputError, match=r"^train: 3 processes cannot share 2 shards; start fewer, or make more units"):
+        ShardLoader(data, seed=0, batch_size=6, ranks=3)
+
+
 def test_damage_is_named(data: ReduceInput) -> None:
     wrong = replace(data, units=[replace(unit, samples=unit.samples + 1) for unit in data.units if unit.samples])
     with pytest.raises(CorruptPart, match=r"unit \d holds \d samples, its rows say \d"):
