@@ -189,7 +189,8 @@ class StageRun:
             error = state.result(raise_on_failure=False) if state.data is not None else None
             if isinstance(error, LOST):
                 raise error
-            message = str(error or state.message or state.name).strip()
+            lost = "" if state.is_final() else "the worker that made it is gone; run again"
+            message = str(error or lost or state.message or state.name).strip()
             self.outcome.failed[unit] = next(iter(message.splitlines()), state.name or "failed")
 
 
