@@ -19,6 +19,8 @@ def export_key(config: PipelineConfig) -> None:
     if llm is None or llm.api_key_secret is None or llm.api_key_env is None or os.environ.get(llm.api_key_env):
         return
     try:
-        os.environ[llm.api_key_env] = str(Secret.load(llm.api_key_secret).get())
+        block = Secret.load(llm.api_key_secret)
     except ValueError:
         return
+    assert isinstance(block, Secret)
+    os.environ[llm.api_key_env] = str(block.get())
