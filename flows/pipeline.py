@@ -248,7 +248,8 @@ class _Work:
             if outcome.failed:
                 failures.append(f"{stage}: {outcome.message()}")
             if not any(state == "complete" for state in self.surveys[stage].units.values()):
-                return failures or [f"{stage}: no unit to work on"]
+                changed = "a model or a file changed while it ran, so what it made is out of date; run again"
+                return failures or [f"{stage}: {changed if outcome.made else 'no unit to work on'}"]
         return failures
 
     def _units(self, stage: str) -> list[int]:

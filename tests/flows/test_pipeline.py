@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from flows.runs import latest_run, list_runs, read_run
 from stages.base import InputError
 from stages.config import PipelineConfig
+from stages.engine import Engine, UnitReport
 from storage.root import Root
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
@@ -74,6 +76,28 @@ def test_failed_units_are_named_and_the_others_go_on(config: PipelineConfig) -> 
     record = list_runs(root)[-1]
     assert record.state == "failed"
     assert "unit 1" in record.stages["synthesize"].failed[1]
+
+
+def test_a_file_that_changes_under_a_run_is_named_as_the_cause(
+    config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.pipeline import bootstrap
+
+    captions = tmp_path / "captions.txt"
+    captions.write_text("A photo of a mug, on a table\n" * 10)
+    from_file = {"source": "file", "file": str(captions), "count": 10}
+    edited = PipelineConfig.model_validate(config.model_dump(exclude_unset=True) | {"caption": from_file})
+    made = Engine.run_unit
+
+    def run_unit(self: Engine, *arguments: Any, **options: Any) -> UnitReport:
+        report = made(self, *arguments, **options)
+        captions.write_text("A photo of a vase, on a table\n" * 10)
+        return report
+
+    monkeypatch.setattr(Engine, "run_unit", run_unit)
+    state = bootstrap(edited, until="caption", return_state=True)
+    assert state.is_failed()
+    assert state.message is not None and "caption: a model or a file changed while it ran" in state.message
 
 
 def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> None:
