@@ -39,23 +39,21 @@ def _paint(stage: MapStage, samples: Sequence[Sample]) -> None:
     """The pipeline's calls alone, with the stage's own arguments."""
     import torch
 
-    from models.diffusion import fast_attention
     from stages.base import sample_seed
 
     painter = cast(Synthesize, stage)
     for begin in range(0, len(samples), painter.slice_size):
         batch = samples[begin : begin + painter.slice_size]
         seeds = [sample_seed(painter.seed, painter.name, sample.id) for sample in batch]
-        with fast_attention(painter._device):
-            painter._pipeline(
-                [sample.meta["caption"] for sample in batch],
-                height=painter.config.height,
-                width=painter.config.width,
-                num_inference_steps=painter.config.steps,
-                guidance_scale=painter.config.guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                output_type="np",
-            )
+        painter._pipeline(
+            [sample.meta["caption"] for sample in batch],
+            height=painter.config.height,
+            width=painter.config.width,
+            num_inference_steps=painter.config.steps,
+            guidance_scale=painter.config.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+        )
 
 
 def _cut(stage: MapStage, samples: Sequence[Sample]) -> None:

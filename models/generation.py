@@ -48,6 +48,7 @@ class Request:
     sigmas: list[float] | None = None
     guidance_scale: float = 7.5
     reference_guidance_scale: float = 5.0
+    reference_refresh_steps: int = 1
     num_images_per_prompt: int = 1
     eta: float = 0.0
     generator: torch.Generator | list[torch.Generator] | None = None
@@ -112,6 +113,8 @@ class GenerationMixin(BootPIGMixin):
         check_rsa(self.unet)
         if r.reference_images is None and (r.reference_prompt is not None or r.reference_prompt_embeds is not None):
             raise ValueError("reference_prompt: there are no reference_images")
+        if r.reference_refresh_steps < 1:
+            raise ValueError(f"reference_refresh_steps: {r.reference_refresh_steps} is below 1")
         if r.reference_prompt is not None and r.reference_prompt_embeds is not None:
             raise ValueError("reference_prompt and reference_prompt_embeds: give one of the two")
         self._guidance_scale = r.guidance_scale
@@ -168,6 +171,7 @@ class GenerationMixin(BootPIGMixin):
             _repeated(self._conditions(prompt.pooled, *positive_sizes), each),
             _repeated(self._conditions(negative.pooled, *negative_sizes), each),
             r.cross_attention_kwargs,
+            r.reference_refresh_steps,
         )
         latents = self._denoise(r, denoiser, timesteps, steps, latents, region)
         output = self._output(r, latents, scene)

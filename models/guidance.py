@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -87,6 +87,9 @@ class Denoiser:
     conditions: Conditions | None = None
     negative_conditions: Conditions | None = None
     cross_attention_kwargs: Mapping[str, Any] | None = None
+    reference_refresh_steps: int = 1
+    """The Reference UNet runs at every so-manieth step; between them, its last features serve."""
+    _layers: Sequence[Tensor] = field(default=(), init=False, repr=False)
 
     def predict(
         self,
@@ -135,8 +138,13 @@ class Denoiser:
         assert rows is not None
         nothing: list[tuple[int, ...]] = [()] * len(rows.attends)
         attends = [refs for branch in branches for refs in (nothing if branch == "self" else rows.attends)]
+        if self._layers and step % self.reference_refresh_steps:
+            return ReferenceFeatures(self._layers, attends)
         noised = rows.noised(self.scheduler, timestep, step)
-        return record_features(self.reference_unet, noised, timestep, rows.prompt_embeds, attends, rows.conditions)
+        features = record_features(self.reference_unet, noised, timestep, rows.prompt_embeds, attends, rows.conditions)
+        if self.reference_refresh_steps > 1:
+            self._layers = features.layers
+        return features
 
     def _added_cond_kwargs(self, captioned: list[bool]) -> Conditions | None:
         if self.conditions is None or self.negative_conditions is None:

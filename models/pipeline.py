@@ -42,6 +42,7 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
         sigmas: list[float] | None = None,
         guidance_scale: float = 7.5,
         reference_guidance_scale: float = 5.0,
+        reference_refresh_steps: int = 1,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -73,6 +74,8 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
                 one row a prompt, and a callback sees them with one row an image.
             guidance_scale: eta_text+im of eq. 4; no value switches guidance off.
             reference_guidance_scale: eta_im of eq. 4.
+            reference_refresh_steps: run the Reference UNet at every so-manieth step only, and use its features until
+                then: faster, less faithful (docs/benchmarks.md has figures). 1, the paper's way, runs it at each.
             generator: one for all, or a list with one an image. References draw their noise from the prompt's (its
                 first image's), after the latents.
             reference_prompt_embeds: (prompts, S, D) in place of `reference_prompt`.

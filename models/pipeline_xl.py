@@ -33,6 +33,7 @@ class BootPIGXLPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
         sigmas: list[float] | None = None,
         guidance_scale: float = 7.5,
         reference_guidance_scale: float = 5.0,
+        reference_refresh_steps: int = 1,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,

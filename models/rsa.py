@@ -13,6 +13,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from models.attention import attention_with_lse, gives_lse, joined
+
 Pooling = Literal["softmax", "argmax", "average", "concat"]
 """How several references become one output. "softmax" is the paper's, "argmax" the published code's; the others are
 for ablation."""
@@ -95,15 +97,11 @@ class RSAProcessor(AttnProcessor2_0):
             rows = slice(run.start, run.stop)
             q, k, v = query[rows], key[rows], value[rows]
             slots = [(_select(reference_key, slot), _select(reference_value, slot)) for slot in run.slots]
-            if not slots:
-                outputs.append(_attend(attn, q, [k], [v]))
-            elif len(slots) == 1:
-                outputs.append(_attend(attn, q, [k, slots[0][0]], [v, slots[0][1]]))
-            elif self.pooling == "concat":
-                outputs.append(_attend(attn, q, [k, *(r for r, _ in slots)], [v, *(r for _, r in slots)]))
+            if len(slots) > 1 and self.pooling != "concat":
+                own, others = _attend_to_each(attn, (q, k, v), slots)
+                outputs.append(pool(own, others, self.pooling))
             else:
-                own = _attend(attn, q, [k], [v])
-                outputs.append(pool(own, [_attend(attn, q, [k, rk], [v, rv]) for rk, rv in slots], self.pooling))
+                outputs.append(_attend(attn, q, [k, *(rk for rk, _ in slots)], [v, *(rv for _, rv in slots)]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -225,5 +223,22 @@ def _attend(attn: Attention, query: Tensor, keys: list[Tensor], values: list[Ten
     """softmax(q [k_1; k_2; ...]^T / sqrt(c)) [v_1; v_2; ...], heads joined, through the output projection."""
     key = keys[0] if len(keys) == 1 else torch.cat(keys, dim=2)
     value = values[0] if len(values) == 1 else torch.cat(values, dim=2)
-    joined = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    return attn.to_out[1](attn.to_out[0](joined.to(query.dtype)))
+    return _project(attn, F.scaled_dot_product_attention(query, key, value), query.dtype)
+
+
+def _attend_to_each(
+    attn: Attention, own: tuple[Tensor, Tensor, Tensor], slots: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Self-attention's output, and for the keys and values of each slot that of self-attention with them."""
+    q, k, v = own
+    if not gives_lse(q, k):
+        return _attend(attn, q, [k], [v]), [_attend(attn, q, [k, rk], [v, rv]) for rk, rv in slots]
+    # Each set of tokens is attended to once: what a row's own give is the same beside every reference.
+    alone = attention_with_lse(q, k, v)
+    others = [joined(alone, attention_with_lse(q, rk, rv)) for rk, rv in slots]
+    return _project(attn, alone[0], q.dtype), [_project(attn, other, q.dtype) for other in others]
+
+
+def _project(attn: Attention, attended: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, heads, n, c) to (B, n, d), through the output projection."""
+    return attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2).to(dtype)))

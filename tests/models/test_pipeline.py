@@ -117,6 +117,20 @@ def test_one_pass_of_each_unet_a_step(shared: BootPIGPipeline) -> None:
     assert batches == {"unet": [12] * 3, "reference_unet": [2] * 3, "text_encoder": [4]}
 
 
+def test_reference_features_serve_for_some_steps(shared: BootPIGPipeline) -> None:
+    passes: list[int] = []
+    handle = shared.reference_unet.register_forward_pre_hook(lambda *_: passes.append(1))
+    every = generate(shared, references=picture(1), num_inference_steps=5)
+    assert len(passes) == 5
+    assert torch.equal(generate(shared, references=picture(1), num_inference_steps=5, reference_refresh_steps=1), every)
+    passes.clear()
+    fewer = generate(shared, references=picture(1), num_inference_steps=5, reference_refresh_steps=2)
+    handle.remove()
+    assert len(passes) == 3
+    assert torch.isfinite(fewer).all()
+    assert not torch.equal(fewer, every)
+
+
 def test_without_references_it_is_stable_diffusion(shared: BootPIGPipeline) -> None:
     plain = StableDiffusionPipeline(
         **{n: c for n, c in shared.components.items() if n != "reference_unet"}, requires_safety_checker=False
@@ -338,6 +352,7 @@ def test_from_a_base_folder(shared: BootPIGPipeline, tmp_path: Path) -> None:
         ("a", np.full((64, 64, 3), np.nan, np.float32), {}, "NaN"),
         ("a", torch.zeros(64, 64), {}, "CHW"),
         ("a", None, {"reference_prompt": "b"}, "there are no reference_images"),
+        ("a", picture(1), {"reference_refresh_steps": 0}, "reference_refresh_steps: 0 is below 1"),
         ("a", picture(1), {"reference_prompt": ["b", "c"]}, "reference_prompt: 2 for 1"),
         (["a", "b"], [[picture(1)]] * 2, {"negative_prompt": ["c"]}, "negative_prompt: 1 for 2"),
     ],

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
+from models.attention import attention_with_lse, joined
 from models.rsa import Pooling, ReferenceFeatures, RSAProcessor, check_rsa, install_rsa, pool, self_attention_blocks
 from tests.models.networks import embeds, latents, sd15_like, sd_unet
 
@@ -79,10 +80,13 @@ def pooled(attn: Attention, f: Tensor, refs: list[Tensor], pooling: Pooling) -> 
     return result
 
 
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("pooling", ["softmax", "argmax", "average"])
-def test_several_references_are_pooled(attention: Attention, pooling: Pooling) -> None:
+def test_several_references_are_pooled(attention: Attention, pooling: Pooling, gradients: bool) -> None:
     f, refs = tokens(2, 7, 1), tokens(4, 5, 2) * 3
-    out = rsa(attention, f, refs, [(0, 1, 2), (3, 1, 0)], pooling=pooling)
+    with torch.set_grad_enabled(gradients):
+        out = rsa(attention, f, refs, [(0, 1, 2), (3, 1, 0)], pooling=pooling)
+    assert out.requires_grad == gradients
     for row, which in enumerate([(0, 1, 2), (3, 1, 0)]):
         expected = pooled(attention, f[row], [refs[i] for i in which], pooling)
         torch.testing.assert_close(out[row], expected, atol=1e-10, rtol=0)
@@ -105,6 +109,17 @@ def test_order_of_references_changes_nothing(attention: Attention, pooling: Pool
 def test_the_same_reference_twice_is_that_reference(attention: Attention) -> None:
     f, refs = tokens(1, 7, 1), tokens(1, 5, 2)
     torch.testing.assert_close(rsa(attention, f, refs, [(0, 0)]), rsa(attention, f, refs, [(0,)]), atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_attention_is_joined_however_far_apart_the_logits() -> None:
+    q, k, v = (torch.randn(1, 2, 6, 8, dtype=torch.float64) for _ in range(3))
+    for factor in (1e-3, 1.0, 300.0, -300.0):
+        other = (k * factor, v + 1)
+        both = [torch.cat(pair, dim=2) for pair in zip((k, v), other, strict=True)]
+        expected = torch.softmax(q @ both[0].mT / 8**0.5, dim=-1) @ both[1]
+        out = joined(attention_with_lse(q, k, v), attention_with_lse(q, *other))
+        torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
 
 
 def test_half_precision_norms_do_not_overflow() -> None:
