@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME …]`: run the benchmarks, print a table, write `benchmarks/results.json`."""
+"""`python -m benchmarks [NAME …]`: run the benchmarks, print a table, write `benchmarks/results.json`.
+
+`python -m benchmarks gpu` is apart: it needs a CUDA device and writes `benchmarks/gpu.json`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cached, loader, overhead
+from benchmarks import cached, inference, loader, overhead, train_step
 
 Measurement = dict[str, float | str]
 
@@ -19,6 +22,10 @@ BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
     "segment_overhead": (overhead.segment, "≤ 1.03"),
     "cached_rerun": (cached.rerun, "≤ 10 s"),
     "loader": (loader.measure, "≥ 0.95"),
+    "inference_one_reference": (inference.one_reference, "≥ 1.1"),
+    "inference_four_references": (inference.four_references, "≥ 1.2"),
+    "inference_subject_batch": (inference.subject_batch, "≥ 1.4"),
+    "train_step": (train_step.measure, "≥ 1.4"),
 }
 """Name → how it is measured and its goal."""
 
@@ -27,8 +34,13 @@ RESULTS = Path(__file__).parent / "results.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="all of them by default")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "gpu", []], help="all but gpu by default")
     names = parser.parse_args().names or list(BENCHMARKS)
+    if names == ["gpu"]:
+        from benchmarks import gpu
+
+        gpu.run()
+        return
     results: dict[str, Measurement] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     table = Table("benchmark", "ratio", "value", "baseline", "goal", "unit")
     for name in names:

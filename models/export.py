@@ -16,8 +16,9 @@ from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from models.card import CARD_FILE, model_card
 from models.reference_unet import restore, truncate
-from models.rsa import self_attention_blocks
+from models.rsa import self_attention_blocks, uncompiled
 
 FORMAT = 1
 REFERENCE_FOLDER = "reference_unet"
@@ -34,7 +35,8 @@ def save_trained(
     whole_base: bool = False,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write `reference_unet/` (an ordinary UNet folder), `rsa.safetensors` (the base's attn1) and `bootpig.json`.
+    """Write `reference_unet/` (an ordinary UNet folder), `rsa.safetensors` (the base's attn1), `bootpig.json` and the
+    model card.
 
     Args:
         folder: made if missing.
@@ -49,12 +51,14 @@ def save_trained(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    unet, reference_unet = uncompiled(unet), uncompiled(reference_unet)
     restore(reference_unet, unet, dtype).save_pretrained(folder / REFERENCE_FOLDER)
     state = unet.state_dict()
     names = list(state) if whole_base else rsa_names(unet)
     save_file({name: state[name].detach().to("cpu", dtype).contiguous() for name in names}, folder / RSA_FILE)
     text = json.dumps({"format": FORMAT, **info}, indent=2, sort_keys=True)
     (folder / INFO_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
 
 
 def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
@@ -80,6 +84,7 @@ def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2D
         raise ValueError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"{folder}/{INFO_FILE}: this version reads format {FORMAT}")
+    unet = uncompiled(unet)
     own = unet.state_dict()
     wrong = (set(rsa_names(unet)) - state.keys()) | {
         name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape

@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import Tensor
 
+from models.card import base_licence
 from models.export import load_trained, save_trained, standalone_source
 from models.guidance import Conditions, ReferenceRows
 from models.reference_unet import copy_as_reference, restore, truncate
@@ -53,6 +55,18 @@ class BootPIGMixin:
         self.register_modules(reference_unet=reference)
         self.register_to_config(key_scale=key_scale, pooling=pooling, reference_caption=reference_caption)
 
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """diffusers' own; it notes the commit of a base from the hub, which `save_bootpig` writes down."""
+        pipeline = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
+        if not Path(name).is_dir():
+            file = try_to_load_from_cache(
+                str(name), "model_index.json", cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
+            )
+            if isinstance(file, str):
+                pipeline.register_to_config(base_revision=Path(file).parent.name)
+        return pipeline
+
     def load_bootpig(self: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Load a trained model: its Reference UNet and its base's attn1 together, and what must match training (key
         scale, pooling, reference caption, noise schedule).
@@ -87,7 +101,8 @@ class BootPIGMixin:
         train_base: Literal["none", "rsa", "all"] = "rsa",
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Write the trained weights, not the base: `reference_unet/`, `rsa.safetensors`, `bootpig.json`.
+        """Write the trained weights, not the base: `reference_unet/`, `rsa.safetensors`, `bootpig.json`,
+        and a model card made from it.
 
         Args:
             folder: made if missing.
@@ -97,8 +112,11 @@ class BootPIGMixin:
             dtype: of the written weights; None keeps theirs.
         """
         config = self.scheduler.config
+        base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
         written = {
-            "base": self.config.get("_name_or_path"),
+            "base": base,
+            "revision": revision,
+            "base_license": base_licence(str(base or ""), revision),
             "key_scale": self.config.key_scale,
             "pooling": self.config.pooling,
             "reference_caption": self.config.reference_caption,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,11 @@ def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
     return pooled
 
 
+def uncompiled(module: nn.Module) -> Any:
+    """The module that `torch.compile` has wrapped, or `module` itself: names of weights and blocks stay the same."""
+    return getattr(module, "_orig_mod", module)
+
+
 def self_attention_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
     """The UNet's transformer blocks that hold an RSA layer (`attn1`), by name, in the order in which it runs them.
 
@@ -153,7 +158,8 @@ def self_attention_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBl
     """
     # A UNet registers its middle block last, but runs it between the two others.
     parts = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    blocks = [(name, module) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)]
+    modules = uncompiled(unet).named_modules()
+    blocks = [(name, module) for name, module in modules if isinstance(module, BasicTransformerBlock)]
     blocks.sort(key=lambda block: parts[block[0].split(".")[0]])
     for name, block in blocks:
         attn = block.attn1

@@ -45,6 +45,8 @@ class Sampling:
     guidance_scale: float
     reference_guidance_scale: float
     batch_size: int
+    reference_refresh_steps: int = 1
+    """The pipeline's argument of that name."""
 
 
 def drawings(subjects: Sequence[Subject], images_per_prompt: int, seed: int) -> list[Drawing]:
@@ -113,6 +115,7 @@ def draw(
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             reference_guidance_scale=sampling.reference_guidance_scale,
+            reference_refresh_steps=sampling.reference_refresh_steps,
             latents=latents.to(pipeline.unet.device, pipeline.unet.dtype),
             generator=[_generator(row.seed ^ 1) for row in batch],
         ).images

@@ -46,6 +46,19 @@ def sd15_like(seed: int = 0, **config: object) -> UNet2DConditionModel:
     )
 
 
+def sd21_like(seed: int = 0) -> UNet2DConditionModel:
+    """SD 2.x: as `sd15_like`, with heads of equal width and linear projections."""
+    return sd_unet(
+        seed,
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=2,
+        attention_head_dim=(2, 4, 4, 4),
+        use_linear_projection=True,
+    )
+
+
 def sdxl_like(seed: int = 0, **config: object) -> UNet2DConditionModel:
     """SDXL: no attention at the finest level, several blocks a layer, pooled text and sizes as conditions."""
     defaults: dict[str, object] = {
@@ -133,10 +146,13 @@ def scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
     )
 
 
-def sd_pipeline(folder: Path, **config: object) -> BootPIGPipeline:
-    """An untrained BootPIG on a random base, 64x64 pixels, v-prediction."""
+def sd_pipeline(
+    folder: Path, unet: UNet2DConditionModel | None = None, prediction_type: str = "v_prediction", **config: object
+) -> BootPIGPipeline:
+    """An untrained BootPIG on a random base, 64x64 pixels."""
     words = tokenizer(folder / "words")
-    pipeline = BootPIGPipeline(vae(), text_encoder(len(words)), words, sd_unet(), scheduler(), **config)
+    parts = (vae(), text_encoder(len(words)), words, unet or sd_unet(), scheduler(prediction_type))
+    pipeline = BootPIGPipeline(*parts, **config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -181,3 +181,7 @@ def test_compiles_without_a_break() -> None:
     for p, q in zip(model.parameters(), compiled.parameters(), strict=True):
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
+    # its checkpoint is an ordinary one
+    other = BootPIG.from_unet(sd_unet(1))
+    other.load_trained_state(compiled.trained_state())
+    assert all(torch.equal(tensor, other.trained_state()[name]) for name, tensor in model.trained_state().items())

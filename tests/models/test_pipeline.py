@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
+from diffusers.models.attention_processor import XFormersAttnProcessor
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
 
 from models.guidance import Denoiser, ReferenceRows, branch_weights
 from models.pipeline import BootPIGPipeline
 from models.reference_unet import record_features
+from models.rsa import self_attention_blocks
 from tests.models.networks import embeds, latents, sd_pipeline, train_a_little
 
 PROMPT = "a photo of a mug, on a beach"
@@ -292,6 +295,7 @@ def test_saving_twice_writes_the_same_bytes(shared: BootPIGPipeline, tmp_path: P
         shared.save_bootpig(tmp_path / name, {"base": "toy"}, dtype=torch.float16)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert [str(f) for f in files] == [
+        "README.md",
         "bootpig.json",
         "reference_unet/config.json",
         "reference_unet/diffusion_pytorch_model.safetensors",
@@ -365,8 +369,92 @@ def test_bad_input_is_one_clear_error(
     assert "\n" not in str(error.value)
 
 
-def test_a_replaced_processor_is_said(folder: Path) -> None:
-    pipeline = sd_pipeline(folder)
+def ip_adapter(pipeline: BootPIGPipeline) -> dict[str, dict[str, Tensor]]:
+    """Weights of an IP-Adapter for the pipeline's UNet, as its checkpoints name them."""
+    weights = {}
+    for number, (_, block) in enumerate(self_attention_blocks(pipeline.unet)):
+        width = block.attn2.to_k.weight.shape
+        for name in ("to_k_ip", "to_v_ip"):
+            weights[f"{2 * number + 1}.{name}.weight"] = torch.zeros(width)
+    width = pipeline.unet.config.cross_attention_dim
+    projection = {"proj.weight": torch.zeros(4 * width, 8), "proj.bias": torch.zeros(4 * width)}
+    return {"image_proj": {**projection, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}} | {
+        "ip_adapter": weights
+    }
+
+
+def slice_attention(pipeline: BootPIGPipeline) -> None:
     pipeline.enable_attention_slicing(1)
-    with pytest.raises(ValueError, match="in place of RSAProcessor"):
+
+
+def use_xformers(pipeline: BootPIGPipeline) -> None:
+    # what enable_xformers_memory_efficient_attention sets; the package itself needs a GPU
+    pipeline.unet.set_attn_processor(XFormersAttnProcessor())
+
+
+def fuse(pipeline: BootPIGPipeline) -> None:
+    pipeline.fuse_qkv_projections(vae=False)
+
+
+def add_ip_adapter(pipeline: BootPIGPipeline) -> None:
+    pipeline.unet._load_ip_adapter_weights([ip_adapter(pipeline)])
+
+
+@pytest.mark.parametrize("replace", [slice_attention, use_xformers, fuse, add_ip_adapter])
+def test_a_replaced_processor_is_said(folder: Path, replace: Callable[[BootPIGPipeline], None]) -> None:
+    pipeline = sd_pipeline(folder)
+    replace(pipeline)
+    with pytest.raises(ValueError, match="in place of RSAProcessor") as error:
         generate(pipeline, references=picture(1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
+    pipeline = sd_pipeline(folder)
+    train_a_little(pipeline)
+    without = generate(pipeline, references=[picture(1), picture(2)])
+    pipeline.unet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    )
+    state = get_peft_model_state_dict(pipeline.unet)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state)
+
+    fresh = sd_pipeline(folder)
+    train_a_little(fresh)
+    fresh.load_lora_weights(tmp_path)
+    changed = generate(fresh, references=[picture(1), picture(2)])
+    torch.testing.assert_close(changed, generate(pipeline, references=[picture(1), picture(2)]))
+    assert not torch.allclose(changed, without, atol=1e-2)
+    weaker = generate(fresh, references=[picture(1), picture(2)], cross_attention_kwargs={"scale": 0.0})
+    torch.testing.assert_close(weaker, without)
+    fresh.unload_lora_weights()
+    torch.testing.assert_close(generate(fresh, references=[picture(1), picture(2)]), without)
+
+
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_the_reference_unet_stays_on_the_device(folder: Path, way: str) -> None:
+    pipeline = sd_pipeline(folder)
+    # "meta" stands for the device: nothing can be drawn there, but one sees what is moved
+    getattr(pipeline, way)(device="meta")
+    assert {p.device.type for p in pipeline.reference_unet.parameters()} == {"meta"}
+    assert not any(hasattr(module, "_hf_hook") for module in pipeline.reference_unet.modules())
+    assert any(hasattr(module, "_hf_hook") for module in pipeline.unet.modules())
+    assert any(hasattr(module, "_hf_hook") for module in pipeline.vae.modules())
+
+
+@pytest.mark.slow
+def test_compiled_it_draws_and_saves_the_same(folder: Path, tmp_path: Path) -> None:
+    pipeline = sd_pipeline(folder)
+    train_a_little(pipeline)
+    expected = generate(pipeline, references=[picture(1), picture(2)], num_inference_steps=2)
+    pipeline.save_bootpig(tmp_path / "plain", {"base": "toy"})
+    pipeline.unet = torch.compile(pipeline.unet, fullgraph=True, backend="aot_eager")
+    pipeline.reference_unet = torch.compile(pipeline.reference_unet, fullgraph=True, backend="aot_eager")
+    out = generate(pipeline, references=[picture(1), picture(2)], num_inference_steps=2)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    pipeline.save_bootpig(tmp_path / "compiled", {"base": "toy"})
+    for file in ("rsa.safetensors", "reference_unet/diffusion_pytorch_model.safetensors"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "compiled" / file).read_bytes()
+    fresh = sd_pipeline(folder)
+    fresh.load_bootpig(tmp_path / "compiled")
+    assert torch.equal(generate(fresh, references=[picture(1), picture(2)], num_inference_steps=2), expected)

@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 
 from models.reference_unet import copy_as_reference, record_features, restore, truncate
 from models.rsa import self_attention_blocks
-from tests.models.networks import embeds, latents, sd15_like, sd_unet, sdxl_conditions, sdxl_like
+from tests.models.networks import embeds, latents, sd15_like, sd21_like, sd_unet, sdxl_conditions, sdxl_like
 
-MAKES: list[Callable[[], UNet2DConditionModel]] = [sd_unet, sd15_like, sdxl_like]
+MAKES: list[Callable[[], UNet2DConditionModel]] = [sd_unet, sd15_like, sd21_like, sdxl_like]
 
 
 def conditions(unet: UNet2DConditionModel, rows: int) -> dict[str, torch.Tensor] | None:

@@ -1,0 +1,81 @@
+"""What it costs in fidelity to read the references only every n steps: `python -m benchmarks.refresh MODEL`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from flows.loading import load_config
+from models.bases import load_base
+from models.devices import torch_device, torch_dtype
+from models.embedders import DinoEmbedder
+from stages.drawing import Sampling, draw, drawings, latent_shape, prepared_references
+from stages.evaluate import Evaluate
+from stages.scoring import Scores
+from stages.survey import make_stage
+
+
+def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
+    """Seconds and DINO of evaluate's drawings of its subjects, for each n of `every`.
+
+    Args:
+        model: a trained model's folder.
+        config: its `evaluate` part says how pictures are drawn, and whose.
+    """
+    stage = make_stage(load_config(config), "evaluate")
+    assert isinstance(stage, Evaluate)
+    own, subjects = stage.config, stage.subjects()
+    device = torch_device("evaluate.device", own.device)
+    pipeline: Any = load_base(stage.base(model), torch_dtype(own.dtype))
+    pipeline.load_bootpig(model)
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    references = prepared_references(subjects, min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor)
+    rows = drawings(subjects, own.images_per_prompt, own.seed)
+    pictures, seconds = {}, {}
+    for n in every:
+        sampling = Sampling(own.steps, own.guidance_scale, own.reference_guidance_scale, own.batch_size, n)
+        begin = time.perf_counter()
+        pictures[str(n)] = [picture for batch in draw(pipeline, rows, references, sampling) for picture in batch]
+        seconds[n] = time.perf_counter() - begin
+    scores = Scores(subjects, rows, pictures)
+    dino = stage.models()["dino"]
+    scores.add_likeness("dino", DinoEmbedder(dino.path, dino.revision, device=str(device)))
+    return [
+        {
+            "every": n,
+            "seconds": round(seconds[n], 2),
+            "dino": round(float(scores.drawn[str(n)]["dino"].mean()), 4),
+            "images": len(rows),
+            "steps": own.steps,
+        }
+        for n in every
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__)
+    parser.add_argument("model", type=Path, help="a trained model's folder")
+    parser.add_argument("--config", default="configs/toy.yaml")
+    parser.add_argument("--every", type=int, nargs="+", default=[1, 2, 3, 4, 6])
+    parser.add_argument("--threads", type=int, help="of PyTorch")
+    asked = parser.parse_args()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    found = measure(asked.model, asked.config, asked.every)
+    table = Table(*found[0])
+    for row in found:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The model card of a trained model's folder: what it is, of what it was made, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+
+CARD_FILE = "README.md"
+
+METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
+
+
+def model_card(info: Mapping[str, Any]) -> str:
+    """Markdown with the hub's metadata in front.
+
+    Args:
+        info: the content of `bootpig.json`. What is not known is left out: `samples` and `dataset` (the data's size and
+            fingerprint), `recipe`, `base_license`, and `metrics`, the content of evaluate's `metrics.json`.
+    """
+    base = str(info.get("base") or "")
+    licence = info.get("base_license")
+    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["bootpig"]}
+    if base and not Path(base).is_absolute():
+        head["base_model"] = base
+    if licence:
+        head["license"] = licence
+    return (
+        "\n".join(["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", "", *_text(info, base, licence)]) + "\n"
+    )
+
+
+def base_licence(base: str, revision: str | None = None) -> str | None:
+    """The licence that a base names in its own model card, in its folder or the hub's cache; None: not known here."""
+    card = Path(base, CARD_FILE)
+    if not card.is_file() and base and not Path(base).is_absolute() and base.count("/") <= 1:
+        cached = try_to_load_from_cache(base, CARD_FILE, revision=revision)
+        card = Path(cached) if isinstance(cached, str) else card
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    try:
+        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    licence = head.get("license") if isinstance(head, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[str]:
+    commit = f" at commit `{info['revision']}`" if info.get("revision") else ""
+    yield f"# BootPIG on {Path(base).name or 'a Stable Diffusion base'}"
+    yield ""
+    yield "Draws a given subject in a described scene, from one to a few pictures of it, without training on it."
+    yield "The method is BootPIG ([arXiv 2401.13974](https://arxiv.org/abs/2401.13974)): a Reference UNet reads"
+    yield "the pictures, and the base UNet's self-attention layers attend to its features. This folder holds what was"
+    yield "trained, not the base:"
+    yield f"`{base}`{commit}."
+    yield ""
+    yield "```python"
+    yield f"pipeline = BootPIGPipeline.from_pretrained({base!r})  # BootPIGXLPipeline for SDXL"
+    yield 'pipeline.load_bootpig("this folder")'
+    yield 'pipeline("A photo of a teapot, on a snowy hill", reference_images=[picture]).images[0]'
+    yield "```"
+    yield ""
+    yield "What must match training comes with it and is set by `load_bootpig`:"
+    yield ""
+    for name in ("prediction_type", "key_scale", "pooling", "reference_caption"):
+        yield f"- {name}: {info.get(name)}"
+    if info.get("dataset"):
+        yield ""
+        yield "## Data"
+        yield ""
+        size = f"{info['samples']} (reference, target, caption) triplets" if info.get("samples") else "Triplets"
+        yield f"{size}, bootstrapped by language, diffusion, detection and segmentation models; none made by people."
+        yield f"Fingerprint: `{info['dataset']}`."
+    if info.get("recipe"):
+        yield ""
+        yield "## Recipe"
+        yield ""
+        yield from _table(("setting", "value"), ((name, f"`{value}`") for name, value in _flat(info["recipe"])))
+    if info.get("metrics"):
+        yield ""
+        yield "## Metrics"
+        yield ""
+        metrics = info["metrics"]
+        yield f"DreamBooth protocol, {metrics['subjects']} subjects, {metrics['images']} pictures a method."
+        yield ""
+        rows = metrics["methods"].items()
+        yield from _table(
+            ("method", *METRICS.values()),
+            ((name, *(_mean(values, metric) for metric in METRICS)) for name, values in rows),
+        )
+    yield ""
+    yield "## Licence"
+    yield ""
+    yield f"That of the base applies: {licence or 'see its own model card'}."
+
+
+def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _mean(values: Mapping[str, Any], metric: str) -> str:
+    mean = values.get(metric, {}).get("mean")
+    return "–" if mean is None else f"{mean:.3f}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in sorted(tree.items()):
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
