@@ -140,12 +140,36 @@ def _run(run: argparse.ArgumentParser) -> None:
 def _generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
     generate.add_argument("--ref", action="append", default=[], metavar="PICTURE", help="the subject; may be repeated")
-    generate.add_argument("--prompt", required=True, help="A photo of a <object>, <position> <scene>")
-    generate.add_argument("-o", "--out", default="out.png", metavar="PNG")
-    generate.add_argument("--count", type=int, default=1, help="pictures (1)")
-    generate.add_argument("--steps", type=int, default=50, help="denoising steps (50)")
-    generate.add_argument("--guidance-scale", type=float, default=7.5, help="text guidance (7.5)")
-    generate.add_argument("--reference-guidance-scale", type=float, default=5.0, help="reference guidance (5)")
+    generate.add_argument(
+        "--prompt", action="append", default=[], help="A photo of a <object>, <position> <scene>; may be repeated"
+    )
+    generate.add_argument("--prompts", metavar="FILE", help="more prompts, one a line")
+    generate.add_argument("--negative-prompt", help="what not to draw")
+    generate.add_argument("-o", "--out", default="out.png", metavar="PNG", help="several pictures: out-0.png, …")
+    generate.add_argument("--sheet", metavar="PNG", help="all pictures beside what they were made of, in one")
+    generate.add_argument("--image", metavar="PICTURE", help="paint the subject into this picture, with --mask")
+    generate.add_argument("--mask", metavar="PICTURE", help="where: white is repainted, all else stays")
+    generate.add_argument(
+        "--strength", type=float, default=1.0, help="inpainting: below 1 keeps some of the picture (1)"
+    )
+    generate.add_argument(
+        "--padding-mask-crop", type=int, metavar="PIXELS", help="inpainting: work on the mask and so much around it"
+    )
+    generate.add_argument("--cut-out", action="store_true", help="cut the subject out of plain photos first")
+    generate.add_argument("--object", metavar="PHRASE", help="with --cut-out: what it is (from the first prompt)")
+    generate.add_argument(
+        "--config", metavar="CONFIG", help="segment models and sampling settings (those of the model's run)"
+    )
+    generate.add_argument("--count", type=int, default=1, help="pictures a prompt (1)")
+    generate.add_argument("--batch-size", type=int, default=4, help="pictures at once (4)")
+    generate.add_argument("--steps", type=int, help="denoising steps (as the run evaluates, else 50)")
+    generate.add_argument("--guidance-scale", type=float, help="text guidance (as the run evaluates, else 7.5)")
+    generate.add_argument(
+        "--reference-guidance-scale", type=float, help="reference guidance (as the run evaluates, else 5)"
+    )
+    generate.add_argument(
+        "--reference-refresh-steps", type=int, default=1, metavar="N", help="read the references at each Nth step (1)"
+    )
     generate.add_argument("--seed", type=int, default=0)
     _root(generate)
     generate.set_defaults(command=commands.generate)

@@ -28,6 +28,7 @@ from flows.server import ServerError, configured_api, prefect_server
 from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
+from stages.phrases import object_phrase
 from stages.plain_text import one_line, printable
 from stages.reduce import is_first_process
 from stages.registry import STAGES
@@ -242,20 +243,82 @@ def train(asked: argparse.Namespace) -> int:
 
 
 def generate(asked: argparse.Namespace) -> int:
-    from flows.generate import Sampling, generate, model_folder
+    from flows.generate import Sampling, Scene, generate, model_folder, run_config
 
-    for option, low, high in (("count", 1, 1000), ("steps", 1, 1000), ("seed", 0, 2**62)):
-        if not low <= getattr(asked, option) <= high:
-            raise InputError(f"--{option}: {getattr(asked, option)} → must be from {low} to {high}")
-    sampling = Sampling(asked.steps, asked.guidance_scale, asked.reference_guidance_scale, asked.seed, asked.count)
+    bounds = {"count": 1000, "batch-size": 1000, "steps": 1000, "reference-refresh-steps": 1000, "seed": 2**62}
+    for option, high in bounds.items():
+        value = getattr(asked, option.replace("-", "_"))
+        if value is not None and not (option != "seed") <= value <= high:
+            raise InputError(f"--{option}: {value} → must be from {int(option != 'seed')} to {high}")
+    if (asked.image is None) != (asked.mask is None):
+        raise InputError("--image and --mask: → inpainting needs both, or neither")
+    if asked.image is None and (asked.strength != 1.0 or asked.padding_mask_crop is not None):
+        raise InputError("--strength and --padding-mask-crop: → go with --image and --mask")
+    prompts = _prompts(asked.prompt, asked.prompts)
+    config = load_config(asked.config) if asked.config else run_config(asked.model, asked.root)
+    # what the run measured its model with suits it better than the paper's figures
+    own = {} if config is None else config.evaluate.model_dump()
+    chosen = {
+        name: asked_for if asked_for is not None else own.get(name)
+        for name in ("steps", "guidance_scale", "reference_guidance_scale")
+        if (asked_for := getattr(asked, name)) is not None or own
+    }
+    sampling = Sampling(
+        **chosen,
+        reference_refresh_steps=asked.reference_refresh_steps,
+        negative_prompt=asked.negative_prompt,
+        seed=asked.seed,
+        count=asked.count,
+        batch_size=asked.batch_size,
+    )
+    cutter = None
+    if asked.cut_out:
+        if config is None:
+            raise InputError("--cut-out: → needs the segment stage's models; give --config, or the model as a run")
+        phrase = asked.object or object_phrase(prompts[0])
+        if phrase is None:
+            raise InputError(f"--object: missing → say what the subject is; {prompts[0]!r} does not name it")
+        cutter = (config.segment, phrase)
+    scene = None
+    if asked.image is not None:
+        scene = Scene(Path(asked.image), Path(asked.mask), asked.strength, asked.padding_mask_crop)
     references = [Path(path) for path in asked.ref]
+    sheet = Path(asked.sheet) if asked.sheet else None
     with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
         folder = model_folder(asked.model, asked.root, scratch)
-        with screen.stage("generate", asked.steps) as bar:
-            files = generate(folder, references, asked.prompt, Path(asked.out), sampling, bar.whole())
-    for file in files:
-        print(file)
+        with screen.stage("generate", sampling.steps) as bar:
+            drawn = generate(
+                folder,
+                references,
+                prompts,
+                Path(asked.out),
+                sampling,
+                bar.whole(),
+                scene=scene,
+                cutter=cutter,
+                sheet=sheet,
+            )
+    for picture in drawn:
+        print(picture.file)
+        if picture.known_psnr_db is not None:
+            print(f"{picture.file}: known region {picture.known_psnr_db:.1f} dB before pasting", file=sys.stderr)
     return 0
+
+
+def _prompts(given: list[str], file: str | None) -> list[str]:
+    """The prompts of the command line, then those of a file, one a line."""
+    prompts = list(given)
+    if file is not None:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--prompts: {file!r} → cannot be read ({type(error).__name__}); give a text file"
+            ) from None
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError("--prompt: missing → say what to draw, or give --prompts FILE with one a line")
+    return prompts
 
 
 def evaluate(asked: argparse.Namespace) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.runs import read_run
+from flows.runs import read_config, read_run
+from models.card import model_card
 from models.sources import PIPELINE, loading, resolve
 from stages.base import InputError, Progress
 from stages.config import PipelineConfig
-from stages.subjects import read_picture
+from stages.segment import SegmentConfig
+from stages.subjects import on_white, read_picture
 from stages.survey import make_stage
 from storage.errors import CorruptPart
 from storage.folders import fetch_folder, read_manifest
@@ -20,13 +22,38 @@ from storage.root import Root
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn; the guidance scales are those of eq. 4."""
+    """How pictures are drawn, as in the paper by default; the guidance scales are those of eq. 4."""
 
-    steps: int
-    guidance_scale: float
-    reference_guidance_scale: float
-    seed: int
-    count: int
+    steps: int = 50
+    guidance_scale: float = 7.5
+    reference_guidance_scale: float = 5.0
+    reference_refresh_steps: int = 1
+    negative_prompt: str | None = None
+    seed: int = 0
+    count: int = 1
+    """Pictures a prompt."""
+    batch_size: int = 4
+    """Pictures drawn at once."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture to paint the subject into."""
+
+    image: Path
+    mask: Path
+    """Of the image's size; white is repainted."""
+    strength: float = 1.0
+    padding_mask_crop: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture that was written."""
+
+    file: Path
+    known_psnr_db: float | None
+    """Inpainting: how well the network itself rendered what it was to keep, before the original was pasted over it."""
 
 
 def model_folder(model: str, root: str, scratch: Path) -> Path:
@@ -59,26 +86,131 @@ def model_folder(model: str, root: str, scratch: Path) -> Path:
         raise InputError(f"model: {model!r} → {error}") from None
 
 
+def run_config(model: str, root: str) -> PipelineConfig | None:
+    """The configuration of the run that made a model; None where the model is given as a folder."""
+    if Path(model).exists():
+        return None
+    store = Root(root)
+    return read_config(store, read_run(store, model))
+
+
 def generate(
-    model: Path, references: list[Path], prompt: str, outputs: Path, sampling: Sampling, progress: Progress
-) -> list[Path]:
-    """Draw the subject of the references as the prompt says.
+    model: Path,
+    references: list[Path],
+    prompts: list[str],
+    outputs: Path,
+    sampling: Sampling,
+    progress: Progress,
+    *,
+    scene: Scene | None = None,
+    cutter: tuple[SegmentConfig, str] | None = None,
+    sheet: Path | None = None,
+) -> list[Drawn]:
+    """Draw the subject of the references as each prompt says. References are prepared once for all prompts.
 
     Args:
         references: pictures of one subject, RGB on white or RGBA cut out; none: the trained base alone.
-        outputs: a .png file; with several pictures -0, -1, … are put before the suffix.
+        outputs: a .png file; with several pictures -0, -1, … are put before the suffix, prompt by prompt.
+        scene: paint into this picture in place of an empty frame.
+        cutter: the segment stage's models and the object phrase, to cut the subject out of plain photos first.
+
+        sheet: a .png file for all pictures beside what they were made of: before | mask | reference | after.
 
     Returns:
-        The files written.
+        What was written. A picture hangs on its seed, prompt, references and number alone, not on the batch.
 
     Raises:
         InputError, ModelError: a picture, the model or its base cannot be used.
     """
-    if outputs.suffix.lower() != ".png":
-        raise InputError(f"--out: {str(outputs)!r} → give a name that ends in .png")
-    pictures = [read_picture(path) for path in references]
+    for option, path in (("out", outputs), ("sheet", sheet)):
+        if path is not None and path.suffix.lower() != ".png":
+            raise InputError(f"--{option}: {str(path)!r} → give a name that ends in .png")
+    pictures = [read_picture(path, "--ref") for path in references]
+    if cutter is not None:
+        pictures = _cut_out(references, pictures, *cutter)
+    painted = {} if scene is None else _scene(scene)
     info = model_info(model)
 
+    import torch
+
+    pipeline = _pipeline(model, info)
+    prepared = None
+    if pictures:
+        try:
+            prepared = pipeline.prepare_references(pictures)
+        except ValueError as error:
+            raise InputError(f"--ref: {error}") from None
+    if scene is not None:
+        from models.pipeline_inpaint import BootPIGInpaintPipeline
+        from models.pipeline_xl_inpaint import BootPIGXLInpaintPipeline
+
+        large = "text_encoder_2" in pipeline.components
+        pipeline = (BootPIGXLInpaintPipeline if large else BootPIGInpaintPipeline).from_pipe(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+
+    rows = [prompt for prompt in prompts for _ in range(sampling.count)]
+    files = [outputs.with_stem(f"{outputs.stem}-{number}") if len(rows) > 1 else outputs for number in range(len(rows))]
+    outputs.parent.mkdir(parents=True, exist_ok=True)
+    steps = sampling.steps
+    drawn: list[Drawn] = []
+    images: list[Any] = []
+    batches = range(0, len(rows), sampling.batch_size)
+    for done, begin in enumerate(batches):
+
+        def step(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any], done: int = done) -> dict[str, Any]:
+            progress(min(done * steps + at + 1, len(batches) * steps), len(batches) * steps, "")
+            return {}
+
+        batch = rows[begin : begin + sampling.batch_size]
+        size = pipeline.unet.config.sample_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        # Each picture has noise of its own; the references' noise hangs on the seed alone, so all prompts share it.
+        noise = [
+            torch.randn((1, pipeline.unet.config.in_channels, *sides), generator=_generator(sampling.seed + number))
+            for number in range(begin, begin + len(batch))
+        ]
+        try:
+            output = pipeline(
+                batch,
+                reference_images=prepared,
+                negative_prompt=None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(batch),
+                num_inference_steps=steps,
+                guidance_scale=sampling.guidance_scale,
+                reference_guidance_scale=sampling.reference_guidance_scale,
+                reference_refresh_steps=sampling.reference_refresh_steps,
+                latents=torch.cat(noise).to(pipeline.device, pipeline.unet.dtype),
+                generator=_generator(sampling.seed),
+                callback_on_step_end=step,
+                **painted,
+            )
+        except ValueError as error:
+            raise InputError(f"generate: {error}") from None
+        psnr = getattr(output, "known_psnr_db", [None] * len(batch))
+        for image, file, known in zip(output.images, files[begin : begin + len(batch)], psnr, strict=True):
+            image.save(file)
+            images.append(image)
+            drawn.append(Drawn(file, known))
+    if sheet is not None:
+        _sheet(rows, images, pictures, painted).save(sheet)
+    return drawn
+
+
+def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted: dict[str, Any]) -> Any:
+    """A row a picture: before | mask | reference | after, what there is of them."""
+    from models.references import prepare_picture
+    from stages.contact_sheet import SheetRow, contact_sheet
+
+    fixed = {}
+    if painted:
+        fixed = {"before": painted["image"], "mask": painted["mask_image"].convert("RGB")}
+    if references:
+        fixed["reference"] = prepare_picture(references[0], images[0].width)
+    rows = [SheetRow(prompt, [*fixed.values(), image]) for prompt, image in zip(prompts, images, strict=True)]
+    return contact_sheet((*fixed, "after"), rows)
+
+
+def _pipeline(model: Path, info: dict[str, Any]) -> Any:
+    """The base with what was trained, on the fastest device."""
     import torch
 
     from models.bases import load_base
@@ -86,33 +218,40 @@ def generate(
 
     base = resolve("model.base", str(info.get("base") or ""), info.get("revision"), PIPELINE)
     device = torch_device("device", "auto")
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
-    pipeline: Any = load_base(base, dtype)
+    pipeline: Any = load_base(base, torch.float32 if device.type == "cpu" else torch.float16)
     with loading("model", str(model)):
         pipeline.load_bootpig(model)
-    pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
 
-    def step(pipe: Any, done: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress(done + 1, sampling.steps, "")
-        return {}
 
-    images = pipeline(
-        prompt,
-        reference_images=pictures or None,
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
-        reference_guidance_scale=sampling.reference_guidance_scale,
-        num_images_per_prompt=sampling.count,
-        generator=torch.Generator().manual_seed(sampling.seed),
-        callback_on_step_end=step,
-    ).images
-    many = len(images) > 1
-    files = [outputs.with_stem(f"{outputs.stem}-{number}") if many else outputs for number in range(len(images))]
-    outputs.parent.mkdir(parents=True, exist_ok=True)
-    for image, file in zip(images, files, strict=True):
-        image.save(file)
-    return files
+def _scene(scene: Scene) -> dict[str, Any]:
+    """The inpainting pipeline's arguments."""
+    image, mask = read_picture(scene.image, "--image"), read_picture(scene.mask, "--mask")
+    if image.size != mask.size:
+        sizes = f"{mask.width}x{mask.height} pixels for an image of {image.width}x{image.height}"
+        raise InputError(f"--mask: {str(scene.mask)!r} → {sizes}; give one of the image's size")
+    return {
+        "image": on_white(image),
+        "mask_image": mask,
+        "strength": scene.strength,
+        "padding_mask_crop": scene.padding_mask_crop,
+    }
+
+
+def _cut_out(paths: list[Path], pictures: list[Any], config: SegmentConfig, phrase: str) -> list[Any]:
+    """`pictures` with the plain photos among them cut out."""
+    from stages.cut_out import cut_out
+
+    plain = [place for place, picture in enumerate(pictures) if picture.mode == "RGB"]
+    cut = cut_out([pictures[place] for place in plain], [str(paths[place]) for place in plain], phrase, config)
+    found = dict(zip(plain, cut, strict=True))
+    return [found.get(place, picture) for place, picture in enumerate(pictures)]
+
+
+def _generator(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
 
 
 def model_info(model: Path) -> dict[str, Any]:
@@ -130,7 +269,7 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
     """Measure a trained model with the `evaluate` part of a configuration, outside any store.
 
     Returns:
-        The metrics; they and the contact sheet lie in `outputs`.
+        The metrics; they, the contact sheet and the model card with them lie in `outputs`.
 
     Raises:
         InputError, ModelError: the model, the subjects or an embedder cannot be used.
@@ -143,4 +282,7 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
     assert isinstance(stage, Evaluate)
     stage.models()
     outputs.mkdir(parents=True, exist_ok=True)
-    return stage.measure(model, outputs, progress)
+    metrics = stage.measure(model, outputs, progress)
+    card = model_card({**model_info(model), "metrics": metrics})
+    (outputs / "model_card.md").write_text(card, encoding="utf-8")
+    return metrics

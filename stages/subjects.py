@@ -93,8 +93,11 @@ def fill(prompt: str, noun: str) -> str:
     return re.sub(r"(?P<article>\b[Aa] )?\{object\}", replacement, prompt)
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path, field: str = "evaluate.subjects") -> Image.Image:
     """A picture upright, RGB; or RGBA where the file has transparency.
+
+    Args:
+        field: the setting or option that names it, for messages.
 
     Raises:
         InputError: the file is not a readable picture.
@@ -104,7 +107,7 @@ def read_picture(path: Path) -> Image.Image:
             upright = ImageOps.exif_transpose(opened)
             return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, field) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -139,9 +142,9 @@ def _pictures(folder: Path) -> list[Path]:
     return paths
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path, error: Exception, field: str = "evaluate.subjects") -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"evaluate.subjects: {str(path)!r} is not a readable picture ({reason}); replace or remove it")
+    return InputError(f"{field}: {str(path)!r} is not a readable picture ({reason}); replace or remove it")
 
 
 def _entries(folder: Path, names: Sequence[str]) -> dict[str, _Entry]:
