@@ -35,7 +35,7 @@ def subject_batch() -> Measurement:
 
 
 def measure(images: int, references: int, rounds: int, width: int = WIDTH, latents: int = LATENTS) -> Measurement:
-    """Seconds of a guided step for `images` prompts that share `references`.
+    """CPU seconds of a guided step for `images` prompts that share `references`.
 
     Raises:
         RuntimeError: the two ways do not agree.
@@ -61,7 +61,7 @@ def measure(images: int, references: int, rounds: int, width: int = WIDTH, laten
         "ratio": round(baseline / value, 3),
         "value": round(value, 3),
         "baseline": round(baseline, 3),
-        "unit": f"seconds a step of {images} prompts, {references} references; float32, {width} wide, "
+        "unit": f"CPU seconds a step of {images} prompts, {references} references; float32, {width} wide, "
         f"{torch.get_num_threads()} threads",
         "operations_ratio": round(operations_ratio(images, references, width, latents), 3),
         "operations_ratio_sd21": round(operations_ratio(images, references), 3),

@@ -13,16 +13,16 @@ Measurement = dict[str, float | str]
 
 
 def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """The least seconds of `rounds` calls of each, after one warm-up call of each: what other processes take away of
-    the machine can only lengthen a call."""
+    """The least CPU seconds of `rounds` calls of each, after one warm-up call of each. CPU time, all threads together,
+    and the least of it: what other processes take away of the machine shall not count."""
     ways = (ours, baseline)
     spent: dict[int, list[float]] = {0: [], 1: []}
     for round_ in range(-1, rounds):
         for which in (0, 1) if round_ % 2 else (1, 0):
-            begin = time.perf_counter()
+            begin = time.process_time()
             ways[which]()
             if round_ >= 0:
-                spent[which].append(time.perf_counter() - begin)
+                spent[which].append(time.process_time() - begin)
     return min(spent[0]), min(spent[1])
 
 

@@ -138,7 +138,7 @@ def update(way: Ours | Published) -> None:
 def measure(
     batch: int = BATCH, width: int = WIDTH, latents: int = LATENTS, vae_width: int = VAE_WIDTH, rounds: int = ROUNDS
 ) -> Measurement:
-    """Samples a second of both ways, and the peak memory of each in a process of its own.
+    """Samples per CPU second of both ways, and the peak memory of each in a process of its own.
 
     Raises:
         RuntimeError: the two ways do not agree in their loss.
@@ -161,7 +161,7 @@ def measure(
         "ratio": round(value / baseline, 3),
         "value": round(value, 3),
         "baseline": round(baseline, 3),
-        "unit": f"samples/s; batch {batch}, bf16 autocast, {width} wide, {torch.get_num_threads()} threads",
+        "unit": f"samples per CPU second; batch {batch}, bf16 autocast, {width} wide, {torch.get_num_threads()} threads",
         "peak_mib": peak,
         "baseline_peak_mib": baseline_peak,
         "vae_to_unet": round(vae_to_unet(encoders, published), 3),

@@ -243,11 +243,16 @@ class GenerationMixin(BootPIGMixin):
             "prompt_embeds": denoiser.prompt_embeds,
             "negative_prompt_embeds": denoiser.negative_prompt_embeds,
         }
+        # SDXL's, under diffusers' names
+        added = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"} if denoiser.conditions else {}
+        tensors |= {name: denoiser.conditions[key] for name, key in added.items()}
         given = {name: tensors[name] for name in r.callback_on_step_end_tensor_inputs}
         assert r.callback_on_step_end is not None
         tensors.update(r.callback_on_step_end(self, step, timestep, given))
         denoiser.prompt_embeds = tensors["prompt_embeds"]
         denoiser.negative_prompt_embeds = tensors["negative_prompt_embeds"]
+        if added:
+            denoiser.conditions = {key: tensors[name] for name, key in added.items()}
         return tensors["latents"]
 
     def _encode_all(self: Any, r: Request, captions: list[str] | None) -> tuple[Encoded, Encoded, Encoded]:

@@ -21,6 +21,13 @@ class StableDiffusionXLParts(GenerationMixin):
     """For a subclass of `StableDiffusionXLPipeline`."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _callback_tensor_inputs = [  # noqa: RUF012
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "add_text_embeds",
+        "add_time_ids",
+    ]
     _optional_components = [  # noqa: RUF012
         "tokenizer",
         "tokenizer_2",

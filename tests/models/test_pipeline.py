@@ -248,6 +248,18 @@ def test_reference_caption_goes_by_the_model(folder: Path) -> None:
     assert not torch.allclose(unasked, generate(pipeline, references=picture(1), reference_prompt=PROMPT), atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
+    pipeline = sd_pipeline(folder)
+    train_a_little(pipeline)
+    whole = generate(pipeline, references=[picture(1), picture(2)], guidance_scale=2, reference_guidance_scale=2)
+    half = generate(
+        pipeline.to(dtype), references=[picture(1), picture(2)], guidance_scale=2, reference_guidance_scale=2
+    )
+    assert half.dtype == dtype
+    assert torch.nn.functional.cosine_similarity(half.float().flatten(), whole.flatten(), dim=0) > 0.99
+
+
 def test_callbacks_steer(shared: BootPIGPipeline) -> None:
     seen = []
 

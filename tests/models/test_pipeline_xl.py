@@ -92,6 +92,30 @@ def test_embeds_in_place_of_text(shared: BootPIGXLPipeline) -> None:
         generate(shared, reference_prompt_embeds=torch.zeros(1, 40, WIDTH + WIDTH // 2))
 
 
+def test_callbacks_see_the_conditions(shared: BootPIGXLPipeline) -> None:
+    seen: list[dict[str, tuple[int, ...]]] = []
+
+    def callback(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        return {"add_text_embeds": torch.zeros_like(tensors["add_text_embeds"])}
+
+    names = ["latents", "add_text_embeds", "add_time_ids"]
+    steered = generate(shared, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+    assert seen == [{"latents": (1, 16, 8, 8), "add_text_embeds": (1, WIDTH), "add_time_ids": (1, 6)}] * 2
+    assert not torch.allclose(steered, generate(shared), atol=1e-4)
+
+
+def test_in_half_precision_the_vae_runs_in_float32(folder: Path) -> None:
+    pipeline = sdxl_pipeline(folder).to(torch.float16)
+    ran: list[torch.dtype] = []
+    for part in (pipeline.vae.encoder, pipeline.vae.decoder):
+        part.register_forward_pre_hook(lambda module, _: ran.append(next(module.parameters()).dtype))
+    out = pipeline(PROMPT, RED, num_inference_steps=1, output_type="np").images
+    assert ran == [torch.float32] * 2
+    assert pipeline.vae.dtype == torch.float16
+    assert np.isfinite(out).all()
+
+
 def test_batches_and_several_references(shared: BootPIGXLPipeline) -> None:
     shared_scheduler = shared.scheduler
     shared.scheduler = EulerDiscreteScheduler.from_config(shared.scheduler.config)
