@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import resource
+import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def measure(
         stored = encoders()
     ours = Ours(drawn, stored, networks.unet(width, latents))
     published = Published(drawn, encoders, networks.unet(width, latents))
-    losses = float(ours.loss()), float(published.loss())
+    losses = float(ours.loss().detach()), float(published.loss().detach())
     if abs(losses[0] - losses[1]) > 0.01 * losses[1]:
         raise RuntimeError(f"the two ways differ: losses {losses[0]} and {losses[1]}")
     seconds = seconds_in_turn(lambda: update(ours), lambda: update(published), rounds)
@@ -161,7 +162,8 @@ def measure(
         "ratio": round(value / baseline, 3),
         "value": round(value, 3),
         "baseline": round(baseline, 3),
-        "unit": f"samples per CPU second; batch {batch}, bf16 autocast, {width} wide, {torch.get_num_threads()} threads",
+        "unit": f"samples per CPU second; batch {batch}, bf16 autocast, {width} wide, "
+        f"{torch.get_num_threads()} threads",
         "peak_mib": peak,
         "baseline_peak_mib": baseline_peak,
         "vae_to_unet": round(vae_to_unet(encoders, published), 3),
@@ -180,7 +182,9 @@ def _peak_memory(way: str, sizes: tuple[int, int, int, int]) -> int:
         trained = Published(batch, Encoders(batch, latents, width, vae_width), unet)
     for _ in range(2):
         update(trained)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    # not getrusage: on Linux its peak begins with that of the process that started this one
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
 
 
 def vae_to_unet(encoders: Encoders, published: Published) -> float:

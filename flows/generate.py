@@ -113,7 +113,6 @@ def generate(
         outputs: a .png file; with several pictures -0, -1, … are put before the suffix, prompt by prompt.
         scene: paint into this picture in place of an empty frame.
         cutter: the segment stage's models and the object phrase, to cut the subject out of plain photos first.
-
         sheet: a .png file for all pictures beside what they were made of: before | mask | reference | after.
 
     Returns:
@@ -145,7 +144,8 @@ def generate(
         from models.pipeline_xl_inpaint import BootPIGXLInpaintPipeline
 
         large = "text_encoder_2" in pipeline.components
-        pipeline = (BootPIGXLInpaintPipeline if large else BootPIGInpaintPipeline).from_pipe(pipeline)
+        kind = BootPIGXLInpaintPipeline if large else BootPIGInpaintPipeline
+        pipeline = kind.from_pipe(pipeline, torch_dtype=pipeline.unet.dtype)
     pipeline.set_progress_bar_config(disable=True)
 
     rows = [prompt for prompt in prompts for _ in range(sampling.count)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -11,6 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.export import standalone_source
+from models.pipeline import BootPIGPipeline
+from models.pipeline_inpaint import BootPIGInpaintPipeline
+from models.pipeline_xl import BootPIGXLPipeline
+from models.pipeline_xl_inpaint import BootPIGXLInpaintPipeline
 from tests.models.networks import sd_pipeline, train_a_little
 
 LOAD = """
@@ -30,6 +37,20 @@ for source in (folder, again):
     if source == folder:
         pipeline.save_pretrained(again)
 """
+
+
+@pytest.mark.parametrize("kind", [BootPIGPipeline, BootPIGInpaintPipeline, BootPIGXLPipeline, BootPIGXLInpaintPipeline])
+def test_every_pipeline_fits_in_one_file(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = standalone_source(kind)
+    assert "from models" not in source
+    (tmp_path / "alone.py").write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("alone", tmp_path / "alone.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "alone", module)
+    spec.loader.exec_module(module)
+    alone = getattr(module, kind.__name__)
+    assert inspect.signature(alone.__call__) == inspect.signature(kind.__call__)
 
 
 @pytest.mark.slow
