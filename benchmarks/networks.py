@@ -50,7 +50,7 @@ def vae(width: int, factor: int = 8) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=2,
         latent_channels=4,
-        norm_num_groups=width // 4,
+        norm_num_groups=width // 4 if width % 4 == 0 else 2,
     )
 
 

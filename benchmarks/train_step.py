@@ -22,7 +22,7 @@ from models.rsa import ReferenceFeatures, install_rsa, self_attention_blocks
 from stages.objective import Objective
 
 WIDTH, LATENTS, BATCH, ROUNDS = 64, 32, 4, 5
-VAE_WIDTH = 32
+VAE_WIDTH = 26
 """An encoded picture then costs what it costs at true size: 1.1 to 0.8 of the UNet's forward pass."""
 
 LEARNING_RATE_REFERENCE, LEARNING_RATE_BASE, CLIP = 5e-6, 1e-6, 1.0

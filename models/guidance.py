@@ -138,13 +138,17 @@ class Denoiser:
         assert rows is not None
         nothing: list[tuple[int, ...]] = [()] * len(rows.attends)
         attends = [refs for branch in branches for refs in (nothing if branch == "self" else rows.attends)]
-        if self._layers and step % self.reference_refresh_steps:
-            return ReferenceFeatures(self._layers, attends)
-        noised = rows.noised(self.scheduler, timestep, step)
-        features = record_features(self.reference_unet, noised, timestep, rows.prompt_embeds, attends, rows.conditions)
+        layers = self._layers
+        if not layers or step % self.reference_refresh_steps == 0:
+            noised = rows.noised(self.scheduler, timestep, step)
+            layers = record_features(
+                self.reference_unet, noised, timestep, rows.prompt_embeds, rows.attends, rows.conditions
+            ).layers
         if self.reference_refresh_steps > 1:
-            self._layers = features.layers
-        return features
+            self._layers = layers
+        # The branches are the same latents; pooled text alone tells them apart before the first RSA layer.
+        copies = len(branches) if self.unet.config.addition_embed_type is None else 1
+        return ReferenceFeatures(layers, attends, copies)
 
     def _added_cond_kwargs(self, captioned: list[bool]) -> Conditions | None:
         if self.conditions is None or self.negative_conditions is None:

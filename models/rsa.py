@@ -32,10 +32,33 @@ class ReferenceFeatures:
     hidden states that enter that layer of the Reference UNet, after norm1."""
     attends: Sequence[Sequence[int]]
     """For each row of the base batch, the references that it attends to; none: plain self-attention."""
+    copies: int = 1
+    """The base batch is so many copies of the same rows, one behind the other, until text or pooled text enters the
+    UNet: behind the first RSA layer."""
     runs: tuple[Run, ...] = field(init=False, repr=False)
+    distinct: Distinct | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.runs = tuple(_runs(self.attends))
+        self.distinct = None
+        if self.copies > 1:
+            period = len(self.attends) // self.copies
+            keys = [(row % period, tuple(refs)) for row, refs in enumerate(self.attends)]
+            firsts = {key: keys.index(key) for key in keys}
+            rows = list(firsts.values())
+            features = ReferenceFeatures(self.layers[:1], [self.attends[row] for row in rows])
+            self.distinct = Distinct(rows, features, [rows.index(firsts[key]) for key in keys])
+
+
+@dataclass(frozen=True, eq=False)
+class Distinct:
+    """The rows of the first RSA layer's input that differ from one another or in what they attend to."""
+
+    rows: list[int]
+    features: ReferenceFeatures
+    """What these rows attend to."""
+    places: list[int]
+    """For each row of the whole batch, its place among `rows`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,9 @@ class RSAProcessor(AttnProcessor2_0):
         """
         if reference is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if self.layer == 0 and reference.distinct is not None:
+            distinct = reference.distinct
+            return self(attn, hidden_states[distinct.rows], reference=distinct.features)[distinct.places]
         if len(reference.attends) != hidden_states.shape[0]:
             raise ValueError(
                 f"the reference features are for {len(reference.attends)} rows, the batch has {hidden_states.shape[0]}"

@@ -130,6 +130,22 @@ def test_half_precision_norms_do_not_overflow() -> None:
     assert torch.isfinite(pool(own, [near, far], "softmax")).all()
 
 
+@torch.no_grad()
+def test_rows_that_are_copies_are_attended_once(attention: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
+    f, refs = tokens(2, 7, 1).repeat(3, 1, 1), tokens(3, 5, 2)
+    attends: list[tuple[int, ...]] = [(), (), (0,), (2, 1), (0,), (2, 1)]
+    expected = RSAProcessor(0)(attention, f, reference=ReferenceFeatures([refs], attends))
+    rows: list[int] = []
+    attention.to_q.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    out = RSAProcessor(0)(attention, f, reference=ReferenceFeatures([refs], attends, copies=3))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    assert rows == [4]
+    # deeper layers have met the text: there, rows are no longer alike
+    features = ReferenceFeatures([refs, refs], attends, copies=3)
+    assert RSAProcessor(1)(attention, f, reference=features).shape == f.shape
+    assert rows == [4, 6]
+
+
 def test_rows_must_match(attention: Attention) -> None:
     with pytest.raises(ValueError, match="for 2 rows, the batch has 3"):
         rsa(attention, tokens(3, 7, 1), tokens(1, 5, 2), [(0,), (0,)])
