@@ -13,16 +13,15 @@ Measurement = dict[str, float | str]
 
 
 def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """The least CPU seconds of `rounds` calls of each, after one warm-up call of each. CPU time, all threads together,
+    """The least CPU seconds of `rounds` calls of each; both have been called before. CPU time, all threads together,
     and the least of it: what other processes take away of the machine shall not count."""
     ways = (ours, baseline)
     spent: dict[int, list[float]] = {0: [], 1: []}
-    for round_ in range(-1, rounds):
+    for round_ in range(rounds):
         for which in (0, 1) if round_ % 2 else (1, 0):
             begin = time.process_time()
             ways[which]()
-            if round_ >= 0:
-                spent[which].append(time.process_time() - begin)
+            spent[which].append(time.process_time() - begin)
     return min(spent[0]), min(spent[1])
 
 

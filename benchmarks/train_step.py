@@ -156,6 +156,8 @@ def measure(
     losses = float(ours.loss().detach()), float(published.loss().detach())
     if abs(losses[0] - losses[1]) > 0.01 * losses[1]:
         raise RuntimeError(f"the two ways differ: losses {losses[0]} and {losses[1]}")
+    for way in (ours, published):
+        update(way)
     seconds = seconds_in_turn(lambda: update(ours), lambda: update(published), rounds)
     value, baseline = (batch / taken for taken in seconds)
     return {

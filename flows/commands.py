@@ -257,14 +257,11 @@ def generate(asked: argparse.Namespace) -> int:
     prompts = _prompts(asked.prompt, asked.prompts)
     config = load_config(asked.config) if asked.config else run_config(asked.model, asked.root)
     # what the run measured its model with suits it better than the paper's figures
-    own = {} if config is None else config.evaluate.model_dump()
-    chosen = {
-        name: asked_for if asked_for is not None else own.get(name)
-        for name in ("steps", "guidance_scale", "reference_guidance_scale")
-        if (asked_for := getattr(asked, name)) is not None or own
-    }
+    chosen: dict[str, Any] = {} if config is None else config.evaluate.model_dump()
+    names = ("steps", "guidance_scale", "reference_guidance_scale")
+    chosen |= {name: value for name in names if (value := getattr(asked, name)) is not None}
     sampling = Sampling(
-        **chosen,
+        **{name: chosen[name] for name in names if name in chosen},
         reference_refresh_steps=asked.reference_refresh_steps,
         negative_prompt=asked.negative_prompt,
         seed=asked.seed,

@@ -33,4 +33,4 @@ def attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tenso
 def joined(own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
     """Attention over the tokens of two results of `attention_with_lse` together, (B, heads, n, c)."""
     share = torch.sigmoid(other[1] - own[1]).to(own[0].dtype)
-    return own[0] + share * (other[0] - own[0])
+    return torch.lerp(own[0], other[0], share.expand_as(own[0]))

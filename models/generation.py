@@ -244,8 +244,9 @@ class GenerationMixin(BootPIGMixin):
             "negative_prompt_embeds": denoiser.negative_prompt_embeds,
         }
         # SDXL's, under diffusers' names
-        added = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"} if denoiser.conditions else {}
-        tensors |= {name: denoiser.conditions[key] for name, key in added.items()}
+        conditions = denoiser.conditions or {}
+        added = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"} if conditions else {}
+        tensors |= {name: conditions[key] for name, key in added.items()}
         given = {name: tensors[name] for name in r.callback_on_step_end_tensor_inputs}
         assert r.callback_on_step_end is not None
         tensors.update(r.callback_on_step_end(self, step, timestep, given))

@@ -75,13 +75,14 @@ class RSAProcessor(AttnProcessor2_0):
     """Self-attention that also attends to references, with the layer's own projections; no parameters of its own.
 
     Args:
-        layer: position among the UNet's RSA layers, in the order in which it runs them.
+        layer: position among the UNet's RSA layers, in the order in which it runs them; -1: none. diffusers makes
+            such processors anew when it loads an IP-Adapter, and `check_rsa` finds them.
         key_scale: factor on the reference features as they enter the key projection, values unscaled (1.1 in the
             published code).
         pooling: how a row's several references become one output, see `Pooling`.
     """
 
-    def __init__(self, layer: int, key_scale: float = 1.0, pooling: str = "softmax") -> None:
+    def __init__(self, layer: int = -1, key_scale: float = 1.0, pooling: str = "softmax") -> None:
         super().__init__()
         self.layer = layer
         self.key_scale = key_scale
@@ -218,12 +219,17 @@ def check_rsa(unet: nn.Module) -> None:
     Raises:
         ValueError: attention slicing, xformers, fused projections or an IP-Adapter took their place.
     """
-    processors = {f"{name}.attn1": block.attn1.processor for name, block in self_attention_blocks(unet)}
-    replaced = {name: type(held).__name__ for name, held in processors.items() if not isinstance(held, RSAProcessor)}
+    replaced = {}
+    for layer, (name, block) in enumerate(self_attention_blocks(unet)):
+        held = block.attn1.processor
+        if not isinstance(held, RSAProcessor):
+            replaced[f"{name}.attn1"] = type(held).__name__
+        elif held.layer != layer:
+            replaced[f"{name}.attn1"] = "an empty processor"
     if replaced:
-        name, held = next(iter(replaced.items()))
+        name, kind = next(iter(replaced.items()))
         raise ValueError(
-            f"{name} and {len(replaced) - 1} more hold {held} in place of RSAProcessor: attention slicing, xformers, "
+            f"{name} and {len(replaced) - 1} more hold {kind} in place of RSAProcessor: attention slicing, xformers, "
             "fused projections and IP-Adapters do not go with reference self-attention; load the pipeline anew"
         )
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from models.guidance import Denoiser, ReferenceRows, branch_weights
 from models.pipeline import BootPIGPipeline
 from models.reference_unet import record_features
-from models.rsa import self_attention_blocks
 from tests.models.networks import embeds, latents, sd_pipeline, train_a_little
 
 PROMPT = "a photo of a mug, on a beach"
@@ -384,10 +383,12 @@ def test_bad_input_is_one_clear_error(
 def ip_adapter(pipeline: BootPIGPipeline) -> dict[str, dict[str, Tensor]]:
     """Weights of an IP-Adapter for the pipeline's UNet, as its checkpoints name them."""
     weights = {}
-    for number, (_, block) in enumerate(self_attention_blocks(pipeline.unet)):
-        width = block.attn2.to_k.weight.shape
+    layers = [name.removesuffix(".processor") for name in pipeline.unet.attn_processors if ".attn2." in name]
+    for number, layer in enumerate(layers):
         for name in ("to_k_ip", "to_v_ip"):
-            weights[f"{2 * number + 1}.{name}.weight"] = torch.zeros(width)
+            weights[f"{2 * number + 1}.{name}.weight"] = torch.zeros(
+                pipeline.unet.get_submodule(layer).to_k.weight.shape
+            )
     width = pipeline.unet.config.cross_attention_dim
     projection = {"proj.weight": torch.zeros(4 * width, 8), "proj.bias": torch.zeros(4 * width)}
     return {"image_proj": {**projection, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}} | {
@@ -426,7 +427,7 @@ def test_a_lora_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
     train_a_little(pipeline)
     without = generate(pipeline, references=[picture(1), picture(2)])
     pipeline.unet.add_adapter(
-        LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
     )
     state = get_peft_model_state_dict(pipeline.unet)
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state)
@@ -443,15 +444,27 @@ def test_a_lora_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(generate(fresh, references=[picture(1), picture(2)]), without)
 
 
-@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_the_reference_unet_stays_on_the_device(folder: Path, way: str) -> None:
+def test_offloaded_it_draws_the_same_and_the_reference_unet_is_not_moved(folder: Path) -> None:
+    pipeline = sd_pipeline(folder)
+    train_a_little(pipeline)
+    expected = generate(pipeline, references=picture(1))
+    pipeline.enable_model_cpu_offload(device="cpu")  # a GPU's hooks; only what they move stays where it is
+    moved = {name for name in ("unet", "vae", "text_encoder", "reference_unet") if hooked(getattr(pipeline, name))}
+    assert moved == {"unet", "vae", "text_encoder"}
+    torch.testing.assert_close(generate(pipeline, references=picture(1)), expected)
+
+
+def test_offloaded_layer_by_layer_the_reference_unet_stays_on_the_device(folder: Path) -> None:
     pipeline = sd_pipeline(folder)
     # "meta" stands for the device: nothing can be drawn there, but one sees what is moved
-    getattr(pipeline, way)(device="meta")
+    pipeline.enable_sequential_cpu_offload(device="meta")
+    moved = {name for name in ("unet", "vae", "text_encoder", "reference_unet") if hooked(getattr(pipeline, name))}
+    assert moved == {"unet", "vae", "text_encoder"}
     assert {p.device.type for p in pipeline.reference_unet.parameters()} == {"meta"}
-    assert not any(hasattr(module, "_hf_hook") for module in pipeline.reference_unet.modules())
-    assert any(hasattr(module, "_hf_hook") for module in pipeline.unet.modules())
-    assert any(hasattr(module, "_hf_hook") for module in pipeline.vae.modules())
+
+
+def hooked(module: torch.nn.Module) -> bool:
+    return any(hasattr(part, "_hf_hook") for part in module.modules())
 
 
 @pytest.mark.slow
