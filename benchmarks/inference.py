@@ -18,9 +18,6 @@ from models.rsa import install_rsa
 WIDTH, LATENTS = 128, 40
 """0.4 of SD 2.1's at 512 pixels: every part of the work has its share there."""
 
-BATCH_LATENTS = 32
-"""For sixteen pictures at once; attention has less than its share."""
-
 ETA, ETA_IM = 7.5, 5.0
 
 
@@ -34,7 +31,7 @@ def four_references() -> Measurement:
 
 def subject_batch() -> Measurement:
     """16 prompts about one subject with one reference, whose caption is the object phrase."""
-    return measure(images=16, references=1, rounds=1, latents=BATCH_LATENTS)
+    return measure(images=16, references=1, rounds=1)
 
 
 def measure(images: int, references: int, rounds: int, width: int = WIDTH, latents: int = LATENTS) -> Measurement:

@@ -127,6 +127,10 @@ class RSAProcessor(AttnProcessor2_0):
             if len(slots) > 1 and self.pooling != "concat":
                 own, others = _attend_to_each(attn, (q, k, v), slots)
                 outputs.append(pool(own, others, self.pooling))
+            elif len(slots) == 1 and q.device.type == "cpu" and gives_lse(q, k):
+                # on the CPU, joining afterwards costs less than copying all keys and values before
+                joint = joined(attention_with_lse(q, k, v), attention_with_lse(q, *slots[0]))
+                outputs.append(_project(attn, joint, q.dtype))
             else:
                 outputs.append(_attend(attn, q, [k, *(rk for rk, _ in slots)], [v, *(rv for _, rv in slots)]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

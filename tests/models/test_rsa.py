@@ -42,10 +42,12 @@ def rsa(attn: Attention, f: Tensor, refs: Tensor, attends: list[tuple[int, ...]]
     return RSAProcessor(0, **config)(attn, f, reference=ReferenceFeatures([refs], attends))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("key_scale", [1.0, 1.1])
-def test_one_reference_is_equation_3(attention: Attention, key_scale: float) -> None:
+def test_one_reference_is_equation_3(attention: Attention, key_scale: float, gradients: bool) -> None:
     f, refs = tokens(3, 7, 1), tokens(2, 5, 2)
-    out = rsa(attention, f, refs, [(1,), (0,), (1,)], key_scale=key_scale)
+    with torch.set_grad_enabled(gradients):
+        out = rsa(attention, f, refs, [(1,), (0,), (1,)], key_scale=key_scale)
     for row, which in enumerate((1, 0, 1)):
         torch.testing.assert_close(out[row], formula(attention, f[row], [refs[which]], key_scale), atol=1e-12, rtol=0)
 
