@@ -214,7 +214,7 @@ def test_an_edited_captions_file_flows_down_exactly_as_far_as_it_must(tmp_path: 
     file = tmp_path / "captions.txt"
     file.write_text("\n".join(lines))
     from_file = {"source": "file", "file": str(file), "count": 10}
-    base = config(tmp_path / "store").model_dump()
+    base = config(tmp_path / "store").model_dump(exclude_unset=True)
     base["caption"] = from_file
     configuration = type(config(tmp_path)).model_validate({**base, "train": {"model": "none"}})
     run(configuration)

@@ -50,6 +50,15 @@ def test_every_kind_of_fault_passes(s3: Faults, hasty: None, kind: str, tmp_path
     assert any(call.fault for call in s3.calls)
 
 
+def test_an_answer_that_takes_too_long_is_asked_for_again(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": own})
+    root = Root(f"s3://data/{uuid.uuid4().hex}")
+    s3.rate, s3.kinds, s3.in_a_row, s3.late_seconds = 1.0, ("late",), 1, 1.5
+    root.write("x", b"1")
+    assert [call.fault for call in s3.calls] == ["late", ""]
+
+
 def test_a_store_that_stays_ill_is_given_up(s3: Faults, hasty: None, root: Root) -> None:
     root = Root(root.url)
     s3.rate, s3.kinds = 1.0, ("slow_down",)
