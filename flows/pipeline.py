@@ -164,6 +164,7 @@ def _run(
     if problems := engine.preflight(selection.stages) + runner_problems(engine.config):
         raise InputError("\n".join(problems))
     engine = Engine(engine.pinned(selection.stages))
+    engine.fetch(selection.stages, display.current.line)
     if record is None:
         record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled, until=until)
     else:

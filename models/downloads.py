@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -44,8 +45,11 @@ def look_up(field: str, url: str, sha256: str | None) -> Path:
     return path
 
 
-def fetch(source: ModelSource) -> Path:
+def fetch(source: ModelSource, told: Callable[[str], None] = lambda line: None) -> Path:
     """The file of `source` on this machine; of several processes that want it, one downloads it.
+
+    Args:
+        told: one line before a download begins.
 
     Raises:
         ModelError: it cannot be downloaded, or it is not the file that its sha256 says.
@@ -56,6 +60,7 @@ def fetch(source: ModelSource) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists() or content_digest(path) != source.sha256:
+            told(f"{source.field}: downloading {_shown(source.source)}")
             _download(source, source.sha256, path)
     return path
 

@@ -7,12 +7,13 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.downloads import fetch
 from models.memory import is_out_of_memory
 from models.sources import ModelSource
 from stages.base import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Sample, SourceContext
@@ -116,6 +117,22 @@ class Engine:
                 pins.setdefault(other, {})["revision"] = pins[name]["revision"]
         copies = {name: getattr(self.config, name).model_copy(update=pin) for name, pin in pins.items()}
         return self.config.model_copy(update=copies)
+
+    def fetch(self, stages: Iterable[str], told: Callable[[str], None]) -> None:
+        """Download the checkpoints that are given by URL, where their stages have something to do.
+
+        Before the first stage works: a wrong sha256 should not be found after a night of painting.
+
+        Args:
+            told: one line for each download.
+
+        Raises:
+            ModelError: one cannot be downloaded, or is another file.
+        """
+        for name in stages:
+            for source in make_stage(self.config, name).models().values():
+                if isinstance(source, ModelSource) and source.sha256 is not None and self._is_due(name):
+                    fetch(source, told)
 
     def preflight(self, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
         """What would keep a run from starting, one line each: missing models, a store that cannot be written."""

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from flows.loading import dump_config, load_config, parse_config
+from models.sources import ModelError
 from stages.engine import Engine
 from stages.survey import fingerprint_of
 from tests.models.hub import Hub, Repository, hub
@@ -100,9 +102,27 @@ def test_pinned_revisions_hold_together_and_read_back(server: Hub, tmp_path: Pat
     assert engine.pinned(["caption"]) == config
 
 
+def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server.files["sam.pth"] = b"weights"
+    said: list[str] = []
+    sam = f"segment.sam={server.url}/sam.pth"
+    wrong = load_config(TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={'f' * 64}"])
+    with pytest.raises(ModelError, match=r"^segment\.sam: .* has sha256 .*, not f+; mend segment\.sam_sha256"):
+        Engine(wrong).fetch(["caption", "segment"], said.append)
+    right = load_config(
+        TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={sha256(b'weights').hexdigest()}"]
+    )
+    Engine(right).fetch(["caption"], said.append)
+    for _ in range(2):
+        Engine(right).fetch(["segment"], said.append)
+    assert said == [f"segment.sam: downloading {server.url}/sam.pth"] * 2, "the wrong one, and once the right one"
+
+
 PROGRAM = """
 import sys
 from flows.loading import dump_config, load_config
+from models.sources import ModelError
 from stages.engine import Engine
 config = load_config(sys.argv[1], sys.argv[2:])
 engine = Engine(config)
