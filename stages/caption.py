@@ -15,8 +15,8 @@ from stages.base import EXTENT, MODEL, MapStage, ModelIdentity, Sample, SourceCo
 from stages.caption_sources import SOURCES
 from stages.drafts import Draft
 from stages.llm_answers import FAULTS as ANSWER_FAULTS
-from stages.llm_client import FAULTS as REQUEST_FAULTS
 from stages.llm_config import OpenAIConfig
+from stages.llm_faults import FAULTS as REQUEST_FAULTS
 from stages.phrases import object_phrase
 
 BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}

@@ -16,7 +16,8 @@ from typing import Any
 from openai.types import Batch
 
 from stages.base import Postponed, SourceContext
-from stages.llm_client import Fault, LLMClient
+from stages.llm_client import LLMClient
+from stages.llm_faults import Fault
 from stages.llm_journal import Key, Record
 from stages.llm_ledger import Ledger
 from stages.llm_requests import Asker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import random
 import threading
 import time
@@ -15,17 +14,8 @@ import openai
 
 from stages.base import InputError
 from stages.llm_config import OpenAIConfig
+from stages.llm_faults import Fault, SchemaRefused
 from stages.plain_text import one_line
-
-FAULTS = {
-    "rate_limited": "the endpoint answered 429 to every try: too many requests or tokens a minute",
-    "quota": "the account at the endpoint has nothing left (429, insufficient_quota)",
-    "server_error": "the endpoint answered with an error of its own (5xx) to every try",
-    "timeout": "no answer came in time, at every try",
-    "unreachable": "nothing answers at the endpoint's address",
-    "batch_failed": "the endpoint did not carry out the batch",
-}
-"""Code → what it means. Nothing came back, so nothing is in the journal."""
 
 LONGEST_WAIT = 3600.0
 """Seconds: a Retry-After above it is not waited for."""
@@ -33,18 +23,6 @@ LONGEST_WAIT = 3600.0
 MASK = "***"
 
 T = TypeVar("T")
-
-
-class Fault(Exception):
-    """A request got no answer. One line, the code in front."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-
-
-class SchemaRefused(Exception):
-    """The endpoint answers 400 to a request with a JSON schema."""
 
 
 class LLMClient:
@@ -56,7 +34,7 @@ class LLMClient:
 
     def __init__(self, config: OpenAIConfig) -> None:
         self.config = config
-        self._key = api_key(config)
+        self._key = config.key()
         self._stopped = threading.Event()
         # the client's own retries do not wait out a Retry-After above two minutes, and cannot be stopped
         self.api = openai.OpenAI(
@@ -142,20 +120,6 @@ class LLMClient:
             return "name one that it serves, and see that base_url ends in /v1"
         near = difflib.get_close_matches(self.config.model, names, n=3, cutoff=0.4) or names[:5]
         return f"it serves {', '.join(one_line(name, 60) for name in near)}" if near else "it serves none"
-
-
-def api_key(config: OpenAIConfig) -> str:
-    """The key, from its variable; empty for an endpoint that asks for none. Raises InputError."""
-    name = config.api_key_env
-    if name is None:
-        return ""
-    if key := os.environ.get(name, "").strip():
-        return key
-    block = f" and there is no Prefect Secret block {config.api_key_secret!r}" if config.api_key_secret else ""
-    raise InputError(
-        f"caption.openai.api_key_env: {name!r} → this environment variable is not set{block}; export the key of "
-        f"{config.base_url} in it, or set api_key_env to null for an endpoint that asks for none"
-    )
 
 
 def _arguments(request: dict[str, Any]) -> dict[str, Any]:

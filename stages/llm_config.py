@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from string import Formatter
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.base import MODEL, SPEED, StageConfig
+from stages.base import MODEL, SPEED, InputError, StageConfig
 
 PROMPT = (
     "Write {count} captions of photographs, each in the form\n"
@@ -168,6 +169,19 @@ class OpenAIConfig(StageConfig):
         if self.api_key_secret is not None and self.api_key_env is None:
             raise ValueError("api_key_secret needs api_key_env: the variable that it is read into")
         return self
+
+    def key(self) -> str:
+        """The key, from its variable; empty for an endpoint that asks for none. Raises InputError."""
+        name = self.api_key_env
+        if name is None:
+            return ""
+        if key := os.environ.get(name, "").strip():
+            return key
+        block = f" and there is no Prefect Secret block {self.api_key_secret!r}" if self.api_key_secret else ""
+        raise InputError(
+            f"caption.openai.api_key_env: {name!r} → this environment variable is not set{block}; export the key of "
+            f"{self.base_url} in it, or set api_key_env to null for an endpoint that asks for none"
+        )
 
     def usd(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float | None:
         """What tokens cost, in USD; half of it in a batch. None where the prices are not given."""

@@ -32,13 +32,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stages import llm_batch
 from stages.base import InputError, Postponed, SourceContext
 from stages.drafts import Draft
 from stages.duplicates import DuplicateIndex
 from stages.llm_answers import FAULTS, read_answer
-from stages.llm_client import Fault, LLMClient, SchemaRefused, api_key
 from stages.llm_config import OpenAIConfig
+from stages.llm_faults import Fault, SchemaRefused
 from stages.llm_journal import Key, Record
 from stages.llm_ledger import Ledger, open_ledger
 from stages.llm_requests import Asker
@@ -46,6 +45,7 @@ from stages.phrases import head_noun, object_phrase
 
 if TYPE_CHECKING:
     from stages.caption import CaptionConfig
+    from stages.llm_client import LLMClient
 
 LONGEST = 300
 """Characters of a caption; no text encoder reads more."""
@@ -71,7 +71,7 @@ class OpenAISource:
     def check_ready(self) -> None:
         secret_follows = self.config.api_key_secret is not None
         if not secret_follows or os.environ.get(str(self.config.api_key_env)):
-            api_key(self.config)
+            self.config.key()
 
     def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
         assert context is not None, "captions of an LLM need the store"
@@ -140,6 +140,9 @@ class _Unit:
     def client(self) -> LLMClient:
         """Made when something is asked: a replay needs no key."""
         if self._client is None:
+            # the openai package takes its time: only who asks has to wait for it
+            from stages.llm_client import LLMClient
+
             self._client = LLMClient(self.config)
         return self._client
 
@@ -288,6 +291,8 @@ class _Unit:
 
     def _through_batch(self, missing: Sequence[Key]) -> dict[Key, tuple[str, str]]:
         """Round 0 of this unit and, with it, of those that share its batch."""
+        from stages import llm_batch
+
         size, per_request = len(self.slots), self.config.captions_per_request
         counts = [min(per_request, size - begin) for begin in range(0, size, per_request)]
         lost = llm_batch.answer(self.client, self.asker, self.ledger, self.context, missing, counts)
