@@ -44,7 +44,7 @@ def publish(report: Report, place: str) -> None:
         if report.metrics is not None:
             create_table_artifact(metrics_table(report.metrics), key=key("metrics"), description=_measured(report))
         if sheet := sheet_markdown(report):
-            create_markdown_artifact(sheet, key=key("contact-sheet"), description="Not chosen: evenly spread")
+            create_markdown_artifact(sheet, key=key("contact-sheet"), description="Pictures of the run")
         create_link_artifact(place, link_text=f"{place}", key=key("report"), description="The whole report, one page")
 
     _tolerant(make)

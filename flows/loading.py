@@ -64,7 +64,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 
 def dump_config(config: PipelineConfig) -> str:
     """The configuration as a YAML file that `parse_config` reads back as its equal."""
-    # unset fields stay out: some stages refuse a setting that another one makes useless, even at its default
+    # unset fields stay out: what was not chosen stays open to a later default
     return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -52,6 +52,13 @@ class StageConfig(BaseModel):
                 "holds credentials, which every record of a run would repeat; give them in the environment"
             )
         return value
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of the fields `names` that say something else than their default. Which were given does not tell:
+        a form of parameters gives all of them.
+        """
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
+        return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
     def hashed(self) -> dict[str, Any]:
         """The fields that change output, as they stand in the fingerprint; nested configs are filtered likewise."""

@@ -63,8 +63,8 @@ class CaptionConfig(StageConfig):
         problems = [
             f"{name} is used by source {source!r} only; remove it"
             for source, names in FIELDS.items()
-            for name in names
-            if source != self.source and name in self.model_fields_set and getattr(self, name) is not None
+            for name in self.changed(names)
+            if source != self.source
         ]
         if self.source == "grammar":
             problems += self._grammar_problems()

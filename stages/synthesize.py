@@ -49,9 +49,9 @@ class SynthesizeConfig(StageConfig):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> SynthesizeConfig:
-        idle = {"refiner_revision", "refiner_from"} & self.model_fields_set
-        if self.refiner is None and any(getattr(self, name) is not None for name in idle):
-            raise ValueError(f"{', '.join(sorted(idle))}: without effect while there is no refiner; name one")
+        idle = self.changed(["refiner_revision", "refiner_from"])
+        if self.refiner is None and idle:
+            raise ValueError(f"{', '.join(idle)}: without effect while there is no refiner; name one")
         if self.resize is not None and self.resize > min(self.height, self.width):
             raise ValueError(f"resize {self.resize} is more than is painted, {self.width}x{self.height}; lower it")
         return self

@@ -131,9 +131,9 @@ class TrainConfig(StageConfig):
             problems.append(f"betas: {list(self.betas)} must each lie in [0, 1)")
         if self.warmup_steps >= self.steps:
             problems.append(f"warmup_steps: {self.warmup_steps} must be below steps, {self.steps}")
-        ignored = {"tail_from", "tail_to"} & self.model_fields_set
+        ignored = self.changed(["tail_from", "tail_to"])
         if self.schedule == "constant" and ignored:
-            problems.append(f"{', '.join(sorted(ignored))}: without effect while schedule is constant; set linear_tail")
+            problems.append(f"{', '.join(ignored)}: without effect while schedule is constant; set linear_tail")
         if problems:
             raise ValueError("; ".join(problems))
         return self

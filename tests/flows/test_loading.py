@@ -9,6 +9,7 @@ import yaml
 
 from flows.loading import dump_config, load_config, parse_config
 from stages.base import InputError
+from stages.config import PipelineConfig
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 
@@ -97,3 +98,10 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
     lines = str(error.value).splitlines()
     assert lines[0].startswith("root: 's3://***@bucket/x' → holds credentials") and len(lines) == 2
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(TOY.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_with_every_default_written_out_is_valid(path: Path) -> None:
+    # as a form of parameters in Prefect's UI sends it
+    config = load_config(path)
+    assert PipelineConfig.model_validate(config.model_dump(mode="json")) == config
