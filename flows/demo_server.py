@@ -37,6 +37,12 @@ Run it again and every unit is Cached. Ctrl-C ends all of it; {home} and the sto
 def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m …` in the project's folder. It ends with the context, and with this process however that dies."""
     parent = os.getpid()
+
+    def begin() -> None:
+        # a background job of a shell ignores SIGINT, by which a worker ends itself
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        die_with(parent)
+
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=PROJECT,
@@ -46,7 +52,7 @@ def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
         stderr=subprocess.STDOUT,
         # Ctrl-C is for this process alone, which ends its children in order
         process_group=0,
-        preexec_fn=lambda: die_with(parent),
+        preexec_fn=begin,
     )
     try:
         yield process
