@@ -114,7 +114,7 @@ class Workers:
             self._ray()
             return RayTaskRunner()
         if self.config.runner == "dask":
-            from prefect_dask import DaskTaskRunner
+            from prefect_dask.task_runners import DaskTaskRunner
 
             return DaskTaskRunner(address=self._dask())
         if self.config.runner == "processes":

@@ -189,6 +189,7 @@ def alive(root: Root, record: RunRecord) -> Iterator[None]:
         yield
     finally:
         stop.set()
+        thread.join(timeout=10)
 
 
 def is_alive(root: Root, record: RunRecord) -> bool:

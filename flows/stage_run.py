@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import artifacts, display, interrupt
 from flows.loading import dump_config, parse_config
@@ -102,11 +102,12 @@ class StageRun:
         started = time.monotonic()
         is_reduce = issubclass(STAGES[self.stage], ReduceStage)
         idle = is_reduce or all(self.is_cached(unit) for unit in self.units)
+        runner: TaskRunner[Any] = ThreadPoolTaskRunner(1) if idle else self.workers.task_runner()
 
         @flow(
             name=self.stage,
             flow_run_name="units {units}" if issubclass(STAGES[self.stage], MapStage) else self.stage,
-            task_runner=ThreadPoolTaskRunner(1) if idle else self.workers.task_runner(),
+            task_runner=runner,
             persist_result=False,
             validate_parameters=False,
         )
