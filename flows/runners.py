@@ -151,7 +151,10 @@ class Workers:
                 logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"runner_address: {joined!r} → cannot be joined: {_first_line(error)}") from None
+            raise InputError(
+                f"runner_address: {joined!r} → cannot be joined ({_first_line(error)}); Ray's version and "
+                "RAY_AUTH_MODE must be those of the cluster"
+            ) from None
         finally:
             if main:
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
