@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,9 +100,13 @@ class Journal:
             self.spent.add(record.asked, *record.tokens(), record.batch)
 
     def records(self, keys: list[Key]) -> dict[Key, Record]:
+        """Those of `keys` that are there and readable; what somebody has damaged is asked for again."""
         paths = {f"{self.folder}/{key.name}": key for key in keys}
-        data = self.root.read_many(list(paths))
-        return {paths[path]: Record(**json.loads(value)) for path, value in data.items()}
+        found: dict[Key, Record] = {}
+        for path, value in self.root.read_many(list(paths)).items():
+            with suppress(ValueError, TypeError):
+                found[paths[path]] = Record(**json.loads(value))
+        return found
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A note beside the answers, or None."""

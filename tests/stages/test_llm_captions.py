@@ -118,6 +118,16 @@ def test_a_lost_part_comes_back_from_the_journal_with_equal_bytes(endpoint: Endp
     assert image_bytes(tmp_path) == before and len(endpoint.log) == answered
 
 
+def test_a_damaged_answer_is_asked_for_again(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+    config = configured(tmp_path, url, units=1)
+    run(config)
+    before = image_bytes(tmp_path)
+    for path in [*tmp_path.rglob("part-*"), *tmp_path.rglob("00000-00-00-0002.json")]:
+        path.write_bytes(b"{")
+    assert [report.state for report in run(config)] == ["done"]
+    assert image_bytes(tmp_path) == before and len(endpoint.log) == 5
+
+
 def test_a_forced_unit_asks_anew_and_leaves_the_others_alone(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
     endpoint.surprise = True
     config = configured(tmp_path, url)
