@@ -212,6 +212,7 @@ class Train(ReduceStage):
 
         from models.bases import empty_prompt
         from models.bootpig import BootPIG
+        from models.card import base_licence
         from stages.dataset import ShardLoader
         from stages.objective import Draws, Objective
         from stages.training_grid import SampleGrid
@@ -272,7 +273,13 @@ class Train(ReduceStage):
             if log:
                 log.close()
         if accelerator.is_main_process:
-            info = {"base": config.model, "revision": sources["model"].revision, **facts}
+            base = sources["model"]
+            info = {
+                "base": config.model,
+                "revision": base.revision,
+                "base_license": base_licence(base.path, base.revision),
+                **facts,
+            }
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
         accelerator.wait_for_everyone()
 
