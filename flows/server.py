@@ -91,6 +91,7 @@ def prefect_server() -> Iterator[str]:
         try:
             yield address
         finally:
+            _send_logs()
             _own = False
             del os.environ["PREFECT_API_URL"]
             _stop(child)
@@ -183,6 +184,13 @@ def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
+
+
+def _send_logs() -> None:
+    """Else Prefect sends its last lines as the process ends, to a server that is gone, and complains on stderr."""
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
