@@ -140,12 +140,15 @@ def generate(
         except ValueError as error:
             raise InputError(f"--ref: {error}") from None
     if scene is not None:
+        from diffusers.utils import logging as diffusers_logging
+
         from models.pipeline_inpaint import BootPIGInpaintPipeline
         from models.pipeline_xl_inpaint import BootPIGXLInpaintPipeline
 
         large = "text_encoder_2" in pipeline.components
         kind = BootPIGXLInpaintPipeline if large else BootPIGInpaintPipeline
-        pipeline = kind.from_pipe(pipeline, torch_dtype=pipeline.unet.dtype)
+        diffusers_logging.set_verbosity_error()  # it warns of a cast that is none
+        pipeline = kind.from_pipe(pipeline, dtype=pipeline.unet.dtype)
     pipeline.set_progress_bar_config(disable=True)
 
     rows = [prompt for prompt in prompts for _ in range(sampling.count)]
