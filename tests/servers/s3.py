@@ -10,6 +10,7 @@ import io
 import os
 import random
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -138,13 +139,14 @@ def s3_bucket(bucket: str = "data") -> Iterator[Faults]:
     """A server with one bucket, and an environment that reaches it. File systems made before are forgotten."""
     import s3fs
 
-    with s3_server() as (address, faults):
+    with s3_server() as (address, faults), tempfile.TemporaryDirectory() as cache:
         environment = {
             "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "BOOTPIG_CACHE": cache,
         }
         with mock.patch.dict(os.environ, environment):
             s3fs.S3FileSystem.clear_instance_cache()
