@@ -124,18 +124,3 @@ def test_a_run_is_continued_by_its_id(config: PipelineConfig) -> None:
     assert state.is_completed()
     assert [run.id for run in list_runs(root)] == [record.id]
     assert read_run(root, record.id).stages["caption"].cached == 4
-
-
-def test_other_processes_make_the_same_bytes(config: PipelineConfig) -> None:
-    from flows.pipeline import bootstrap
-
-    there = config.model_copy(update={"runner": "processes", "workers": 2, "root": f"{config.root}-there"})
-    for each in (config, there):
-        assert bootstrap(each, until="caption", return_state=True).is_completed()
-
-    def parts(root: Root) -> dict[str, bytes]:
-        assert root.local is not None
-        return {str(file.relative_to(root.local)): file.read_bytes() for file in root.local.rglob("part-*")}
-
-    assert parts(Root(config.root)) == parts(Root(there.root))
-    assert len(parts(Root(there.root))) == 8
