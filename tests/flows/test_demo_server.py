@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -35,28 +37,36 @@ def test_it_comes_up_and_goes(tmp_path: Path) -> None:
         # a shell's background job ignores Ctrl-C, and hands that down
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert demo.stdout is not None
-    said = ""
-    while line := demo.stdout.readline():
-        said += line
-        if "Ctrl-C" in line:
-            break
-    address = re.search(r"http://127\.0\.0\.1:\d+", said)
-    assert address is not None, said + demo.communicate()[1]
-    assert all(line in said for line in CLICKS.splitlines()[2:5])
-    children = psutil.Process(demo.pid).children(recursive=True)
-    assert len(children) >= 2
-    request = urllib.request.Request(f"{address[0]}/api/flow_runs/filter", b"{}", {"content-type": "application/json"})
-    deadline = time.monotonic() + 120
-    while True:
-        with urllib.request.urlopen(request) as answer:
-            states = {run["name"]: run["state"]["message"] or "" for run in json.load(answer)}
-        if states.get("bootstrap toy", "").startswith("train: not started"):
-            break
-        assert time.monotonic() < deadline, states
-        time.sleep(0.5)
-    assert any((tmp_path / "store").glob("caption/*/part-00000.parquet"))
-    demo.send_signal(signal.SIGINT)
-    assert demo.wait(timeout=60) == 130
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
+    try:
+        assert demo.stdout is not None
+        said = ""
+        while line := demo.stdout.readline():
+            said += line
+            if "Ctrl-C" in line:
+                break
+        address = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert address is not None, said + demo.communicate()[1]
+        assert all(line in said for line in CLICKS.splitlines()[2:5])
+        children = psutil.Process(demo.pid).children(recursive=True)
+        assert len(children) >= 2
+        request = urllib.request.Request(
+            f"{address[0]}/api/flow_runs/filter", b"{}", {"content-type": "application/json"}
+        )
+        deadline = time.monotonic() + 120
+        states: dict[str, str] = {}
+        while True:
+            # SQLite may be busy for a moment
+            with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request) as answer:
+                states = {run["name"]: run["state"]["message"] or "" for run in json.load(answer)}
+            if states.get("bootstrap toy", "").startswith("train: not started"):
+                break
+            assert time.monotonic() < deadline, states
+            time.sleep(0.5)
+        assert any((tmp_path / "store").glob("caption/*/part-00000.parquet"))
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(timeout=60) == 130
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    finally:
+        demo.kill()
+        demo.wait()
