@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from moto.backends import get_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -151,7 +152,11 @@ def s3_bucket(bucket: str = "data") -> Iterator[Faults]:
         with mock.patch.dict(os.environ, environment):
             s3fs.S3FileSystem.clear_instance_cache()
             s3fs.S3FileSystem().mkdir(bucket)
-            yield faults
+            try:
+                yield faults
+            finally:
+                # moto's buckets belong to the process, not to the server
+                get_backend("s3").reset()
         s3fs.S3FileSystem.clear_instance_cache()
 
 

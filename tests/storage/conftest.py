@@ -1,4 +1,4 @@
-"""One S3 server for the session."""
+"""An S3 server for each module that asks for one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 from tests.servers.s3 import FAULTS, Faults, s3_bucket
 
 
-@pytest.fixture(scope="session")
-def s3_session() -> Iterator[Faults]:
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[Faults]:
     with s3_bucket() as faults:
         yield faults
 
 
 @pytest.fixture
-def s3(s3_session: Faults) -> Iterator[Faults]:
+def s3(s3_server: Faults) -> Iterator[Faults]:
     """The bucket `s3://data`, behind a layer of faults that begins with none and has seen no calls."""
-    s3_session.rate, s3_session.kinds, s3_session.in_a_row, s3_session.calls = 0.0, FAULTS, None, []
-    yield s3_session
-    s3_session.rate = 0.0
+    s3_server.rate, s3_server.kinds, s3_server.in_a_row, s3_server.calls = 0.0, FAULTS, None, []
+    yield s3_server
+    s3_server.rate = 0.0
