@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
 from stages.base import MapStage, Sample, StageConfig, sample_seed
-from stages.pictures import decode_png, encode_png
+from stages.pictures import decode_cut_out, encode_png
 
 WHITE = (255, 255, 255)
 
@@ -69,7 +69,7 @@ class AugmentConfig(StageConfig):
 
 
 class Augment(MapStage):
-    """RGBA target → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of one size."""
+    """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of one size."""
 
     name = "augment"
     upstream = "segment"
@@ -86,23 +86,23 @@ class Augment(MapStage):
         return [self._augment(sample) for sample in samples]
 
     def _augment(self, sample: Sample) -> Sample:
-        picture = decode_png(sample.files["png"])
+        picture = decode_cut_out(sample.files)
         if picture.width != picture.height:
             raise ValueError(
                 f"the target is {picture.width}x{picture.height}, not square; "
                 "set synthesize.height and synthesize.width alike"
             )
         size = self.config.size or picture.width
-        target = picture.convert("RGB")
-        if target.width != size:
-            target = target.resize((size, size), Image.Resampling.LANCZOS)
+        target = sample.files["png"]
+        if picture.width != size:
+            target = encode_png(picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
         if self.config.enabled:
             seeds = [sample_seed(self.seed, self.name, sample.id, k) for k in range(self.config.references)]
             references = [draw_reference(picture, size, self.config, random.Random(seed)) for seed in seeds]
         else:
             references = [prepare_reference(picture, size, self.config.middle_scale)]
         files = {f"reference{k}.png": encode_png(reference) for k, reference in enumerate(references)}
-        return sample.ok(files={"target.png": encode_png(target), **files})
+        return sample.ok(files={"target.png": target, **files})
 
 
 def prepare_reference(image: Image.Image, size: int, scale: float) -> Image.Image:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from stages.base import InputError, Sample
-from stages.pictures import decode_png, encode_png
+from stages.pictures import decode_cut_out, encode_png
 from stages.segment import Segment, SegmentConfig
 
 
@@ -36,7 +36,7 @@ def cut_out(
             if judged.status != "ok":
                 problem = f"{stage.reasons[judged.reason]} ({phrase!r})"
                 raise InputError(f"--ref: {name!r} → {problem}; name it with --object, or give a cut-out PNG")
-            found.append(decode_png(judged.files["png"]))
+            found.append(decode_cut_out(judged.files))
     finally:
         stage.teardown()
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 
+import numpy as np
 from PIL import Image
 
 PNG_LEVEL = 4
@@ -17,6 +19,11 @@ def encode_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def encode_mask(mask: np.ndarray) -> bytes:
+    """HW bool → PNG of 0 and 255."""
+    return encode_png(Image.fromarray(mask.astype(np.uint8) * 255))
+
+
 def decode_png(data: bytes) -> Image.Image:
     """PNG → the picture, its pixels loaded.
 
@@ -26,3 +33,14 @@ def decode_png(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=["PNG"])
     image.load()
     return image
+
+
+def decode_cut_out(files: Mapping[str, bytes]) -> Image.Image:
+    """What segment leaves, `png` and `mask.png` → RGBA, the subject's mask as alpha.
+
+    Raises:
+        OSError: one of the two is no whole PNG file.
+    """
+    picture = decode_png(files["png"]).convert("RGB")
+    picture.putalpha(decode_png(files["mask.png"]))
+    return picture

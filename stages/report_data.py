@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from stages.base import MapStage
 from stages.engine import Engine
 from stages.phrases import head_noun
+from stages.pictures import decode_cut_out
 from stages.registry import STAGES
 from stages.results import METHOD_NAMES
 from stages.survey import StageSurvey
@@ -210,7 +211,7 @@ def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPL
                     Example(
                         caption=str(json.loads(members["json"])["caption"]),
                         image=data_uri(images[key]["png"]),
-                        mask=_masked(cut_outs[key]["png"]),
+                        mask=_masked(decode_cut_out(cut_outs[key])),
                         references=tuple(data_uri(members[name]) for name in names),
                     )
                 )
@@ -314,8 +315,7 @@ def data_uri(picture: bytes | Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _masked(cut_out: bytes) -> str:
-    image = Image.open(io.BytesIO(cut_out)).convert("RGBA")
+def _masked(image: Image.Image) -> str:
     pale = Image.blend(
         ImageOps.grayscale(image.convert("RGB")).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75
     )

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
 from models.sources import TRANSFORMER, ModelSource, resolve, resolve_all, resolve_file
 from stages.base import MODEL, MapStage, ModelIdentity, Sample, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
-from stages.pictures import decode_png, encode_png
+from stages.pictures import decode_png, encode_mask
 
 if TYPE_CHECKING:
     from models.segmenters import BoxSegmenter, Detection, ZeroShotDetector
@@ -88,9 +87,10 @@ class SegmentConfig(StageConfig):
 
 
 class Segment(MapStage):
-    """Target → target with the subject's mask as alpha (0 or 255); `<id>.png`, RGBA."""
+    """Target → the very same `<id>.png` and the subject's mask beside it, `<id>.mask.png`, L, 0 or 255."""
 
     name = "segment"
+    version = 2  # the mask was the alpha of a picture that was encoded anew
     upstream = "synthesize"
     config_class = SegmentConfig
     config: SegmentConfig
@@ -149,14 +149,13 @@ class Segment(MapStage):
         masks = self._segmenter.segment([images[i] for i in kept], [d.box for d in kept.values()])
         by_index = dict(zip(kept, masks, strict=True))
         return [
-            self._judge(sample, image, detections[i], by_index.get(i))
-            for i, (sample, image) in enumerate(zip(samples, images, strict=True))
+            self._judge(sample, detection, by_index.get(i))
+            for i, (sample, detection) in enumerate(zip(samples, detections, strict=True))
         ]
 
     def _judge(
         self,
         sample: Sample,
-        image: Image.Image,
         detection: Detection | None,
         segmented: tuple[np.ndarray, float] | None,
     ) -> Sample:
@@ -179,9 +178,7 @@ class Segment(MapStage):
             return sample.rejected("too_small", **facts)
         if area > self.config.max_area:
             return sample.rejected("too_large", **facts)
-        cut = image.copy()
-        cut.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
-        return sample.ok(files={"png": encode_png(cut)}, **facts)
+        return sample.ok(files={"png": sample.files["png"], "mask.png": encode_mask(mask)}, **facts)
 
 
 def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarray:

@@ -76,8 +76,7 @@ class Cutter(_Double):
         if int(sample.id, 16) % 4 == 0:
             return sample.rejected("blank")
         scene = render_scene(sample.id, kind=sample.meta["object"].split()[-1])
-        alpha = (scene.mask * 255).astype(np.uint8)[..., None]
-        return sample.ok(files={"png": _png(np.concatenate([scene.image, alpha], -1))})
+        return sample.ok(files={"png": sample.files["png"], "mask.png": _png(scene.mask.astype(np.uint8) * 255)})
 
 
 class Encoder(_Double):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from models.toy.world import SIZE, Scene, render_scene
 from stages.base import Sample
-from stages.pictures import encode_png
+from stages.pictures import encode_mask, encode_png
 
 
 def captioned(caption: str = "A photo of a mug, on the left on a sandy beach", id: str = "0" * 16) -> Sample:
@@ -24,7 +24,13 @@ def painted(scene: Scene, id: str = "0" * 16) -> Sample:
 def cut_out(scene: Scene, id: str = "0" * 16) -> Sample:
     """What segment leaves, had it found the true mask of `scene`."""
     meta = {"caption": scene.caption, "object": scene.kind}
-    return Sample(id, 0, meta, {"png": encode_png(rgba(scene))})
+    return Sample(id, 0, meta, cut_out_files(rgba(scene)))
+
+
+def cut_out_files(picture: Image.Image) -> dict[str, bytes]:
+    """An RGBA picture as segment's two files."""
+    mask = np.asarray(picture.getchannel("A")) > 0
+    return {"png": encode_png(picture.convert("RGB")), "mask.png": encode_mask(mask)}
 
 
 def rgba(scene: Scene) -> Image.Image:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from stages.augment import Augment, AugmentConfig, draw_reference, prepare_reference
 from stages.base import Sample
-from stages.pictures import decode_png, encode_png
-from tests.stages.samples import cut_out, rgba, scenes
+from stages.pictures import decode_png
+from tests.stages.samples import cut_out, cut_out_files, rgba, scenes
 
 ALL_ON = {"jitter_probability": 1.0, "erase_probability": 1.0}
 
@@ -49,7 +49,7 @@ def test_golden_pixels(config: dict, digest: str):
     y, x = np.mgrid[0:64, 0:64]
     inside = (x - 30) ** 2 + 2 * (y - 34) ** 2 < 400
     picture = np.dstack([4 * x, 4 * y, 2 * (x + y), 255 * inside]).astype(np.uint8)
-    sample = Sample("0" * 16, 0, {}, {"png": encode_png(Image.fromarray(picture))})
+    sample = Sample("0" * 16, 0, {}, cut_out_files(Image.fromarray(picture)))
     (made,) = Augment(AugmentConfig(**config), seed=3).process([sample])
     drawn = hashlib.sha256()
     for name in sorted(made.files):
@@ -154,7 +154,7 @@ def test_what_cannot_be_a_reference_is_refused():
         prepare_reference(Image.new("RGB", (64, 64)), 64, 0.75)
     with pytest.raises(ValueError, match="its mask is empty"):
         prepare_reference(Image.new("RGBA", (64, 64)), 64, 0.75)
-    oblong = Sample("0" * 16, 0, {}, {"png": encode_png(solid(20, 20).crop((0, 0, 64, 48)))})
+    oblong = Sample("0" * 16, 0, {}, cut_out_files(solid(20, 20).crop((0, 0, 64, 48))))
     with pytest.raises(ValueError, match=r"64x48, not square; set synthesize\.height and synthesize\.width alike"):
         Augment(AugmentConfig(), 0).process([oblong])
 

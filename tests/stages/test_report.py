@@ -19,6 +19,7 @@ from rich.console import Console
 
 from stages.charts import loss_curve
 from stages.engine import Engine
+from stages.pictures import encode_mask
 from stages.registry import STAGES
 from stages.report import build_report, duration
 from stages.report_data import (
@@ -59,11 +60,13 @@ def metrics() -> dict:
     return {"subjects": 32, "images": 64, "methods": table, "gap_closed_dino": 0.375}
 
 
-def png(colour: tuple[int, int, int] = (200, 30, 30), size: int = 16, mode: str = "RGB") -> bytes:
+def png(colour: tuple[int, int, int] = (200, 30, 30), size: int = 16) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, (size, size), colour).save(buffer, "PNG")
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
     return buffer.getvalue()
 
+
+MASK = encode_mask(np.ones((16, 16), bool))
 
 VOID = {"meta", "img", "path", "link", "br"}
 
@@ -222,10 +225,9 @@ def test_text_from_anywhere_is_escaped():
 
 def test_a_hostile_caption_in_a_shard_arrives_escaped():
     meta = json.dumps({"caption": HOSTILE, "object": "a mug"}).encode()
-    cut_out = png((9, 9, 9, 255), mode="RGBA")
     shards = {
         "synthesize": write_shard([("a.json", meta), ("a.png", png())]),
-        "segment": write_shard([("a.json", meta), ("a.png", cut_out)]),
+        "segment": write_shard([("a.json", meta), ("a.mask.png", MASK), ("a.png", png())]),
         "augment": write_shard([("a.json", meta), ("a.reference0.png", png()), ("a.target.png", png())]),
     }
     examples = collect_examples(lambda stage, unit: shards[stage], [0])
@@ -264,7 +266,8 @@ def test_examples_show_different_objects_first():
     members = []
     for index, noun in enumerate(["a mug", "a mug", "a mug", "a car", "a fish"]):
         members.append((f"{index}.json", json.dumps({"caption": f"{index} {noun}", "object": noun}).encode()))
-        members.append((f"{index}.png", png((1, 2, 3, 255), mode="RGBA")))
+        members.append((f"{index}.mask.png", MASK))
+        members.append((f"{index}.png", png()))
         members.append((f"{index}.reference0.png", png()))
     shard = write_shard(members)
     shown = collect_examples(lambda stage, unit: shard, [0], count=4)
@@ -273,14 +276,11 @@ def test_examples_show_different_objects_first():
 
 
 def test_the_mask_is_seen_in_the_picture():
-    pixels = np.zeros((8, 8, 4), np.uint8)
-    pixels[..., 0] = 255
-    pixels[:4, :, 3] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
     meta = json.dumps({"caption": "c", "object": "o"}).encode()
     shards = {
-        name: write_shard([("a.json", meta), ("a.png", buffer.getvalue())])
+        name: write_shard([("a.json", meta), ("a.mask.png", encode_mask(mask)), ("a.png", png((255, 0, 0), 8))])
         for name in ("synthesize", "segment", "augment")
     }
     shown = decode(collect_examples(lambda stage, unit: shards[stage], [0])[0].mask)
