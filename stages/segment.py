@@ -198,7 +198,7 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     areas = np.bincount(pieces.ravel())
     areas[0] = 0
     largest = int(areas.max())
-    cleaned = (areas > max_island * largest)[pieces]
+    cleaned = mask if count == 1 else (areas > max_island * largest)[pieces]
     gaps, _ = ndimage.label(~cleaned)
     sizes = np.bincount(gaps.ravel())
     edge = np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])
