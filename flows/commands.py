@@ -74,7 +74,7 @@ def run(asked: argparse.Namespace) -> int:
         _complain(f"caption.count: {config.caption.count} → {rounded} captions, whole units of {config.unit_size}")
     started = time.monotonic()
     options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
-    with display.shown_on(Console()) as screen, prefect_server() as address:
+    with display.shown_on(Console()) as screen, prefect_server("flows.pipeline") as address:
         from flows.pipeline import bootstrap, run_stage
 
         screen.line(f"run of {config.name!r} in {config.root}; Prefect: {address.removesuffix('/api')}", "dim")

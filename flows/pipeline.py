@@ -278,8 +278,8 @@ class _Work:
         if "train" in self.surveys and self.surveys["train"].units == {0: "complete"}:
             return None
         captions, encoded = self.surveys["caption"], self.surveys["encode"]
-        missing = len(captions.units) - len(captions.markers)
-        asked = sum(len(marker.rows) for marker in captions.markers.values()) + missing * self.engine.config.unit_size
+        written = sum(marker.counts.total() for marker in captions.markers.values())
+        asked = written + (len(captions.units) - len(captions.markers)) * self.engine.config.unit_size
         share = encoded.rows()["ok"] / max(asked, 1)
         if share >= self.engine.config.min_yield and encoded.markers:
             return None

@@ -49,12 +49,15 @@ def configured_api() -> str | None:
 
 
 @contextlib.contextmanager
-def prefect_server() -> Iterator[str]:
+def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
     """Make an API ready and export it as PREFECT_API_URL. Enter it before Prefect is first imported.
 
     Without a configured API a real server is started on a free loopback port. It keeps its data base in
     PREFECT_HOME, under a name that holds Prefect's version: another version's server never migrates it. The kernel
     ends it with this process, however that dies; otherwise it ends with the context.
+
+    Args:
+        preload: a module that imports Prefect; it is loaded while the server starts.
 
     Yields:
         The API's address.
@@ -68,9 +71,9 @@ def prefect_server() -> Iterator[str]:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     # Prefect's client would report its use, and say so in the middle of ours
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    # as often as the automation expects it that marks silent runs (`flows.automations`)
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     if address := configured_api():
+        # as often as the automation expects it that marks silent runs (`flows.automations`)
+        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
         os.environ["PREFECT_API_URL"] = address
         yield address
         return
@@ -82,14 +85,18 @@ def prefect_server() -> Iterator[str]:
         with _first_start_lock():
             child = _start(listener, address, log)
             try:
-                importlib.import_module("prefect")  # takes seconds, and so does the server's start
+                importlib.import_module(preload)  # takes seconds, and so does the server's start
                 _wait(child, address, log)
             except BaseException:
                 _stop(child)
                 raise
         _own = True
+        from prefect.settings import temporary_settings
+
         try:
-            yield address
+            # nobody listens to heartbeats here, and the end of each flow would wait for the thread that sends them
+            with temporary_settings({"flows.heartbeat_frequency": None}):
+                yield address
         finally:
             _send_logs()
             _own = False

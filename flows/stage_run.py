@@ -90,7 +90,7 @@ class StageRun:
         if self.survey.units.get(unit) != "complete" or (self.force and unit not in self.forced):
             return False
         if self.retry_failed and unit in self.survey.markers:
-            return not any(row["status"] == "failed" for row in self.survey.markers[unit].rows)
+            return not any(status == "failed" for status, _ in self.survey.markers[unit].counts)
         return True
 
     def run(self) -> StageOutcome:
@@ -127,9 +127,10 @@ class StageRun:
 
     def _map(self) -> None:
         due = []
+        found = cached_unit.with_options(name=self.stage)
         for unit in self.units:
             if self.is_cached(unit):
-                self._note(unit, cached_unit.with_options(name=self.stage)(unit, return_state=True))
+                self._note(unit, found(unit, return_state=True))
             else:
                 due.append(unit)
         if not due:

@@ -266,9 +266,9 @@ class _UnitWork:
         upstream, upstream_parts, input_digest = self._above()
         before = self._committed(input_digest)
         if before is not None and not force:
-            failed = any(row["status"] == "failed" for row in before.rows)
+            failed = any(status == "failed" for status, _ in before.counts)
             if not (retry_failed and failed):
-                return UnitReport(self.stage.name, self.unit, "cached", samples=len(before.rows))
+                return UnitReport(self.stage.name, self.unit, "cached", samples=before.counts.total())
         kept = {} if before is None or force else self._kept(before)
         context = SourceContext(self.parts, self.engine.units(), force, progress)
         results: list[Sample] = []

@@ -107,10 +107,7 @@ def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
             raise
     parts = Parts(root, upstream.stage, upstream.fingerprint)
     markers = dict(sorted(upstream.markers.items()))
-    units = [
-        UnitRef(unit, marker.digest, sum(1 for row in marker.rows if row["status"] == "ok"))
-        for unit, marker in markers.items()
-    ]
+    units = [UnitRef(unit, marker.digest, marker.counts["ok", ""]) for unit, marker in markers.items()]
     cache = PayloadCache.of_environment()
 
     def shard(unit: int) -> bytes:

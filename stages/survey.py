@@ -40,7 +40,7 @@ class StageSurvey:
         """Rows of the complete units: `{"ok": n, "rejected": {reason: n}, "failed": {reason: n}}`."""
         counts: Counter[tuple[str, str]] = Counter()
         for marker in self.markers.values():
-            counts.update((row["status"], row["reason"]) for row in marker.rows)
+            counts.update(marker.counts)
         by: dict[str, Any] = {"ok": 0, "rejected": {}, "failed": {}}
         for (status, reason), count in sorted(counts.items()):
             if status == "ok":

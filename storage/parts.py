@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,8 @@ class Marker:
     payload_sha256: str
     payload_size: int
     """Bytes."""
+    counts: Counter[tuple[str, str]]
+    """Rows by (status, reason), known without reading the rows."""
 
     @cached_property
     def digest(self) -> str:
@@ -46,14 +49,17 @@ class Marker:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        return pq.read_table(io.BytesIO(self.data)).to_pylist()
+        # pq.read_table would open a whole data set around the file, which takes as long again
+        rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(self.data)).read().to_pylist()
+        return rows
 
     @classmethod
     def parse(cls, data: bytes) -> Marker:
         """Raises CorruptPart."""
         try:
             facts = json.loads(pq.read_schema(io.BytesIO(data)).metadata[_METADATA])
-            return cls(data, facts["input"], facts["payload"], facts["sha256"], facts["size"])
+            counts = Counter({(status, reason): count for status, reason, count in facts["counts"]})
+            return cls(data, facts["input"], facts["payload"], facts["sha256"], facts["size"], counts)
         except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptPart(f"marker: not readable ({error})") from None
 
@@ -155,14 +161,16 @@ class Parts:
         """
         sha256 = bytes_digest(payload)
         name = f"part-{unit:05d}-{sha256[:8]}.tar"
-        facts = {"input": input, "payload": name, "sha256": sha256, "size": len(payload)}
+        counts = Counter((row["status"], row["reason"]) for row in rows)
+        facts: dict[str, Any] = {"input": input, "payload": name, "sha256": sha256, "size": len(payload)}
+        facts["counts"] = [[*kind, count] for kind, count in sorted(counts.items())]
         schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata(
             {_METADATA: json.dumps(facts, sort_keys=True).encode()}
         )
         table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", store_schema=True)
-        marker = Marker(buffer.getvalue(), input, name, sha256, len(payload))
+        marker = Marker(buffer.getvalue(), input, name, sha256, len(payload), counts)
         self.root.write(f"{self.folder}/{name}", payload)
         self.root.write(self._marker_path(unit), marker.data)
         self.root.remove(f"{self.folder}/failed-{unit:05d}.txt")
