@@ -10,18 +10,22 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
 
+from storage import s3
 from storage.errors import StoreError, StoreFull, StoreUnavailable
 from storage.faults import ATTEMPTS, is_answered, is_missing_bucket, is_refused, is_transient, patiently, pause
 
 T = TypeVar("T")
 
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]*@")
-_S3 = ("s3", "s3a")
+
+BLOCK_BYTES = 2**24
+"""Of a large file, read at once."""
 
 
 def holds_credentials(url: str) -> bool:
@@ -51,12 +55,15 @@ class Root:
         if holds_credentials(url):
             raise StoreError(f"root: {masked(url)!r} holds credentials; leave them to the environment or a profile")
         self.url = url
+        self._s3 = url.partition("://")[0] in s3.PROTOCOLS
         try:
-            self.fs, path = fsspec.url_to_fs(url, **_options(url))
+            self.fs, path = fsspec.url_to_fs(url, **(s3.options() if self._s3 else {}))
         except (ImportError, ValueError) as error:
             raise StoreError(f"root: {url!r} cannot be opened: {error}") from None
-        if _protocol(url) in _S3:
-            self.fs.retries = 1  # botocore tries again by status and with jitter; s3fs would by the text of messages
+        if self._s3:
+            s3.prepare(self.fs)
+        self._at_once = {"max_concurrency": 1} if self._s3 else {}
+        """Of a whole file: one request. s3fs would ask for its size first."""
         self.path = path.rstrip("/")
         protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
         self.local: Path | None = Path(self.path) if "file" in protocols else None
@@ -115,19 +122,17 @@ class Root:
 
     def read(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
-        data: bytes = self._call("read", path, lambda: self.fs.cat_file(self.join(path)))
+        data: bytes = self._call("read", path, lambda: self.fs.cat_file(self.join(path), **self._at_once))
         return data
 
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
         """Those of `paths` that exist, fetched together where the file system can."""
         left = {self.join(path): path for path in paths}
         read: dict[str, bytes] = {}
-        # files that one reads by the many are small: one request each
-        small = {"max_concurrency": 1} if _protocol(self.url) in _S3 else {}
         for attempt in range(1, ATTEMPTS + 1):
             if not left:
                 break
-            found = self.fs.cat(list(left), on_error="return", **small)
+            found = self.fs.cat(list(left), on_error="return", **self._at_once)
             again = {}
             for name, value in found.items():
                 if isinstance(value, bytes):
@@ -185,15 +190,15 @@ class Root:
 
     def sha256(self, path: str) -> str:
         """sha256 hex of a file, every byte read now, never whole in memory. Raises FileNotFoundError."""
-
-        def read() -> str:
-            with self.fs.open(self.join(path), "rb", block_size=2**24) as stream:
-                found = hashlib.sha256()
-                while data := stream.read(2**22):
-                    found.update(data)
-            return found.hexdigest()
-
-        return self._call("read", path, read)
+        size = self.size(path)
+        if size is None:
+            raise FileNotFoundError(path)
+        found = hashlib.sha256()
+        for start in range(0, size, BLOCK_BYTES):
+            block = partial(self.fs.cat_file, self.join(path), start=start, end=min(start + BLOCK_BYTES, size))
+            # a fault costs the block, not those before it
+            found.update(self._call("read", path, block))
+        return found.hexdigest()
 
     def _entries(self, folder: str) -> list[dict[str, Any]]:
         full = self.join(folder)
@@ -221,10 +226,13 @@ class Root:
 
     def size(self, path: str) -> int | None:
         """The size of a file in bytes, or None where there is none."""
+        full = self.join(path)
 
         def look() -> int:
-            self.fs.invalidate_cache(self.join(path))
-            return int(self.fs.info(self.join(path))["size"] or 0)
+            if self._s3:
+                return s3.object_size(self.fs, full)
+            self.fs.invalidate_cache(full)
+            return int(self.fs.info(full)["size"] or 0)
 
         try:
             return self._call("read", path, look)
@@ -238,7 +246,17 @@ class Root:
         """Remove a file, or a folder; nothing there is no error."""
         full = self.join(path)
         with suppress(FileNotFoundError):
-            self._call("remove", path, lambda: self.fs.rm(full, recursive=True) if recursive else self.fs.rm_file(full))
+            if not recursive:
+                self._call("remove", path, lambda: self.fs.rm_file(full))
+                return
+            for _ in range(ATTEMPTS):
+                self._call("remove", path, lambda: self.fs.rm(full, recursive=True))
+                # S3 names what it could not remove in an answer that is well, and s3fs does not look
+                if not self._entries(path):
+                    return
+            raise StoreUnavailable(
+                f"root: {self.url!r}: cannot remove all of {path!r}; run again when the store is well"
+            )
 
     def check_writable(self) -> None:
         """Write and remove a small file.
@@ -249,20 +267,6 @@ class Root:
         probe = f".write-probe-{os.getpid()}"
         self.write(probe, b"bootpig")
         self.remove(probe)
-
-
-def _protocol(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else "file"
-
-
-def _options(url: str) -> dict[str, Any]:
-    """What a file system is opened with, over what fsspec's own configuration says."""
-    protocol = _protocol(url)
-    if protocol not in _S3:
-        return {}
-    given = {key: value for name in _S3 for key, value in fsspec.config.conf.get(name, {}).items()}
-    retries = {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
-    return {"use_listings_cache": False, "config_kwargs": {**retries, **given.get("config_kwargs", {})}}
 
 
 def _one_line(error: Exception) -> str:

@@ -26,8 +26,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 KEY, READER, SECRET = "AKIABOOTPIGTESTS0000", "AKIABOOTPIGREADER000", "loopback/secret+of+the+tests+4711"
 """`READER` may read and list only."""
 
-FAULTS = ("error", "slow_down", "late", "cut", "unsaid")
-"""500 · 503 · an answer that is late · one that ends in its middle · a request that is done and yet answered by 500."""
+FAULTS = ("error", "slow_down", "late", "cut", "unsaid", "kept")
+"""500 · 503 · an answer that is late · one that ends in its middle · a request that is done and yet answered by 500 ·
+a removal of many that is answered by 200 and by which nothing goes. What does not suit a request is a 500."""
 
 _REFUSALS = {
     "error": ("500 Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
@@ -85,12 +86,15 @@ class Faults:
             fault = "unknown"
         elif key[1] == READER and method not in ("GET", "HEAD"):
             fault = "denied"
-        if fault == "cut" and method != "GET":
+        removal = method == "POST" and environ["QUERY_STRING"] == "delete"
+        if (fault == "cut" and method != "GET") or (fault == "kept" and not removal):
             fault = "error"
         self.calls.append(Call(method, environ["PATH_INFO"], environ["QUERY_STRING"], fault))
         body = self._drain(environ)
         if fault in _REFUSALS:
             return self._refuse(fault, method, start_response)
+        if fault == "kept":
+            return self._keep(body, start_response)
         if fault == "late":
             time.sleep(self.late_seconds)
         if fault == "unsaid":
@@ -107,6 +111,16 @@ class Faults:
         """A server that answers before it has read the request would break the connection instead."""
         body: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         return body
+
+    @staticmethod
+    def _keep(body: bytes, start_response: Answer) -> list[bytes]:
+        failed = "".join(
+            f"<Error><Key>{key}</Key><Code>InternalError</Code><Message>Please try again.</Message></Error>"
+            for key in re.findall(r"<Key>(.*?)</Key>", body.decode())
+        )
+        text = f'<?xml version="1.0"?><DeleteResult>{failed}</DeleteResult>'.encode()
+        start_response("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
+        return [text]
 
     @staticmethod
     def _refuse(fault: str, method: str, start_response: Answer) -> list[bytes]:
