@@ -63,13 +63,25 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
 
 
 def collect(root: Root, found: Garbage) -> None:
-    """Remove it: folders first, records last, so that a `gc` that was killed is finished by the next."""
+    """Remove it: folders first, records last, so that a `gc` that was killed is finished by the next.
+
+    What a run needs that has begun since is left to the next one too.
+    """
+    go = {record.id for record in found.runs}
+
+    def needed() -> list[RunRecord]:
+        return [record for record in list_runs(root) if record.id not in go or is_alive(root, record)]
+
     for folder in found.folders:
+        if any(folder in folders(record) for record in needed()):
+            continue
         # without its manifest a half-removed result is no result
         root.remove(f"{folder}/result/manifest.json")
         root.remove(folder, recursive=True)
+    stay = {record.id for record in needed()}
     for record in found.runs:
-        root.remove(record.folder, recursive=True)
+        if record.id not in stay:
+            root.remove(record.folder, recursive=True)
 
 
 def folders(record: RunRecord) -> set[str]:

@@ -136,9 +136,14 @@ def read_run(root: Root, run: str) -> RunRecord:
     if not re.fullmatch(r"[\w.-]+", run):
         raise InputError(f"run: {run!r} → is no run id; see bootpig runs")
     try:
-        return RunRecord.model_validate_json(root.read(f"{FOLDER}/{run}/run.json"))
+        return _parsed(root, run, root.read(f"{FOLDER}/{run}/run.json"))
     except FileNotFoundError:
         raise InputError(f"run: {run!r} → there is no such run in {root.url!r}; see bootpig runs") from None
+
+
+def _parsed(root: Root, run: str, data: bytes) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(data)
     except ValidationError:
         raise InputError(
             f"run: {run!r} → its run.json is not readable; remove {root.join(FOLDER, run)} and start a new run"
@@ -168,7 +173,9 @@ def list_runs(root: Root) -> list[RunRecord]:
     Raises:
         InputError: one is not readable.
     """
-    return [read_run(root, name) for name in root.folders(FOLDER) if root.exists(f"{FOLDER}/{name}/run.json")]
+    names = {f"{FOLDER}/{name}/run.json": name for name in root.folders(FOLDER)}
+    read = root.read_many(list(names))
+    return [_parsed(root, name, read[path]) for path, name in names.items() if path in read]
 
 
 @contextmanager

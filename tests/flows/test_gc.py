@@ -93,6 +93,22 @@ def test_what_works_and_what_a_setting_names_stays(root: Root, config: PipelineC
     assert found.folders == [f"encode/{mark(2)}"]
 
 
+def test_what_a_run_needs_that_has_begun_since_stays(root: Root, config: PipelineConfig) -> None:
+    repaired, old = version(root, config, 9, 1), version(root, config, 8, 2, 3)
+    version(root, config, 1, 4)
+    found = garbage(root, keep=1)
+    assert [record.id for record in found.runs] == [repaired.id, old.id]
+    begun = new_run(root, config)
+    begun.use("encode", mark(2))
+    begun.save(root)
+    repaired.state = "running"
+    repaired.save(root)
+    root.write(f"{repaired.folder}/alive", datetime.now(UTC).isoformat().encode())
+    collect(root, found)
+    assert there(root) == {1, 2, 4}
+    assert old.id not in {record.id for record in list_runs(root)} >= {repaired.id, begun.id}
+
+
 def test_a_record_leads_nowhere_else(root: Root, config: PipelineConfig, tmp_path: Path) -> None:
     old = version(root, config, 5)
     old.uses = {"encode": ["../../precious"], "../..": [mark(1)]}
