@@ -238,7 +238,9 @@ def train(asked: argparse.Namespace) -> int:
         return 1
     if is_first_process():
         made = "is in the store" if report.state == "cached" else f"made in {report.seconds:.0f} s"
-        print(f"train {made}: {engine.root.address(engine.survey('train').path, 'result', 'model')}")
+        trained = engine.survey("train").result
+        assert trained is not None
+        print(f"train {made}: {engine.root.address(trained.path, 'model')}")
     return 0
 
 

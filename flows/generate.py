@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from stages.segment import SegmentConfig
 from stages.subjects import on_white, read_picture
 from stages.survey import make_stage
 from storage.errors import CorruptPart
-from storage.folders import fetch_folder, read_manifest
+from storage.folders import Published, fetch_folder, read_manifest
 from storage.root import Root
 
 
@@ -60,14 +62,14 @@ def model_folder(model: str, root: str, scratch: Path) -> Path:
     """The folder of a trained model.
 
     Args:
-        model: the folder itself, a folder that has it as `model/` or `result/model/`, a run id, or `latest`.
+        model: the folder itself, the one that has it as `model/`, train's folder in a store, a run id, or `latest`.
         root: the store where runs are looked for.
         scratch: where a model is copied to that lies in a remote store.
 
     Raises:
         InputError: there is no trained model.
     """
-    for folder in (Path(model), Path(model, "model"), Path(model, "result", "model")):
+    for folder in (Path(model), Path(model, "model"), *_published(Path(model).absolute())):
         if (folder / "bootpig.json").is_file():
             return folder
     if Path(model).exists():
@@ -75,15 +77,22 @@ def model_folder(model: str, root: str, scratch: Path) -> Path:
     store = Root(root)
     record = read_run(store, model)
     trained = record.stages.get("train")
-    path = f"train/{trained.fingerprint}/result" if trained is not None else ""
-    files = read_manifest(store, path) if path else None
-    if files is None:
+    published = read_manifest(store, f"train/{trained.fingerprint}/result") if trained is not None else None
+    if published is None:
         raise InputError(f"model: {model!r} → that run has no trained model; see bootpig runs")
-    wanted = {name: facts for name, facts in files.items() if name.startswith("model/")}
+    wanted = {name: facts for name, facts in published.files.items() if name.startswith("model/")}
     try:
-        return fetch_folder(store, path, wanted, scratch) / "model"
+        return fetch_folder(store, Published(published.path, wanted), scratch) / "model"
     except CorruptPart as error:
         raise InputError(f"model: {model!r} → {error}") from None
+
+
+def _published(folder: Path) -> Iterator[Path]:
+    """The model of train's result, where `folder` is `train/<fingerprint>` of a local store, or its `result`."""
+    for result in (folder, folder / "result"):
+        with suppress(CorruptPart):
+            if (published := read_manifest(Root(str(result.parent)), result.name)) is not None:
+                yield result.parent / published.path / "model"
 
 
 def run_config(model: str, root: str) -> PipelineConfig | None:

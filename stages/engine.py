@@ -25,7 +25,7 @@ from stages.shardio import pack, unpack
 from stages.slices import Slices
 from stages.survey import StageSurvey, Surveyor, fingerprint_of, make_stage
 from storage.errors import CorruptPart, StoreError, StoreUnavailable
-from storage.folders import check_folder
+from storage.folders import check_folder, withdraw_folder
 from storage.parts import Marker, Parts
 from storage.root import Root
 
@@ -228,9 +228,9 @@ class Engine:
         """Re-read every byte of a stage against its checksum. A bad unit is made stale and named, one line each."""
         survey = self.survey(stage)
         if survey.result is not None:
-            bad = check_folder(self.root, f"{survey.path}/result", survey.result)
+            bad = check_folder(self.root, survey.result)
             if bad:
-                self.root.remove(f"{survey.path}/result/manifest.json")
+                withdraw_folder(self.root, f"{survey.path}/result", survey.result)
             return [f"{stage}: result/{name} missing or altered" for name in bad]
         parts = Parts(self.root, stage, survey.fingerprint)
         problems = []

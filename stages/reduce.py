@@ -11,7 +11,7 @@ from stages.base import Progress, ReduceInput, ReduceStage, UnitRef
 from stages.survey import StageSurvey
 from storage.cache import PayloadCache
 from storage.errors import CorruptPart
-from storage.folders import fetch_folder, publish_folder, read_manifest
+from storage.folders import fetch_folder, publish_folder, read_manifest, withdraw_folder
 from storage.parts import Parts
 from storage.root import Root
 
@@ -57,9 +57,9 @@ class StoredCheckpoints:
     def latest(self) -> tuple[int, Path] | None:
         for step in reversed(self._steps()):
             try:
-                files = read_manifest(self.root, self._folder(step))
-                if files is not None:
-                    return step, fetch_folder(self.root, self._folder(step), files, self.scratch)
+                published = read_manifest(self.root, self._folder(step))
+                if published is not None:
+                    return step, fetch_folder(self.root, published, self.scratch)
             except CorruptPart as error:
                 print(f"train: passing over a damaged checkpoint: {error}", flush=True)
         return None
@@ -92,18 +92,17 @@ def publish_result(
         stage.run(_input(root, upstream, scratch), workdir, checkpoints, progress)
         if not is_first_process():
             return
-        # A result made again replaces the old one; without its manifest it is pending in between.
-        root.remove(f"{survey.path}/result/manifest.json")
-        publish_folder(root, f"{survey.path}/result", workdir)
+        # Another process may have made it meanwhile, and evaluated it: other bytes would leave that stale.
+        if anew or read_manifest(root, f"{survey.path}/result") is None:
+            publish_folder(root, f"{survey.path}/result", workdir)
 
 
 def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
     if upstream.result is not None:
-        path = f"{upstream.path}/result"
         try:
-            return ReduceInput((), _no_shard, fetch_folder(root, path, upstream.result, scratch))
+            return ReduceInput((), _no_shard, fetch_folder(root, upstream.result, scratch))
         except CorruptPart:
-            root.remove(f"{path}/manifest.json")
+            withdraw_folder(root, f"{upstream.path}/result", upstream.result)
             raise
     parts = Parts(root, upstream.stage, upstream.fingerprint)
     markers = dict(sorted(upstream.markers.items()))

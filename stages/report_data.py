@@ -167,9 +167,9 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
             (row for marker in surveys["caption"].markers.values() for row in marker.rows),
             (row for marker in surveys["encode"].markers.values() for row in marker.rows),
         ),
-        loss=[] if trained.result is None else read_loss(root, f"{trained.path}/result"),
-        metrics=None if evaluated.result is None else read_metrics(root, f"{evaluated.path}/result"),
-        sheet=[] if evaluated.result is None else read_sheet(root, f"{evaluated.path}/result"),
+        loss=[] if trained.result is None else read_loss(root, trained.result.path),
+        metrics=None if evaluated.result is None else read_metrics(root, evaluated.result.path),
+        sheet=[] if evaluated.result is None else read_sheet(root, evaluated.result.path),
         config=config,
     )
 

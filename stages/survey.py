@@ -11,7 +11,7 @@ from stages.base import MapStage, ReduceStage, Stage
 from stages.config import PipelineConfig
 from stages.registry import STAGES
 from storage.fingerprint import digest
-from storage.folders import Files, read_manifest
+from storage.folders import Published, read_manifest
 from storage.parts import Marker, Parts
 from storage.root import Root
 
@@ -33,8 +33,8 @@ class StageSurvey:
     markers: dict[int, Marker] = field(default_factory=dict)
     """Of complete units."""
     failures: dict[int, str] = field(default_factory=dict)
-    result: Files | None = None
-    """The files of a reduce stage's result."""
+    result: Published | None = None
+    """A reduce stage's result."""
 
     def rows(self) -> dict[str, Any]:
         """Rows of the complete units: `{"ok": n, "rejected": {reason: n}, "failed": {reason: n}}`."""
@@ -153,14 +153,14 @@ class Surveyor:
             dataset: Any = [[unit, marker.digest] for unit, marker in sorted(upstream.markers.items())]
         else:
             due = upstream.result is None
-            made = sorted((upstream.result or {}).items())
+            made = [] if upstream.result is None else sorted(upstream.result.files.items())
             dataset = [[name, facts["sha256"]] for name, facts in made if name.startswith(above.identity_prefix)]
         if due:
             return StageSurvey(stage.name, "", "", identity, {0: "pending"})
         identity = {**identity, "dataset": dataset}
         fingerprint = fingerprint_of(identity)
         folder = f"{stage.name}/{fingerprint}"
-        files = read_manifest(self.root, f"{folder}/result")
+        result = read_manifest(self.root, f"{folder}/result")
         failures = Parts(self.root, stage.name, fingerprint).listing(()).failures
-        state: UnitState = "complete" if files is not None else "failed" if 0 in failures else "pending"
-        return StageSurvey(stage.name, fingerprint, folder, identity, {0: state}, failures=failures, result=files)
+        state: UnitState = "complete" if result is not None else "failed" if 0 in failures else "pending"
+        return StageSurvey(stage.name, fingerprint, folder, identity, {0: state}, failures=failures, result=result)

@@ -1,18 +1,33 @@
-"""Folders published whole: files first, a manifest with their checksums last."""
+"""Folders published whole: files first, below a name that holds their digest, a manifest with their checksums last.
+
+So two writers of one folder both leave whole files, and the last manifest wins.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from storage.errors import CorruptPart
-from storage.fingerprint import file_digest
+from storage.fingerprint import digest, file_digest
 from storage.root import Root
 
 Files = dict[str, dict[str, str | int]]
 """Relative name → {"sha256", "size"}."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder as its manifest names it."""
+
+    path: str
+    """Where the files lie, relative to the root."""
+    files: Files
 
 
 def describe_folder(folder: Path) -> Files:
@@ -21,36 +36,57 @@ def describe_folder(folder: Path) -> Files:
     return {name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size} for name in names}
 
 
-def publish_folder(root: Root, path: str, folder: Path) -> Files:
-    """Copy a local folder to `path`, `manifest.json` last. Returns its files."""
+def publish_folder(root: Root, path: str, folder: Path) -> Published:
+    """Copy a local folder to `path/<digest>`, then write `path/manifest.json`. What it named before goes."""
     files = describe_folder(folder)
+    published = Published(f"{path}/{digest(files)[:16]}", files)
     for name in files:
-        root.upload(f"{path}/{name}", folder / name)
-    root.write(f"{path}/manifest.json", json.dumps({"files": files}, indent=2, sort_keys=True).encode())
-    return files
+        root.upload(f"{published.path}/{name}", folder / name)
+    before = None
+    with suppress(CorruptPart):
+        before = read_manifest(root, path)
+    manifest = {"folder": published.path.rsplit("/", 1)[-1], "files": files}
+    root.write(f"{path}/manifest.json", json.dumps(manifest, indent=2, sort_keys=True).encode())
+    if before is not None and before.path != published.path:
+        root.remove(before.path, recursive=True)
+    return published
 
 
-def read_manifest(root: Root, path: str) -> Files | None:
-    """The files of a published folder, or None when it isn't there or isn't whole.
+def read_manifest(root: Root, path: str) -> Published | None:
+    """A published folder, or None when it isn't there or isn't whole.
 
     Raises:
         CorruptPart: the manifest is unreadable, or names a file outside its folder.
     """
     try:
-        files: Files = json.loads(root.read(f"{path}/manifest.json"))["files"]
+        manifest = json.loads(root.read(f"{path}/manifest.json"))
+        folder, files = str(manifest["folder"]), manifest["files"]
+        names = [PurePosixPath(name) for name in files]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptPart(f"{path}/manifest.json is not readable ({error})") from None
-    for name in files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise CorruptPart(f"{path}/manifest.json names {name!r}, which lies outside its folder")
-    return files
+    for name in names:
+        if name.is_absolute() or ".." in name.parts:
+            raise CorruptPart(f"{path}/manifest.json names {str(name)!r}, which lies outside its folder")
+    if not re.fullmatch(r"[0-9a-f]{16}", folder):
+        raise CorruptPart(f"{path}/manifest.json names {folder!r}, which lies outside its folder")
+    return Published(f"{path}/{folder}", files)
 
 
-def check_folder(root: Root, path: str, files: Files) -> list[str]:
+def withdraw_folder(root: Root, path: str, published: Published) -> None:
+    """Remove a published folder, unless another has taken its place; its manifest first, for half of one is none."""
+    with suppress(CorruptPart):
+        if read_manifest(root, path) not in (published, None):
+            return
+    root.remove(f"{path}/manifest.json")
+    root.remove(published.path, recursive=True)
+
+
+def check_folder(root: Root, published: Published) -> list[str]:
     """The names whose bytes are missing or altered; every byte is read."""
-    return [name for name, facts in files.items() if _sha256(root, f"{path}/{name}") != facts["sha256"]]
+    facts = published.files.items()
+    return [name for name, known in facts if _sha256(root, f"{published.path}/{name}") != known["sha256"]]
 
 
 def _sha256(root: Root, path: str) -> str | None:
@@ -60,17 +96,18 @@ def _sha256(root: Root, path: str) -> str | None:
         return None
 
 
-def fetch_folder(root: Root, path: str, files: Files, into: Path) -> Path:
+def fetch_folder(root: Root, published: Published, into: Path) -> Path:
     """A local copy of a published folder, every checksum checked; the folder itself where the store is local.
 
     Args:
-        files: all that the manifest names, or those of them that are wanted.
+        published: all that the manifest names, or those of its files that are wanted.
 
     Raises:
         CorruptPart: a file is missing or altered.
     """
+    path, files = published.path, published.files
     if root.local is not None:
-        bad, target = check_folder(root, path, files), root.local / path
+        bad, target = check_folder(root, published), root.local / path
     else:
         target = into / path.replace("/", "-")
         shutil.rmtree(target, ignore_errors=True)

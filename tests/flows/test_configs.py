@@ -95,8 +95,8 @@ def test_caption_to_evaluate(name: str, models: Path, tmp_path: Path) -> None:
         assert report.state == "done", report.message
     surveys = engine.survey_all()
     assert all(set(survey.units.values()) == {"complete"} for survey in surveys.values())
-    info = json.loads((tmp_path / surveys["train"].path / "result" / "model" / "bootpig.json").read_text())
+    info = json.loads((tmp_path / surveys["train"].result.path / "model" / "bootpig.json").read_text())
     assert info["reference_caption"] == config.encode.reference_caption
     assert info["key_scale"] == config.train.key_scale
-    metrics = json.loads((tmp_path / surveys["evaluate"].path / "result" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / surveys["evaluate"].result.path / "metrics.json").read_text())
     assert {"text_only", "untrained", "bootpig", "real"} <= metrics["methods"].keys()

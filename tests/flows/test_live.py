@@ -179,6 +179,13 @@ def test_the_schedule_makes_versions(live: Live, tmp_path: Path) -> None:
     assert root.folders("encode") == [list_runs(root)[0].stages["encode"].fingerprint]
 
 
+MAKE_SECRET = """
+import os
+from prefect.blocks.system import Secret
+Secret(value=os.environ["BOOTPIG_LLM_KEY"]).save("llm-key")
+"""
+
+
 def test_the_key_of_an_endpoint_is_found_nowhere(live: Live, tmp_path: Path) -> None:
     endpoint = Endpoint()
     with serving(endpoint) as url:
@@ -191,6 +198,8 @@ def test_the_key_of_an_endpoint_is_found_nowhere(live: Live, tmp_path: Path) -> 
         failed = subprocess.run(run, cwd=PROJECT, env=live.environment, capture_output=True, text=True)
         assert failed.returncode == 1, failed.stderr
         endpoint.faults.clear()
+        live.python("-c", MAKE_SECRET)
+        llm |= {"api_key_env": "BOOTPIG_ABSENT_KEY", "api_key_secret": "llm-key"}
         flow_run = live.trigger("bootstrap", config=config, until="caption")
         assert live.wait(flow_run)["type"] == "COMPLETED"
         live.tasks(live.subflows(flow_run)["caption"]["id"], 2)
@@ -251,7 +260,7 @@ def test_a_killed_worker_leaves_a_crashed_run_that_can_be_retried(live: Live, do
     live.prefect("flow-run", "retry", flow_run)  # it waits for the dead one's lease
     assert live.wait(flow_run, lambda kind: kind in ("COMPLETED", "FAILED"))["type"] == "COMPLETED"
     live.prefect("gcl", "delete", "tag:bootpig-gpu")
-    log = next(store.glob("train/*/result/log.jsonl")).read_text().splitlines()
+    log = next(store.glob("train/*/result/*/log.jsonl")).read_text().splitlines()
     assert json.loads(log[-1])["step"] == 60
 
 

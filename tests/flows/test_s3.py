@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -20,6 +21,7 @@ from stages.reduce import StoredCheckpoints
 from stages.train import Train, TrainConfig
 from storage.folders import publish_folder
 from storage.root import Root
+from tests.flows.test_gc import mark, version
 from tests.servers.s3 import SECRET, Faults, s3_bucket
 from tests.stages.doubles import config, doubles
 from tests.stages.training_data import save_base, write_units
@@ -76,7 +78,7 @@ def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
     assert all(set(survey.units.values()) == {"complete"} for survey in Engine(on_s3).survey_all().values())
     assert sum(call.lists for call in s3.calls) == 7, "one listing a stage"
     units, stages, results = 2, 5, 2
-    assert len(s3.calls) == 7 + units * stages + 2 * results, "each marker once; a manifest is looked at, then read"
+    assert len(s3.calls) == 7 + units * stages + results, "each marker and each manifest once"
 
     yml = tmp_path / "run.yaml"
     yml.write_text(dump_config(on_s3))
@@ -89,6 +91,32 @@ def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
     for place, data in {**files, "output": shown, "Prefect": database}.items():
         assert SECRET.encode() not in data, place
     assert database
+
+
+def test_gc_on_an_ill_store_takes_what_must_go_and_nothing_else(
+    s3: Faults, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = config(tmp_path).model_copy(update={"root": "s3://data/versions"})
+    root = Root(small.root)
+    goes = version(root, small, 5, 1, 2)
+    for number in range(20):
+        root.write(f"encode/{mark(1)}/checkpoint-{number:05d}/weights", b"w")
+    kept = [version(root, small, 3, 2, 3), version(root, small, 2, 4)]
+    working = version(root, small, 4, 5, promoted=False)
+    working.state = "running"
+    working.save(root)
+    root.write(f"{working.folder}/alive", datetime.now(UTC).isoformat().encode())
+    before = stored(small.root)
+    gone = (f"encode/{mark(1)}/", f"{goes.folder}/")
+    s3.rate, s3.calls = 0.1, []
+    assert main(["gc", "--root", small.root, "--keep", "2"]) == 0
+    assert main(["gc", "--root", small.root, "--keep", "2"]) == 0
+    s3.rate = 0.0
+    assert any(call.fault for call in s3.calls)
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("removed")]
+    assert ["1 runs, 1 folders" in said[0], "0 runs, 0 folders" in said[1]] == [True, True]
+    assert stored(small.root) == {name: data for name, data in before.items() if not name.startswith(gone)}
+    assert {record.id for record in list_runs(root)} == {working.id, *(record.id for record in kept)}
 
 
 @pytest.mark.usefixtures("doubles")

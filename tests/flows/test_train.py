@@ -123,7 +123,7 @@ def test_two_processes_over_s3_train_as_one_on_a_disk(recipe: list[str], tmp_pat
         survey = Engine(config).survey("train")
         assert survey.result is not None
         assert root.folders(survey.path) == ["checkpoint-00002", "checkpoint-00004", "result"]
-        folder = fetch_folder(root, f"{survey.path}/result", survey.result, tmp_path / f"model-{ranks}")
+        folder = fetch_folder(root, survey.result, tmp_path / f"model-{ranks}")
         models.append({path.name: load_file(path) for path in (folder / "model").rglob("*.safetensors")})
     one, two = models
     assert one.keys() == two.keys() != set()

@@ -12,7 +12,7 @@ import torch
 
 import stages.loaded
 from stages.engine import Engine
-from stages.registry import MAP_STAGES
+from stages.registry import MAP_STAGES, STAGES
 from storage.shards import read_shard
 from tests.stages.doubles import CALLS, FAULTS, Counter, Painter, config, doubles, image_bytes
 
@@ -244,6 +244,29 @@ def test_two_runs_at_once_on_one_store(tmp_path: Path) -> None:
     assert not errors
     run(config(tmp_path / "alone"))
     assert image_bytes(tmp_path / "shared") == image_bytes(tmp_path / "alone")
+
+
+def test_a_result_that_another_process_has_made_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slower(Counter):
+        def run(self, data, workdir, checkpoints, progress):
+            if other:
+                assert other.pop().run_reduce("train").state == "done"
+            super().run(data, workdir, checkpoints, progress)
+            (workdir / "log").write_text(f"{len(CALLS)} calls before")
+
+    run(config(tmp_path, train__seed=1))
+    monkeypatch.setitem(STAGES, "train", Slower)
+    engine, other = Engine(config(tmp_path)), [Engine(config(tmp_path))]
+    CALLS.clear()
+    assert engine.run_reduce("train").state == "done" and CALLS == [("train", 0)] * 2
+    first = engine.survey("train").result
+    assert (tmp_path / first.path / "log").read_text() == "1 calls before"
+    assert engine.run_reduce("train", force=True).state == "done"
+    second = engine.survey("train").result
+    assert second.path != first.path and not (tmp_path / first.path).exists()
+    assert engine.verify("train") == []
 
 
 def test_a_transient_fault_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

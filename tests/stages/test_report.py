@@ -114,8 +114,8 @@ def fill(engine: Engine) -> None:
     engine.run_reduce("evaluate")
     surveys = engine.survey_all()
     log = "\n".join(json.dumps({"step": step, "loss": 1 / step}) for step in range(10, 210, 10))
-    engine.root.write(f"{surveys['train'].path}/result/log.jsonl", log.encode())
-    result = f"{surveys['evaluate'].path}/result"
+    engine.root.write(f"{surveys['train'].result.path}/log.jsonl", log.encode())
+    result = surveys["evaluate"].result.path
     engine.root.write(f"{result}/metrics.json", json.dumps(metrics()).encode())
     save_sheet(engine.root, result, [f"A photo of a mug, number {n}" for n in range(14)])
 
@@ -251,9 +251,9 @@ def test_an_empty_run_still_has_a_page(tmp_path, doubles):  # noqa: F811
 
 def test_damaged_files_cost_their_part_of_the_page_only(store):
     surveys = store.survey_all()
-    folder = f"{surveys['evaluate'].path}/result"
+    folder = surveys["evaluate"].result.path
     store.root.write(f"{folder}/scores.parquet", b"broken")
-    store.root.write(f"{surveys['train'].path}/result/log.jsonl", b'{"step": 1, "loss"')
+    store.root.write(f"{surveys['train'].result.path}/log.jsonl", b'{"step": 1, "loss"')
     for marker in surveys["segment"].markers.values():
         store.root.write(f"{surveys['segment'].path}/{marker.payload}", b"x" * marker.payload_size)
     report = gather(store, "run", {})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ import webdataset
 
 from storage.errors import CorruptPart
 from storage.fingerprint import canonical_json, digest
-from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
+from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest, withdraw_folder
 from storage.parts import Listing, Parts
 from storage.root import Root
 from storage.shards import read_shard, write_shard
@@ -103,21 +105,46 @@ def test_a_folder_is_published_whole(tmp_path: Path) -> None:
     (source / "log").write_bytes(b"l")
     root = Root(str(tmp_path / "store"))
     assert read_manifest(root, "result") is None
-    files = publish_folder(root, "result", source)
-    assert read_manifest(root, "result") == files and set(files) == {"log", "model/weights"}
-    assert (fetch_folder(root, "result", files, tmp_path) / "model/weights").read_bytes() == b"w"
-    (tmp_path / "store/result/model/weights").write_bytes(b"x")
-    assert check_folder(root, "result", files) == ["model/weights"]
+    published = publish_folder(root, "result", source)
+    assert read_manifest(root, "result") == published and set(published.files) == {"log", "model/weights"}
+    folder = fetch_folder(root, published, tmp_path)
+    assert folder == tmp_path / "store" / published.path and (folder / "model/weights").read_bytes() == b"w"
+    (folder / "model/weights").write_bytes(b"x")
+    assert check_folder(root, published) == ["model/weights"]
     with pytest.raises(CorruptPart, match="model/weights"):
-        fetch_folder(root, "result", files, tmp_path)
+        fetch_folder(root, published, tmp_path)
+    (source / "log").write_bytes(b"another")
+    again = publish_folder(root, "result", source)
+    assert check_folder(root, again) == [] and root.folders("result") == [again.path.removeprefix("result/")]
+    withdraw_folder(root, "result", published)  # which is replaced already
+    assert read_manifest(root, "result") == again
+    withdraw_folder(root, "result", again)
+    assert read_manifest(root, "result") is None and root.folders("result") == []
 
 
-@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b"])
-def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path, name: str) -> None:
-    root = Root(str(tmp_path))
-    root.write("result/manifest.json", canonical_json({"files": {name: {"sha256": "0", "size": 1}}}))
-    with pytest.raises(CorruptPart, match="outside"):
-        read_manifest(root, "result")
+def test_two_that_publish_one_folder_at_once_leave_a_whole_one(tmp_path: Path) -> None:
+    turns = threading.Barrier(2)
+
+    class InTurns(Root):
+        """Both have written a file before either writes the next."""
+
+        def upload(self, path: str, file: Path) -> None:
+            super().upload(path, file)
+            turns.wait(10)
+
+    def publish(writer: str) -> None:
+        for number in range(8):
+            (tmp_path / writer / str(number)).write_text(f"{number}, by {writer}")
+        publish_folder(InTurns(str(tmp_path / "store")), "result", tmp_path / writer)
+
+    for writer in ("one", "two"):
+        (tmp_path / writer).mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(publish, ("one", "two")))
+    root = Root(str(tmp_path / "store"))
+    published = read_manifest(root, "result")
+    assert published is not None and check_folder(root, published) == []
+    assert len({file.read_text()[3:] for file in (tmp_path / "store" / published.path).iterdir()}) == 1
 
 
 def test_fingerprints() -> None:

@@ -191,12 +191,12 @@ def test_a_large_file_goes_up_in_parts_and_is_there_whole_or_not(s3: Faults, roo
 def test_a_folder_is_fetched_once_and_checked(s3: Faults, root: Root, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/weights").write_bytes(b"w" * 1000)
-    files = publish_folder(root, "result", tmp_path / "model")
-    assert read_manifest(root, "result") == files and check_folder(root, "result", files) == []
+    published = publish_folder(root, "result", tmp_path / "model")
+    assert read_manifest(root, "result") == published and check_folder(root, published) == []
     s3.calls = []
-    assert (fetch_folder(root, "result", files, tmp_path) / "weights").read_bytes() == b"w" * 1000
+    assert (fetch_folder(root, published, tmp_path) / "weights").read_bytes() == b"w" * 1000
     assert [call.method for call in s3.calls] == ["GET"]
-    root.write("result/weights", b"x" * 1000)
-    assert check_folder(root, "result", files) == ["weights"]
+    root.write(f"{published.path}/weights", b"x" * 1000)
+    assert check_folder(root, published) == ["weights"]
     with pytest.raises(CorruptPart, match="weights missing or altered"):
-        fetch_folder(root, "result", files, tmp_path)
+        fetch_folder(root, published, tmp_path)
