@@ -18,7 +18,7 @@ from stages.config import PipelineConfig
 from stages.engine import Engine
 from stages.registry import MAP_STAGES, STAGES
 from stages.survey import fingerprint_of, make_stage
-from storage.folders import fetch_folder
+from storage.folders import fetch_folder, read_manifest
 from storage.parts import Parts
 from storage.root import Root
 from tests.servers.s3 import SECRET, Faults, s3_bucket
@@ -139,3 +139,20 @@ def test_two_processes_over_s3_train_as_one_on_a_disk(recipe: list[str], tmp_pat
     for epoch in (steps[:3], steps[3:]):
         seen = [name for ranks in epoch for ids in ranks for name in ids]
         assert len(seen) == len(set(seen)) == sum(COUNTS)
+
+
+@pytest.mark.slow
+def test_two_that_train_the_same_at_once_leave_one_whole_model(recipe: list[str], tmp_path: Path) -> None:
+    config = load_config(PROJECT / "configs" / "toy.yaml", recipe)
+    root = encoded(config, COUNTS, tmp_path / "units")
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "train", str(file)]
+    both = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    engine = Engine(config)
+    result = engine.survey("train").result
+    assert result is not None and engine.verify("train") == []
+    assert root.address(result.path, "model") in "".join(said)
+    assert read_manifest(root, f"{engine.survey('train').path}/checkpoint-00004") is not None
