@@ -11,7 +11,7 @@ import signal
 import sys
 import types
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -90,8 +90,11 @@ def parser() -> argparse.ArgumentParser:
     diff = actions.add_parser("diff", help="settings, yields and metrics that differ")
     diff.add_argument("a", metavar="A", help="a run id or latest")
     diff.add_argument("b", metavar="B", help="a run id or latest")
+    _json(diff, default=argparse.SUPPRESS)
     promote = actions.add_parser("promote", help="make a run the latest one")
     promote.add_argument("id", metavar="ID")
+    for action in (diff, promote):
+        _root(action, default=argparse.SUPPRESS)
 
     gc = add("gc", help="remove what only old versions of the data set use")
     _root(gc)
@@ -180,12 +183,12 @@ def _config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
 
 
-def _json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="for programs")
+def _json(command: argparse.ArgumentParser, default: Any = False) -> None:
+    command.add_argument("--json", action="store_true", default=default, help="for programs")
 
 
-def _root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", default="./data", metavar="URL", help="the store where runs are found (./data)")
+def _root(command: argparse.ArgumentParser, default: str = "./data") -> None:
+    command.add_argument("--root", default=default, metavar="URL", help="the store where runs are found (./data)")
 
 
 if __name__ == "__main__":

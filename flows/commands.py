@@ -24,7 +24,7 @@ from flows.loading import load_config, problem_lines
 from flows.runners import runner_problems
 from flows.runs import RunRecord, compare, is_alive, latest_run, list_runs, metrics_of, promote, read_config, read_run
 from flows.selection import known_stage, known_units, parse_units, span
-from flows.server import ServerError, configured_api, prefect_server
+from flows.server import ServerError, configured_api, prefect_server, require_answer
 from stages.base import InputError
 from stages.config import PipelineConfig
 from stages.engine import Engine
@@ -164,7 +164,12 @@ def plan(asked: argparse.Namespace) -> int:
 def runs(asked: argparse.Namespace) -> int:
     root = Root(asked.root)
     if asked.action == "promote":
-        promote(root, read_run(root, asked.id))
+        record = read_run(root, asked.id)
+        if record.state == "done" and not record.uses.get("encode"):
+            mend = f"bootpig run --run {record.id} carries it on"
+            raise InputError(f"run: {record.id!r} → made no whole data set; {mend}")
+        promote(root, record)
+        print(f"latest: {record.id}")
         return 0
     if asked.action == "diff":
         pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
@@ -204,8 +209,10 @@ def gc(asked: argparse.Namespace) -> int:
 
 
 def setup_server(asked: argparse.Namespace) -> int:
-    if configured_api() is None:
+    address = configured_api()
+    if address is None:
         raise InputError("PREFECT_API_URL: missing → give the address of a server, such as http://127.0.0.1:4200/api")
+    require_answer(address)
     from flows.automations import set_up
 
     for line in set_up(asked.notify):

@@ -98,7 +98,7 @@ def operations(config: PipelineConfig, name: str) -> float:
         again = 4 / 3 if t.gradient_checkpointing else 1.0
         return t.steps * t.global_batch_size * _unet(t.model, side**2) * TRAIN_TFLOP / UNET_TFLOP * again
     if name == "evaluate":
-        # five passes a step over the four methods: 2 without a reference, 3 and the Reference UNet with one
+        # twelve passes a step over the four methods: 2 each without a reference, 3 and the Reference UNet's with one
         return _pictures(config) * config.evaluate.steps * 12 * _unet(config.train.model, side**2)
     return 0.0
 

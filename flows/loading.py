@@ -73,7 +73,11 @@ def problem_lines(error: ValidationError, data: Any) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         place, model = _place(problem["loc"], data)
-        lines.append(f"{place or 'config'}: {_value(problem)} → {_mend(problem, model)}")
+        value, mend = _value(problem), _mend(problem, model)
+        if value:
+            lines.append(f"{place or 'config'}: {value} → {mend}")
+        else:
+            lines.append(f"{place}: {mend}" if place else mend)
     return lines
 
 
@@ -126,6 +130,8 @@ def _model_of(model: type[BaseModel] | None, key: int | str) -> type[BaseModel] 
 def _value(problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return "missing"
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping | BaseModel):
+        return ""  # fields that do not go together: the message names them
     field = str(problem["loc"][-1]) if problem["loc"] else ""
     # what was pasted into a wrong place may be a secret
     return "(not shown)" if "key" in field or "url" in field else _shown(problem["input"])

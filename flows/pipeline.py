@@ -24,6 +24,7 @@ from flows.keys import export_key
 from flows.loading import dump_config, load_config
 from flows.runners import Workers, runner_problems
 from flows.runs import RunRecord, RunState, StageRecord, alive, new_run, promote, read_config, read_run, run_of_flow
+from flows.schedule import due, due_behind
 from flows.selection import Selection, known_stage, known_units, span
 from flows.server import wait_recorded
 from flows.stage_run import StageOutcome, StageRun
@@ -104,17 +105,21 @@ def regenerate(
         config: what the YAML file says; its `seed` is one half of the seed.
         train: train a model on it and evaluate that, too.
         keep: promoted versions to keep; older ones are removed as by `bootpig gc`. None: all.
-        max_age_hours: a run that starts later than this after its time is skipped: nobody was there to do it.
+        max_age_hours: a run that starts later than this after its time is skipped: nobody was there to do it. If it
+            has kept one from running that is not so late, it makes that one's version.
     """
-    scheduled = _scheduled()
+    scheduled = due()
     root = Root(config.root)
-    late = datetime.now(UTC) - scheduled
-    if late > timedelta(hours=max_age_hours) and run_of_flow(root, str(flow_run.id)) is None:
-        hours = late.total_seconds() / 3600
-        return Completed(
-            name="Skipped",
-            message=f"was due {scheduled:%Y-%m-%d %H:%M} UTC, {hours:.1f} h ago; max_age_hours is {max_age_hours:g}",
-        )
+    now = datetime.now(UTC)
+    oldest = now - timedelta(hours=max_age_hours)
+    if scheduled < oldest and run_of_flow(root, str(flow_run.id)) is None:
+        newest = due_behind(scheduled)
+        if newest is None or newest < oldest:
+            hours = (now - scheduled).total_seconds() / 3600
+            when = f"was due {scheduled:%Y-%m-%d %H:%M} UTC, {hours:.1f} h ago"
+            return Completed(name="Skipped", message=f"{when}; max_age_hours is {max_age_hours:g}")
+        get_run_logger().warning("too late for its own time, so this makes the version due %s", newest)
+        scheduled = newest
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
     seeded = config.model_copy(update={"seed": seed})
     until = None if train else "encode"
@@ -130,11 +135,6 @@ def regenerate(
 def _config_of(config: PipelineConfig, run: str) -> PipelineConfig:
     root = Engine(config).root
     return read_config(root, read_run(root, run))
-
-
-def _scheduled() -> datetime:
-    when: datetime | None = flow_run.scheduled_start_time
-    return (when or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
 
 
 def _run(
@@ -157,8 +157,12 @@ def _run(
     engine = Engine(config)
     flow_id = str(flow_run.id)
     record = read_run(engine.root, run) if run else run_of_flow(engine.root, flow_id)
+    ends: tuple[RunState, str] = ("done", "")
     if record is not None:
         engine = Engine(read_config(engine.root, record))
+        if record.flow_run != flow_id and record.state != "done" and not promotes:
+            # a part of it was mended: whether the whole is done is for a run of the whole to say
+            ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
         record.state, record.ended, record.message = "running", None, ""
     export_key(engine.config)
     if problems := engine.preflight(selection.stages) + runner_problems(engine.config):
@@ -177,8 +181,10 @@ def _run(
             if not failures and promotes and (thin := work.thin()):
                 failures = [f"not promoted: {thin}"]
         except BaseException as error:
-            interrupted = not isinstance(error, Exception)
-            work.end("interrupted" if interrupted else "failed", str(error).strip() or type(error).__name__)
+            if isinstance(error, Exception):
+                work.end("failed", str(error).strip() or type(error).__name__)
+            else:
+                work.end("interrupted", "by a signal; what is complete is kept")
             # training answers a signal itself, by a checkpoint, so Prefect does not know which signal it was
             if isinstance(error, SystemExit) and _cancelling():
                 return Cancelled(message="cancelled; what is complete is kept")
@@ -188,7 +194,7 @@ def _run(
     if failures:
         work.end("failed", "; ".join(failures))
         return Failed(message="; ".join(failures))
-    work.end("done", "")
+    work.end(*ends)
     if promotes:
         promote(engine.root, record)
     return Completed(message=f"run {record.id}")
@@ -305,6 +311,7 @@ class _Work:
         display.current.line(lines[0])
         for line in lines[1 : 1 + SHOWN]:
             display.current.line(line, "yellow")
+            get_run_logger().warning(line.strip())
         if len(lines) > 1 + SHOWN:
             display.current.line(f"  and {len(lines) - 1 - SHOWN} more: runs/{self.record.id}/log.txt", "yellow")
 

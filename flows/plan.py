@@ -121,4 +121,8 @@ def plan_table(facts: dict[str, Any]) -> Table:
 
 
 def _costs(facts: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{facts['gpu_hours']:.3g}", f"{facts['cost_usd']:.2f}", f"{facts['bytes'] / 1e9:.3g}"
+    return _short(facts["gpu_hours"]), f"{facts['cost_usd']:.2f}", _short(facts["bytes"] / 1e9)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

@@ -55,6 +55,8 @@ def known_units(config: PipelineConfig, stages: Sequence[str], units: Sequence[i
     """`units` sorted, each once. Raises InputError for one that the run does not have, or where units mean nothing."""
     if units is None:
         return None
+    if not units:
+        raise InputError("units: [] → names no unit; leave it out for all of them")
     have = config.unit_numbers()
     if wrong := [unit for unit in units if unit not in have]:
         raise InputError(

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import http.client
 import importlib
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 from uuid import UUID
+
+from storage.root import masked
 
 STARTUP_SECONDS = 180.0
 """A first start creates the data base: some twenty seconds of two busy cores."""
@@ -32,7 +37,7 @@ _own = False
 
 
 class ServerError(RuntimeError):
-    """The server child did not come up. One line."""
+    """There is no server to work with. One line."""
 
 
 def configured_api() -> str | None:
@@ -63,7 +68,7 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
         The API's address.
 
     Raises:
-        ServerError: the child ended or did not answer in `STARTUP_SECONDS`.
+        ServerError: the child ended or did not answer in `STARTUP_SECONDS`; nothing answers at the configured address.
     """
     global _own
     # warnings go to the API, where the UI shows them; the command line has its own display
@@ -72,6 +77,7 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
     # Prefect's client would report its use, and say so in the middle of ours
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if address := configured_api():
+        require_answer(address)
         # as often as the automation expects it that marks silent runs (`flows.automations`)
         os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
         os.environ["PREFECT_API_URL"] = address
@@ -102,6 +108,26 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
             _own = False
             del os.environ["PREFECT_API_URL"]
             _stop(child)
+
+
+def require_answer(address: str) -> None:
+    """See that something answers at the API's address, whatever it says: a server may ask for a key.
+
+    Raises:
+        ServerError: nothing does.
+    """
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=30).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # Prefect's client has settings of its own for that
+            return
+        raise ServerError(
+            f"PREFECT_API_URL: {masked(address)!r} → no Prefect server answers there ({reason}); start it (prefect "
+            "server start), or unset the address and a run brings its own server along"
+        ) from None
 
 
 def is_own() -> bool:

@@ -53,10 +53,10 @@ class StageOutcome:
         return len(self.made) + self.cached + len(self.failed) + len(self.pending)
 
     def message(self) -> str:
-        left = f", {len(self.pending)} left pending: {numbers(self.pending)}" if self.pending else ""
+        left = f"{len(self.pending)} left pending: {numbers(self.pending)}" if self.pending else ""
         if self.failed:
-            return f"{len(self.failed)}/{self.total()} units failed: {numbers(self.failed)}{left}"
-        return f"{self.total()} units: {len(self.made)} made, {self.cached} cached{left}"
+            return f"{len(self.failed)}/{self.total()} units failed: {numbers(self.failed)}{left and '; ' + left}"
+        return f"{self.total()} units: {len(self.made)} made, {self.cached} cached{left and ', ' + left}"
 
 
 @dataclass

@@ -139,6 +139,11 @@ class Live:
         found = self.api("POST", "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
         return {artifact["key"]: artifact for artifact in found}
 
+    def logs(self, flow_run: str) -> list[str]:
+        """What a flow run itself has logged."""
+        found = self.api("POST", "logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200})
+        return [entry["message"] for entry in found]
+
     def processes(self, flow_run: str) -> list[psutil.Process]:
         """The processes that work on a flow run, of whatever generation."""
         found = []

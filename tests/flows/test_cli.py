@@ -119,8 +119,29 @@ def test_runs_are_listed(settings: list[str], capsys: pytest.CaptureFixture[str]
     assert main(["runs", "--root", config.root, "--json"]) == 0
     assert [run["id"] for run in json.loads(capsys.readouterr().out)] == [record.id]
     assert main(["runs", "--root", config.root, "diff", record.id, record.id]) == 0
-    assert main(["runs", "--root", config.root, "promote", record.id]) == 2
+    assert main(["runs", "promote", record.id, "--root", config.root]) == 2
     assert "only a run that is done" in capsys.readouterr().err
+    record.state = "done"
+    record.save(Root(config.root))
+    assert main(["runs", "promote", record.id, "--root", config.root]) == 2
+    assert "made no whole data set" in capsys.readouterr().err
+    record.use("encode", "0" * 16)
+    record.save(Root(config.root))
+    assert main(["runs", "promote", record.id, "--root", config.root]) == 0
+    assert capsys.readouterr().out == f"latest: {record.id}\n"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/api", "no address"])
+def test_a_server_that_is_not_there_is_one_line(
+    settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    for command in (["setup-server"], ["run", TOY, *sets(settings)]):
+        assert main(command) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(f"PREFECT_API_URL: {address!r} → no Prefect server answers there")
+        assert said.err.count("\n") == 1
+        assert said.out == ""
 
 
 def test_verify_holds_on_an_empty_store(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:

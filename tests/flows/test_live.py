@@ -97,6 +97,7 @@ def test_a_retry_makes_what_failed_and_no_forced_unit_again(live: Live, done: tu
     flow_run = live.trigger("run_stage", stage="synthesize", config=config, units=[0, 1], force=True)
     state = live.wait(flow_run)
     assert (state["type"], state["message"]) == ("FAILED", "synthesize: 1/2 units failed: 1")
+    until(lambda: any("unit 1" in line for line in live.logs(flow_run)))  # why stands in the run's own log
     (store / "away").rename(marker)
     live.prefect("flow-run", "retry", flow_run)
     assert live.wait(flow_run, lambda kind: kind == "COMPLETED")
@@ -162,6 +163,12 @@ def test_the_schedule_makes_versions(live: Live, tmp_path: Path) -> None:
     late = live.schedule("regenerate", (due - timedelta(hours=20)).isoformat(), **parameters)
     assert live.wait(late)["name"] == "Skipped"
     assert len(list_runs(root)) == 1
+
+    # of the nights that nobody was there for, the last is made up for, whichever of the runs gets to make it
+    missed = [live.schedule("regenerate", (due - timedelta(hours=h)).isoformat(), **parameters) for h in (44, 20, -1)]
+    assert {live.wait(night)["type"] for night in missed} == {"COMPLETED", "CANCELLED"}
+    (record,) = list_runs(root)  # keep=1
+    assert record.scheduled == due + timedelta(hours=1)
 
     # the gate: with the toy's own thresholds two steps paint too little that can be cut out
     thin = {"caption.count": 8, "segment.min_score": 0.9, "min_yield": 1.0}

@@ -52,6 +52,13 @@ def test_a_nested_misspelling_is_corrected() -> None:
     assert line == "train.trainable.bsae: 'rsa' → there is no such setting; did you mean 'base'?"
 
 
+def test_fields_that_do_not_go_together_are_named() -> None:
+    (line,) = problems(TOY.read_text(), "segment.min_score=0.0")
+    assert line.startswith("segment: detection_threshold 0.05 is above min_score 0.0")
+    (line,) = problems(TOY.read_text(), "runner_address=head:6379")
+    assert line.startswith("runner_address: 'head:6379' is without effect")
+
+
 def test_unreadable_yaml_is_one_line() -> None:
     (line,) = problems("name: [toy")
     assert "line 1" in line

@@ -114,7 +114,7 @@ def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> N
 
 
 def test_a_run_is_continued_by_its_id(config: PipelineConfig) -> None:
-    from flows.pipeline import TOY, bootstrap
+    from flows.pipeline import TOY, bootstrap, run_stage
 
     bootstrap(config, until="caption", return_state=True)
     root = Root(config.root)
@@ -124,3 +124,9 @@ def test_a_run_is_continued_by_its_id(config: PipelineConfig) -> None:
     assert state.is_completed()
     assert [run.id for run in list_runs(root)] == [record.id]
     assert read_run(root, record.id).stages["caption"].cached == 4
+
+    record.state, record.message = "failed", "encode: 1/4 units failed: 3"
+    record.save(root)
+    assert run_stage("caption", config, run=record.id, return_state=True).is_completed()
+    mended = read_run(root, record.id)
+    assert (mended.state, mended.message) == (record.state, record.message), "a part that is well is not the whole"

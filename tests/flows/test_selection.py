@@ -29,6 +29,8 @@ def test_units_are_parsed_and_checked(config: PipelineConfig) -> None:
     assert known_units(config, ("train",), None) is None
     with pytest.raises(InputError, match=r"units: 4, 9 → no unit of this run; they are 0 to 3"):
         known_units(config, ("segment",), [4, 0, 9])
+    with pytest.raises(InputError, match="names no unit"):
+        known_units(config, ("segment",), [])
     with pytest.raises(InputError, match="makes one result"):
         known_units(config, ("train",), [0])
 
