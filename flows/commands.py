@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,19 @@ from flows import display
 from flows.gc import collect, garbage, size
 from flows.loading import load_config, problem_lines
 from flows.runners import runner_problems
-from flows.runs import RunRecord, compare, is_alive, latest_run, list_runs, metrics_of, promote, read_config, read_run
+from flows.runs import (
+    RunRecord,
+    alive,
+    compare,
+    is_alive,
+    latest_run,
+    list_runs,
+    metrics_of,
+    new_run,
+    promote,
+    read_config,
+    read_run,
+)
 from flows.selection import known_stage, known_units, parse_units, span
 from flows.server import ServerError, configured_api, prefect_server, require_answer
 from stages.base import InputError
@@ -238,17 +251,42 @@ def train(asked: argparse.Namespace) -> int:
     engine = Engine(config)
     if problems := engine.preflight(("train",)):
         raise InputError("\n".join(problems))
-    with display.shown_on(Console() if is_first_process() else None) as screen, screen.stage("train", 1) as bar:
-        report = engine.run_reduce("train", progress=bar.whole())
+    first = is_first_process()
+    with _recorded(engine) if first else contextlib.nullcontext() as record:
+        with display.shown_on(Console() if first else None) as screen, screen.stage("train", 1) as bar:
+            report = engine.run_reduce("train", progress=bar.whole())
+        if record is not None:
+            record.state, record.message = ("failed", report.message) if report.state == "failed" else ("done", "")
     if report.state == "failed":
         _complain(report.message)
         return 1
-    if is_first_process():
+    if first:
         made = "is in the store" if report.state == "cached" else f"made in {report.seconds:.0f} s"
         trained = engine.survey("train").result
         assert trained is not None
         print(f"train {made}: {engine.root.address(trained.path, 'model')}")
     return 0
+
+
+@contextlib.contextmanager
+def _recorded(engine: Engine) -> Iterator[RunRecord]:
+    """A record of a training without Prefect: `bootpig runs` shows it, and `bootpig gc` spares what it uses."""
+    record = new_run(engine.root, engine.config)
+    for name, survey in engine.survey_all(("train",)).items():
+        record.use(name, survey.fingerprint)
+    record.save(engine.root)
+    try:
+        with alive(engine.root, record):
+            yield record
+    except Exception as error:
+        record.state, record.message = "failed", str(error).strip()
+        raise
+    except BaseException:
+        record.state = "interrupted"
+        raise
+    finally:
+        record.ended = datetime.now(UTC)
+        record.save(engine.root)
 
 
 def generate(asked: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from typing import IO
 
 from flows.loading import load_config
 from flows.server import ServerError, die_with
+from stages.base import InputError
 
 PROJECT = Path(__file__).parents[1]
 STARTUP_SECONDS = 180.0
@@ -59,7 +60,7 @@ def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
     finally:
         process.terminate()
         try:
-            process.wait(timeout=45)  # a worker gives its runs 30 s
+            process.wait(timeout=45)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -128,7 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=4200, help="of the UI; any free one if it is taken (4200)")
     asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    config = load_config(asked.config, asked.set)
+    try:
+        config = load_config(asked.config, asked.set)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
     home = Path(asked.home).resolve()
     home.mkdir(parents=True, exist_ok=True)
     port = free_port(asked.port)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.loading import dump_config, load_config
+from flows.runs import list_runs
 from stages.config import PipelineConfig
 from stages.engine import Engine
 from stages.registry import MAP_STAGES, STAGES
@@ -122,6 +123,9 @@ def test_two_processes_over_s3_train_as_one_on_a_disk(recipe: list[str], tmp_pat
         assert done.stdout.count("train made in") == 1 and SECRET not in done.stdout + done.stderr
         survey = Engine(config).survey("train")
         assert survey.result is not None
+        (record,) = list_runs(root)  # so that gc spares what a training without Prefect uses
+        assert (record.state, record.uses["train"]) == ("done", [survey.fingerprint])
+        assert record.uses["encode"] == [Engine(config).survey("encode").fingerprint]
         assert root.folders(survey.path) == ["checkpoint-00002", "checkpoint-00004", "result"]
         folder = fetch_folder(root, survey.result, tmp_path / f"model-{ranks}")
         models.append({path.name: load_file(path) for path in (folder / "model").rglob("*.safetensors")})
