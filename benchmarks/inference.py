@@ -22,16 +22,16 @@ ETA, ETA_IM = 7.5, 5.0
 
 
 def one_reference() -> Measurement:
-    return measure(images=1, references=1, rounds=4)
+    return measure(images=1, references=1, rounds=16)
 
 
 def four_references() -> Measurement:
-    return measure(images=1, references=4, rounds=3)
+    return measure(images=1, references=4, rounds=7)
 
 
 def subject_batch() -> Measurement:
     """16 prompts about one subject with one reference, whose caption is the object phrase."""
-    return measure(images=16, references=1, rounds=1)
+    return measure(images=16, references=1, rounds=2)
 
 
 def measure(images: int, references: int, rounds: int, width: int = WIDTH, latents: int = LATENTS) -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,8 +14,8 @@ Measurement = dict[str, float | str]
 
 
 def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """The least CPU seconds of `rounds` calls of each; both have been called before. CPU time, all threads together,
-    and the least of it: what other processes take away of the machine shall not count."""
+    """The median of the CPU seconds that `rounds` calls of each take; both have been called before. CPU time, all threads
+    together: what other processes take away of the machine counts little, and a lucky or an unlucky turn does not."""
     ways = (ours, baseline)
     spent: dict[int, list[float]] = {0: [], 1: []}
     for round_ in range(rounds):
@@ -22,7 +23,7 @@ def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], 
             begin = time.process_time()
             ways[which]()
             spent[which].append(time.process_time() - begin)
-    return min(spent[0]), min(spent[1])
+    return statistics.median(spent[0]), statistics.median(spent[1])
 
 
 def operations(work: Callable[[], object]) -> int:
