@@ -27,10 +27,20 @@ class FeatureRecorder:
             self.slots[layer] = hidden_states
 
     def take(self) -> list[Tensor]:
-        """The features in layer order; the recorder takes no more."""
+        """The features in layer order; the recorder takes no more.
+
+        Raises:
+            ValueError: a layer gave none, for something has replaced its processor.
+        """
         slots, self.slots = self.slots, None
         assert slots is not None
-        return [slot for slot in slots if slot is not None]
+        features = [slot for slot in slots if slot is not None]
+        if len(features) < len(slots):
+            raise ValueError(
+                f"{len(slots) - len(features)} of {len(slots)} self-attention layers of the Reference UNet recorded "
+                "nothing: their attention processors were replaced; load the pipeline anew"
+            )
+        return features
 
 
 class RecordingProcessor(AttnProcessor2_0):

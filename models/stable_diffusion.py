@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -64,8 +66,23 @@ class StableDiffusionParts(GenerationMixin):
     def _encode_texts(self: Any, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
         scale = (self.cross_attention_kwargs or {}).get("scale")
         first = [text for text, _ in texts]
-        embeds, _ = self.encode_prompt(first, self._execution_device, 1, False, lora_scale=scale, clip_skip=clip_skip)
+        with self._without_last_layers(clip_skip or 0):
+            embeds, _ = self.encode_prompt(first, self._execution_device, 1, False, lora_scale=scale)
         return {pair: Encoded(row) for pair, row in zip(texts, embeds, strict=True)}
+
+    @contextmanager
+    def _without_last_layers(self: Any, skipped: int) -> Iterator[None]:
+        """The text encoder ends `skipped` layers earlier, under the same last norm. That is what `encode_prompt` does
+        with its `clip_skip`, but for a name that transformers' CLIP has no more."""
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder).encoder
+        layers = encoder.layers
+        if not 0 <= skipped <= len(layers):
+            raise ValueError(f"clip_skip: {skipped} is not from 0 to {len(layers)}, the text encoder's layers")
+        encoder.layers = layers[: len(layers) - skipped]
+        try:
+            yield
+        finally:
+            encoder.layers = layers
 
     def _conditions(self, *_: Any) -> Conditions | None:
         return None

@@ -67,3 +67,10 @@ def test_truncating_twice_is_truncating_once() -> None:
     reference = copy_as_reference(sd_unet())
     names = list(reference.state_dict())
     assert list(truncate(reference).state_dict()) == names
+
+
+def test_a_replaced_processor_is_said() -> None:
+    reference = copy_as_reference(sd_unet())
+    reference.set_attention_slice(1)
+    with pytest.raises(ValueError, match="6 of 7 self-attention layers of the Reference UNet recorded nothing"):
+        record_features(reference, latents(1), torch.tensor(300), embeds(1), [(0,)])
