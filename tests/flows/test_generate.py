@@ -13,7 +13,9 @@ from PIL import Image
 
 from flows.cli import main
 from models.pipeline import BootPIGPipeline
+from models.references import prepare_picture
 from models.toy.world import render_reference, render_scene
+from stages.contact_sheet import CELL, GAP, LINE, MARGIN
 
 PROJECT = Path(__file__).parents[2]
 TOY = str(PROJECT / "configs" / "toy.yaml")
@@ -40,6 +42,12 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def generate(model: Path, *arguments: str) -> int:
     return main(["generate", str(model), "--steps", "2", *arguments])
+
+
+def cell(sheet: np.ndarray, column: int) -> np.ndarray:
+    """A picture of the sheet's only row, at its own 64 pixels a side: small ones stand there in twofold size."""
+    top, left = MARGIN + LINE, MARGIN + column * (CELL + GAP)
+    return sheet[top : top + CELL : 2, left : left + CELL : 2]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -82,8 +90,11 @@ def test_inpainting_a_toy_scene(
     white = scene.mask.astype(bool)
     assert np.array_equal(pixels(out)[~white], scene.image[~white])
     assert not np.array_equal(pixels(out)[white], scene.image[white])
-    # before | mask | reference | after, each 128 wide
-    assert pixels(sheet).shape[1] > 4 * 128
+    columns = [cell(pixels(sheet), column) for column in range(4)]
+    after, mask = pixels(out), np.repeat(scene.mask[..., None] * 255, 3, axis=2)
+    reference = np.asarray(prepare_picture(Image.open(references[1]), 64))
+    for shown, picture in zip(columns, (scene.image, mask, reference, after), strict=True):
+        assert np.array_equal(shown, picture)
 
 
 def test_a_plain_photo_is_cut_out(model: Path, tmp_path: Path) -> None:

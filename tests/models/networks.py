@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.pipeline import BootPIGPipeline
@@ -155,6 +155,12 @@ def sd_pipeline(
     pipeline = BootPIGPipeline(*parts, **config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def as_base(pipeline: BootPIGPipeline) -> StableDiffusionPipeline:
+    """The ordinary pipeline around the same networks."""
+    parts = {name: part for name, part in pipeline.components.items() if name != "reference_unet"}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
 def sdxl_pipeline(folder: Path, **config: object) -> BootPIGXLPipeline:

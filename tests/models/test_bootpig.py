@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 
 import pytest
 import torch
@@ -185,3 +187,22 @@ def test_compiles_without_a_break() -> None:
     other = BootPIG.from_unet(sd_unet(1))
     other.load_trained_state(compiled.trained_state())
     assert all(torch.equal(tensor, other.trained_state()[name]) for name, tensor in model.trained_state().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler")
+@torch.no_grad()
+def test_inductor_compiles_it() -> None:
+    one_level = {
+        "block_out_channels": (32,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D",),
+    }
+    model = BootPIG.from_unet(sd_unet(**one_level))
+    # a kernel takes the compiler a second, a backward pass would double their number, vector code the time of each
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, options={"cpp.simdlen": 1})
+    torch.testing.assert_close(loss(compiled), loss(model))  # type: ignore[arg-type]
+    other = BootPIG.from_unet(sd_unet(1, **one_level))
+    other.load_trained_state(compiled.trained_state())
+    assert torch.equal(loss(other), loss(model))

@@ -1,9 +1,8 @@
-"""`BootPIGPipeline` end to end on random weights, against separate passes written out here."""
+"""What `BootPIGPipeline` draws on random weights, against separate passes written out here."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,17 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from diffusers.models.attention_processor import XFormersAttnProcessor
-from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
 
+from models.bases import empty_prompt
 from models.guidance import Denoiser, ReferenceRows, branch_weights
 from models.pipeline import BootPIGPipeline
 from models.reference_unet import record_features
-from tests.models.networks import embeds, latents, sd_pipeline, train_a_little
-
-PROMPT = "a photo of a mug, on a beach"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pipeline")
-
-
-@pytest.fixture(scope="module")
-def shared(folder: Path) -> BootPIGPipeline:
-    """Trained a little; tests that change it make their own."""
-    pipeline = sd_pipeline(folder)
-    train_a_little(pipeline)
-    return pipeline
-
-
-def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
-
-
-def generate(pipeline: BootPIGPipeline, prompt: Any = PROMPT, references: Any = None, **kwargs: Any) -> Tensor:
-    """Latents of a short run, seed 3 unless a generator is given."""
-    kwargs = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(3), **kwargs}
-    return pipeline(prompt, references, output_type="latent", **kwargs).images
+from tests.models.drawing import PROMPT, generate, picture
+from tests.models.networks import as_base, embeds, latents, sd_pipeline, train_a_little
 
 
 def separate(d: Denoiser, x: Tensor, t: Tensor, refs: Sequence[Sequence[int]], eta: float, eta_im: float) -> Tensor:
@@ -92,7 +64,11 @@ def test_guidance_is_three_separate_passes(shared: BootPIGPipeline, eta: float, 
     denoiser = Denoiser(shared.unet, shared.reference_unet, shared.scheduler, embeds(3, 1), embeds(3, 2), rows)
     x = latents(3, 9)
     expected = separate(denoiser, x, t, attends, eta, eta_im)
+    rows_seen: list[int] = []
+    handle = shared.unet.register_forward_pre_hook(lambda _, args: rows_seen.append(len(args[0])))
     torch.testing.assert_close(denoiser.predict(x, t, 0, eta, eta_im), expected, atol=1e-4, rtol=1e-4)
+    handle.remove()
+    assert rows_seen == [3 * sum(factor != 0 for factor in (1 - eta_im, eta_im - eta, eta))]
 
 
 def test_branches_without_weight_are_left_out() -> None:
@@ -133,13 +109,14 @@ def test_reference_features_serve_for_some_steps(shared: BootPIGPipeline) -> Non
     assert not torch.equal(fewer, every)
 
 
-def test_without_references_it_is_stable_diffusion(shared: BootPIGPipeline) -> None:
-    plain = StableDiffusionPipeline(
-        **{n: c for n, c in shared.components.items() if n != "reference_unet"}, requires_safety_checker=False
-    )
+@pytest.mark.parametrize("kwargs", [{}, {"negative_prompt": "blue"}, {"guidance_rescale": 0.7}])
+def test_without_references_it_is_stable_diffusion(shared: BootPIGPipeline, kwargs: dict[str, Any]) -> None:
+    plain = as_base(shared)
     plain.set_progress_bar_config(disable=True)
-    expected = generate(plain, guidance_scale=4.0)  # type: ignore[arg-type]
-    torch.testing.assert_close(generate(shared, guidance_scale=4.0), expected, atol=1e-4, rtol=1e-4)
+    expected = generate(plain, guidance_scale=4.0, **kwargs)
+    out = generate(shared, guidance_scale=4.0, **kwargs)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    assert not kwargs or not torch.allclose(out, generate(shared, guidance_scale=4.0), atol=1e-2)
 
 
 SCHEDULERS = [
@@ -179,6 +156,18 @@ def test_the_reference_unet_sees_references_of_unit_variance(shared: BootPIGPipe
         alpha = torch.from_numpy(np.interp(np.array([float(t)]), np.arange(1000), alphas.numpy())).float()
         expected = alpha.sqrt() * rows.latents + (1 - alpha).sqrt() * noise
         torch.testing.assert_close(rows.noised(scheduler, t, step), expected, atol=2e-2, rtol=0)
+
+
+def test_reference_noise_hangs_on_step_and_key_alone() -> None:
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(10)
+    t, clean = scheduler.timesteps[0], latents(1, 5).expand(2, -1, -1, -1)
+    first = ReferenceRows(clean, embeds(2), ["a", "b"], [(0, 1)]).noised(scheduler, t, 0)
+    swapped = ReferenceRows(clean, embeds(2), ["b", "a"], [(0, 1)])
+    assert torch.equal(swapped.noised(scheduler, t, 0), first.flip(0))
+    later = swapped.noised(scheduler, t, 1)
+    for one in (first[0], first[1], later[0]):
+        assert not torch.allclose(one, later[1], atol=0.1)
 
 
 def test_order_of_references_does_not_matter(shared: BootPIGPipeline) -> None:
@@ -226,6 +215,19 @@ def test_negative_prompt_takes_the_place_of_the_empty_one(shared: BootPIGPipelin
     assert not torch.allclose(generate(shared, references=picture(1), negative_prompt="blue"), empty, atol=1e-2)
 
 
+def test_the_empty_prompt_is_the_one_of_training(shared: BootPIGPipeline) -> None:
+    seen: list[Tensor] = []
+    handle = shared.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    generate(shared, references=picture(1), num_inference_steps=1)
+    handle.remove()
+    empty, _ = empty_prompt(shared)
+    for branch in seen[0][:2]:  # without reference, and with it
+        torch.testing.assert_close(branch, empty)
+    assert not torch.allclose(seen[0][2], empty, atol=1e-2)
+
+
 def test_embeds_in_place_of_text(shared: BootPIGPipeline) -> None:
     both = shared.encode_prompt([PROMPT, ""], "cpu", 1, False)[0]
     given = generate(
@@ -237,6 +239,22 @@ def test_embeds_in_place_of_text(shared: BootPIGPipeline) -> None:
         reference_prompt_embeds=both[:1],
     )
     torch.testing.assert_close(given, generate(shared, references=picture(1)), atol=1e-4, rtol=1e-4)
+
+
+def test_clip_skip_is_for_the_prompt_alone(shared: BootPIGPipeline) -> None:
+    text_encoder, layers = shared.text_encoder, len(shared.text_encoder.encoder.layers)
+    ids = shared.tokenizer(PROMPT, padding="max_length", max_length=40, return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = text_encoder(ids, output_hidden_states=True).hidden_states
+        skipped = text_encoder.final_layer_norm(states[-2])
+    caption = shared.encode_prompt(PROMPT, "cpu", 1, False)[0]
+    expected = generate(shared, None, picture(1), prompt_embeds=skipped, reference_prompt_embeds=caption)
+    out = generate(shared, references=picture(1), clip_skip=1)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(out, generate(shared, references=picture(1)), atol=1e-2)
+    assert len(text_encoder.encoder.layers) == layers
+    with pytest.raises(ValueError, match="clip_skip: 3 is not from 0 to 2"):
+        generate(shared, references=picture(1), clip_skip=3)
 
 
 def test_reference_caption_goes_by_the_model(folder: Path) -> None:
@@ -287,72 +305,6 @@ def test_outputs(shared: BootPIGPipeline) -> None:
     assert nsfw is None
 
 
-def test_what_was_trained_goes_there_and_back(folder: Path, tmp_path: Path) -> None:
-    trained = sd_pipeline(folder, key_scale=1.1, pooling="argmax", reference_caption="object")
-    train_a_little(trained)
-    trained.save_bootpig(tmp_path / "model", {"base": "toy", "recipe": {"steps": 3}})
-    fresh = sd_pipeline(folder)
-    fresh.scheduler = DDIMScheduler.from_config(fresh.scheduler.config, prediction_type="epsilon")
-    refs = [picture(1), picture(2)]
-    assert not torch.allclose(generate(fresh, references=refs), generate(trained, references=refs), atol=1e-2)
-    info = fresh.load_bootpig(tmp_path / "model")
-    assert (info["base"], info["recipe"], info["prediction_type"]) == ("toy", {"steps": 3}, "v_prediction")
-    assert (fresh.config.key_scale, fresh.config.pooling, fresh.config.reference_caption) == (1.1, "argmax", "object")
-    assert torch.equal(generate(fresh, references=refs), generate(trained, references=refs))
-
-
-def test_saving_twice_writes_the_same_bytes(shared: BootPIGPipeline, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        shared.save_bootpig(tmp_path / name, {"base": "toy"}, dtype=torch.float16)
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert [str(f) for f in files] == [
-        "README.md",
-        "bootpig.json",
-        "reference_unet/config.json",
-        "reference_unet/diffusion_pytorch_model.safetensors",
-        "rsa.safetensors",
-    ]
-    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
-    assert str(tmp_path) not in (tmp_path / "one" / "reference_unet" / "config.json").read_text()
-
-
-@pytest.mark.parametrize("part", ["rsa.safetensors", "reference_unet", "bootpig.json"])
-def test_one_part_without_the_other_is_refused(
-    shared: BootPIGPipeline, folder: Path, tmp_path: Path, part: str
-) -> None:
-    shared.save_bootpig(tmp_path / "model", {"base": "toy"})
-    (tmp_path / "model" / part).rename(tmp_path / "elsewhere")
-    fresh = sd_pipeline(folder)
-    before = {name: tensor.clone() for name, tensor in fresh.unet.state_dict().items()}
-    with pytest.raises(ValueError, match=part):
-        fresh.load_bootpig(tmp_path / "model")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.unet.state_dict().items())
-
-
-def test_damaged_or_foreign_weights_are_refused(shared: BootPIGPipeline, folder: Path, tmp_path: Path) -> None:
-    shared.save_bootpig(tmp_path / "model", {"base": "toy"})
-    whole = (tmp_path / "model" / "rsa.safetensors").read_bytes()
-    (tmp_path / "model" / "rsa.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="cannot be read"):
-        sd_pipeline(folder).load_bootpig(tmp_path / "model")
-    (tmp_path / "model" / "rsa.safetensors").write_bytes(whole)
-    info = json.loads((tmp_path / "model" / "bootpig.json").read_text())
-    (tmp_path / "model" / "bootpig.json").write_text(json.dumps({**info, "format": 99}))
-    with pytest.raises(ValueError, match="format 1"):
-        sd_pipeline(folder).load_bootpig(tmp_path / "model")
-
-
-def test_from_a_base_folder(shared: BootPIGPipeline, tmp_path: Path) -> None:
-    base = StableDiffusionPipeline(
-        **{n: c for n, c in shared.components.items() if n != "reference_unet"}, requires_safety_checker=False
-    )
-    base.save_pretrained(tmp_path)
-    untrained = BootPIGPipeline.from_pretrained(tmp_path)
-    untrained.set_progress_bar_config(disable=True)
-    assert torch.equal(untrained.reference_unet.conv_in.weight, shared.unet.conv_in.weight)
-    assert torch.isfinite(generate(untrained, references=picture(1))).all()
-
-
 @pytest.mark.parametrize(
     ("prompt", "references", "kwargs", "message"),
     [
@@ -378,108 +330,3 @@ def test_bad_input_is_one_clear_error(
     with pytest.raises(ValueError, match=message) as error:
         generate(shared, prompt, references, **kwargs)
     assert "\n" not in str(error.value)
-
-
-def ip_adapter(pipeline: BootPIGPipeline) -> dict[str, dict[str, Tensor]]:
-    """Weights of an IP-Adapter for the pipeline's UNet, as its checkpoints name them."""
-    weights = {}
-    layers = [name.removesuffix(".processor") for name in pipeline.unet.attn_processors if ".attn2." in name]
-    for number, layer in enumerate(layers):
-        for name in ("to_k_ip", "to_v_ip"):
-            weights[f"{2 * number + 1}.{name}.weight"] = torch.zeros(
-                pipeline.unet.get_submodule(layer).to_k.weight.shape
-            )
-    width = pipeline.unet.config.cross_attention_dim
-    projection = {"proj.weight": torch.zeros(4 * width, 8), "proj.bias": torch.zeros(4 * width)}
-    return {"image_proj": {**projection, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}} | {
-        "ip_adapter": weights
-    }
-
-
-def slice_attention(pipeline: BootPIGPipeline) -> None:
-    pipeline.enable_attention_slicing(1)
-
-
-def use_xformers(pipeline: BootPIGPipeline) -> None:
-    # what enable_xformers_memory_efficient_attention sets; the package itself needs a GPU
-    pipeline.unet.set_attn_processor(XFormersAttnProcessor())
-
-
-def fuse(pipeline: BootPIGPipeline) -> None:
-    pipeline.fuse_qkv_projections(vae=False)
-
-
-def add_ip_adapter(pipeline: BootPIGPipeline) -> None:
-    pipeline.unet._load_ip_adapter_weights([ip_adapter(pipeline)])
-
-
-@pytest.mark.parametrize("replace", [slice_attention, use_xformers, fuse, add_ip_adapter])
-def test_a_replaced_processor_is_said(folder: Path, replace: Callable[[BootPIGPipeline], None]) -> None:
-    pipeline = sd_pipeline(folder)
-    replace(pipeline)
-    with pytest.raises(ValueError, match="in place of RSAProcessor") as error:
-        generate(pipeline, references=picture(1))
-    assert "\n" not in str(error.value)
-
-
-def test_a_lora_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
-    pipeline = sd_pipeline(folder)
-    train_a_little(pipeline)
-    without = generate(pipeline, references=[picture(1), picture(2)])
-    pipeline.unet.add_adapter(
-        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
-    )
-    state = get_peft_model_state_dict(pipeline.unet)
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=state)
-
-    fresh = sd_pipeline(folder)
-    train_a_little(fresh)
-    fresh.load_lora_weights(tmp_path)
-    changed = generate(fresh, references=[picture(1), picture(2)])
-    torch.testing.assert_close(changed, generate(pipeline, references=[picture(1), picture(2)]))
-    assert not torch.allclose(changed, without, atol=1e-2)
-    weaker = generate(fresh, references=[picture(1), picture(2)], cross_attention_kwargs={"scale": 0.0})
-    torch.testing.assert_close(weaker, without)
-    fresh.unload_lora_weights()
-    torch.testing.assert_close(generate(fresh, references=[picture(1), picture(2)]), without)
-
-
-def test_offloaded_it_draws_the_same_and_the_reference_unet_is_not_moved(folder: Path) -> None:
-    pipeline = sd_pipeline(folder)
-    train_a_little(pipeline)
-    expected = generate(pipeline, references=picture(1))
-    pipeline.enable_model_cpu_offload(device="cpu")  # a GPU's hooks; only what they move stays where it is
-    moved = {name for name in ("unet", "vae", "text_encoder", "reference_unet") if hooked(getattr(pipeline, name))}
-    assert moved == {"unet", "vae", "text_encoder"}
-    torch.testing.assert_close(generate(pipeline, references=picture(1)), expected)
-
-
-def test_offloaded_layer_by_layer_the_reference_unet_stays_on_the_device(folder: Path) -> None:
-    pipeline = sd_pipeline(folder)
-    # "meta" stands for the device: nothing can be drawn there, but one sees what is moved
-    pipeline.enable_sequential_cpu_offload(device="meta")
-    moved = {name for name in ("unet", "vae", "text_encoder", "reference_unet") if hooked(getattr(pipeline, name))}
-    assert moved == {"unet", "vae", "text_encoder"}
-    assert {p.device.type for p in pipeline.reference_unet.parameters()} == {"meta"}
-
-
-def hooked(module: torch.nn.Module) -> bool:
-    return any(hasattr(part, "_hf_hook") for part in module.modules())
-
-
-@pytest.mark.slow
-def test_compiled_it_draws_and_saves_the_same(folder: Path, tmp_path: Path) -> None:
-    pipeline = sd_pipeline(folder)
-    train_a_little(pipeline)
-    expected = generate(pipeline, references=[picture(1), picture(2)], num_inference_steps=2)
-    pipeline.save_bootpig(tmp_path / "plain", {"base": "toy"})
-    pipeline.unet = torch.compile(pipeline.unet, fullgraph=True, backend="aot_eager")
-    pipeline.reference_unet = torch.compile(pipeline.reference_unet, fullgraph=True, backend="aot_eager")
-    out = generate(pipeline, references=[picture(1), picture(2)], num_inference_steps=2)
-    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
-    pipeline.save_bootpig(tmp_path / "compiled", {"base": "toy"})
-    for file in ("rsa.safetensors", "reference_unet/diffusion_pytorch_model.safetensors"):
-        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "compiled" / file).read_bytes()
-    fresh = sd_pipeline(folder)
-    fresh.load_bootpig(tmp_path / "compiled")
-    assert torch.equal(generate(fresh, references=[picture(1), picture(2)], num_inference_steps=2), expected)

@@ -21,11 +21,6 @@ RED = Image.new("RGB", (64, 64), "red")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("xl")
-
-
-@pytest.fixture(scope="module")
 def shared(folder: Path) -> BootPIGXLPipeline:
     pipeline = sdxl_pipeline(folder)
     train_a_little(pipeline)
@@ -43,7 +38,11 @@ def test_without_references_it_is_stable_diffusion_xl(shared: BootPIGXLPipeline)
     parts = {n: c for n, c in shared.components.items() if n != "reference_unet"}
     plain = StableDiffusionXLPipeline(**parts, add_watermarker=False)
     plain.set_progress_bar_config(disable=True)
-    for kwargs in ({}, {"negative_prompt": "blue"}, {"original_size": (40, 50), "prompt_2": "a ball"}):
+    for kwargs in (
+        {"negative_prompt": "blue", "guidance_rescale": 0.7},
+        {"original_size": (40, 50), "prompt_2": "a ball", "clip_skip": 1},
+        {},
+    ):
         expected = generate(plain, None, guidance_scale=4.0, **kwargs)
         torch.testing.assert_close(generate(shared, None, guidance_scale=4.0, **kwargs), expected, atol=1e-4, rtol=1e-4)
 

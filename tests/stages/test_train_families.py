@@ -6,11 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
 
 from models.bases import load_base
 from models.sources import resolve
@@ -20,22 +17,16 @@ from stages.pictures import encode_png
 from stages.shardio import pack
 from stages.train import Train, TrainConfig
 from stages.training_grid import SampleGrid
-from tests.models.networks import sd15_like, sd21_like, sd_pipeline
+from tests.models.drawing import picture
+from tests.models.networks import as_base, sd15_like, sd21_like, sd_pipeline
 from tests.stages.training_data import FolderCheckpoints
 
 
 def save(family: str, folder: Path) -> Path:
     """A base as an ordinary diffusers pipeline."""
     unet, prediction = (sd15_like(), "epsilon") if family == "sd15" else (sd21_like(), "v_prediction")
-    pipeline = sd_pipeline(folder, unet, prediction)
-    parts = {name: part for name, part in pipeline.components.items() if name != "reference_unet"}
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder / "base")
+    as_base(sd_pipeline(folder, unet, prediction)).save_pretrained(folder / "base")
     return folder / "base"
-
-
-def picture(seed: int) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((64, 64), Image.Resampling.NEAREST)
 
 
 def encoded(base: Path, folder: Path) -> ReduceInput:
