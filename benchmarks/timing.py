@@ -14,8 +14,8 @@ Measurement = dict[str, float | str]
 
 
 def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """The median of the CPU seconds that `rounds` calls of each take; both have been called before. CPU time, all threads
-    together: what other processes take away of the machine counts little, and a lucky or an unlucky turn does not."""
+    """The median of the CPU seconds that `rounds` calls of each take; both have been called before. CPU time, of all
+    threads: what others take away of the machine counts little, and a lucky or an unlucky turn does not."""
     ways = (ours, baseline)
     spent: dict[int, list[float]] = {0: [], 1: []}
     for round_ in range(rounds):
