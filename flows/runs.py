@@ -247,7 +247,9 @@ def metrics_of(root: Root, record: RunRecord) -> dict[str, Any] | None:
 def compare(root: Root, a: RunRecord, b: RunRecord) -> list[tuple[str, str, str]]:
     """What differs between two runs: (what, in a, in b). Settings, fingerprints, yields, subjects, metrics."""
     left, right = _facts(root, a), _facts(root, b)
-    names = [*left, *(name for name in right if name not in left)]
+    names = list(dict.fromkeys([*left, *right]))
+    # subjects that only one of them has stand among the others
+    names.sort(key=lambda name: (1, name) if name.startswith("subject ") else (2 * name.startswith("metrics "), ""))
     pairs = [(name, left.get(name, "–"), right.get(name, "–")) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
 

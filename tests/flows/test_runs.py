@@ -111,7 +111,7 @@ def test_compare_counts_subjects(root: Root, config: PipelineConfig) -> None:
         record.stages["caption"] = StageRecord(fingerprint=engine.survey("caption").fingerprint)
         records.append(record)
     subjects = {what: (a, b) for what, a, b in compare(root, *records) if what.startswith("subject ")}
-    assert subjects
+    assert subjects and list(subjects) == sorted(subjects)
     for side in (0, 1):
         counts = [0 if pair[side] == "–" else int(pair[side]) for pair in subjects.values()]
         assert 0 < sum(counts) <= 40
