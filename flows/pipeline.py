@@ -304,7 +304,7 @@ class _Work:
             seconds=round(outcome.seconds, 3),
         )
         lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
-        lines += [f"  {message}" for message in (*outcome.failed.values(), *list(outcome.pending.values())[:1])]
+        lines += [f"  {why}" for why in dict.fromkeys((*outcome.failed.values(), *list(outcome.pending.values())[:1]))]
         if lost := sum(rows.get("failed", {}).values()):
             lines.append(f"  warning: {lost} rows failed; --retry-failed makes them again")
         self._keep(*lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -33,6 +34,8 @@ across hosts too: Prefect's task engine holds a lease of 60 s for as long as it 
 
 LOST = (ValueError, AssertionError)
 """What further units would meet too: bad input (`InputError`, `ModelError`, `StoreError`) or a broken contract."""
+
+GONE = "the worker that made it is gone, as when memory runs out; run again"
 
 
 @dataclass
@@ -163,8 +166,12 @@ class StageRun:
 
     def _await(self, waiting: deque[tuple[int, PrefectFuture[Any]]], bar: display.StageBar) -> None:
         unit, future = waiting.popleft()
-        future.wait()
-        self._note(unit, future.state)
+        try:
+            future.wait()
+        except BrokenExecutor:  # a process of the pool was killed; the pool takes no more units
+            self.outcome.failed[unit] = GONE
+        else:
+            self._note(unit, future.state)
         if self.engine.config.runner != "threads":
             bar.advance(self.engine.config.unit_size)
 
@@ -191,7 +198,7 @@ class StageRun:
             error = state.result(raise_on_failure=False) if state.data is not None else None
             if isinstance(error, LOST):
                 raise error
-            lost = "" if state.is_final() else "the worker that made it is gone; run again"
+            lost = "" if state.is_final() else GONE
             message = str(error or lost or state.message or state.name).strip()
             self.outcome.failed[unit] = next(iter(message.splitlines()), state.name or "failed")
 

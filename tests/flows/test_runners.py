@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows import runners
@@ -65,6 +66,26 @@ def test_killed_and_resumed_other_processes_make_the_same_bytes(
     assert second.process.pid not in loads
     assert 1 <= len(loads) <= 2, "two workers, one of which may have been slow to start"
     assert all(len(counts) == 1 for counts in loads.values()), "each loads the models once"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_process_costs_units_and_not_the_run(
+    prefect_api: str, by_threads: dict[str, bytes], tmp_path: Path
+) -> None:
+    store, environment = tmp_path / "store", {"PREFECT_API_URL": prefect_api}
+    first = Command(arguments(store, "processes"), tmp_path / "first", environment)
+    first.wait_for(lambda: any(store.glob("synthesize/*/part-*.parquet")), 240)
+    children = psutil.Process(first.process.pid).children(recursive=True)
+    next(child for child in children if any("spawn_main" in word for word in child.cmdline())).kill()
+    assert first.wait(300) == 1
+    said = first.log.read_text()
+    assert "Traceback" not in said
+    assert "units failed" in said and "the worker that made it is gone" in said
+    assert first.left() == []
+
+    second = Command(arguments(store, "processes"), tmp_path / "second", environment)
+    assert second.wait(300) == 0, second.log.read_text()
+    assert parts(store) == by_threads
 
 
 @pytest.fixture
