@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
 from models.pipeline import BootPIGPipeline
+from models.rsa import self_attention_blocks
 from tests.models.drawing import generate, picture
 from tests.models.networks import as_base, sd_pipeline, train_a_little
 
@@ -30,6 +31,11 @@ def test_what_was_trained_goes_there_and_back(folder: Path, tmp_path: Path) -> N
     info = fresh.load_bootpig(tmp_path / "model")
     assert (info["base"], info["recipe"], info["prediction_type"]) == ("toy", {"steps": 3}, "v_prediction")
     assert (fresh.config.key_scale, fresh.config.pooling, fresh.config.reference_caption) == (1.1, "argmax", "object")
+    settings = {
+        (block.attn1.processor.key_scale, block.attn1.processor.pooling)
+        for _, block in self_attention_blocks(fresh.unet)
+    }
+    assert settings == {(1.1, "argmax")}, "they reach the layers"
     assert torch.equal(generate(fresh, references=refs), generate(trained, references=refs))
 
 
