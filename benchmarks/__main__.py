@@ -42,14 +42,17 @@ def main() -> None:
         gpu.run()
         return
     results: dict[str, Measurement] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    table = Table("benchmark", "ratio", "value", "baseline", "goal", "unit")
+    console = Console()
+    table = Table("benchmark", "ratio", "value", "baseline", "goal")
     for name in names:
         measure, goal = BENCHMARKS[name]
-        results[name] = measure()
-        figures = (str(results[name][key]) for key in ("ratio", "value", "baseline"))
-        table.add_row(name, *figures, goal, str(results[name]["unit"]))
+        with console.status(f"{name} ({names.index(name) + 1} of {len(names)})"):
+            results[name] = measure()
+        table.add_row(name, *(f"{results[name][key]:.4g}" for key in ("ratio", "value", "baseline")), goal)
         RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    Console().print(table)
+    console.print(table)
+    for name in names:
+        console.print(f"{name}: {results[name]['unit']}", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

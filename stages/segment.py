@@ -192,20 +192,25 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     Returns:
         HW bool.
     """
-    pieces, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count == 0:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
         return mask
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    subject = np.pad(mask[box], 1)  # the ring joins all that is background
+    pieces, count = ndimage.label(subject, structure=np.ones((3, 3)))
     areas = np.bincount(pieces.ravel())
     areas[0] = 0
     largest = int(areas.max())
-    cleaned = mask if count == 1 else (areas > max_island * largest)[pieces]
-    gaps, _ = ndimage.label(~cleaned)
-    sizes = np.bincount(gaps.ravel())
-    edge = np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])
-    fill = sizes <= max_hole * largest
-    fill[edge] = False
-    fill[0] = False
-    return cleaned | fill[gaps]
+    if count > 1:
+        subject = (areas > max_island * largest)[pieces]
+    gaps, count = ndimage.label(~subject)
+    if count > 1:
+        fill = np.bincount(gaps.ravel()) <= max_hole * largest
+        fill[[0, gaps[0, 0]]] = False
+        subject = subject | fill[gaps]
+    cleaned = np.zeros_like(mask)
+    cleaned[box] = subject[1:-1, 1:-1]
+    return cleaned
 
 
 def touches_border(mask: np.ndarray, border: float) -> bool:
