@@ -38,6 +38,8 @@ class Live:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "OMP_NUM_THREADS": "1",
+            # at two at night it would start the nightly version of the whole toy world, and it did
+            "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
             **environment,
         }
         self._stack = contextlib.ExitStack()
