@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from models.segmenters import BoxSegmenter, Detection, ZeroShotDetector
 
 
+_EDGES = ndimage.generate_binary_structure(2, 1)
+_EDGES_AND_CORNERS = ndimage.generate_binary_structure(2, 2)
+
+
 class SegmentConfig(StageConfig):
     """The two models and the filters. Shares are of the picture's area, the border's of its side."""
 
@@ -87,10 +91,10 @@ class SegmentConfig(StageConfig):
 
 
 class Segment(MapStage):
-    """Target → the very same `<id>.png` and the subject's mask beside it, `<id>.mask.png`, L, 0 or 255."""
+    """Target → the very same `<id>.png` and the subject's mask beside it, `<id>.mask.png`, one bit a pixel."""
 
     name = "segment"
-    version = 2  # the mask was the alpha of a picture that was encoded anew
+    version = 3  # 1: the mask was the alpha of a picture that was encoded anew; 2: it had eight bits a pixel
     upstream = "synthesize"
     config_class = SegmentConfig
     config: SegmentConfig
@@ -166,9 +170,9 @@ class Segment(MapStage):
             return sample.rejected("low_score", **found)
         mask, iou = segmented
         mask = clean_mask(mask, self.config.max_island, self.config.max_hole)
-        area = float(mask.mean())
+        area = np.count_nonzero(mask) / mask.size
         facts = {**found, "sam_iou": iou, "area": area}
-        if not mask.any():
+        if not area:
             return sample.rejected("no_mask", **facts)
         if not iou >= self.config.min_sam_iou:  # a NaN is no quality either
             return sample.rejected("low_sam_quality", **facts)
@@ -196,18 +200,20 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     if not len(rows):
         return mask
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    subject = np.pad(mask[box], 1)  # the ring joins all that is background
-    pieces, count = ndimage.label(subject, structure=np.ones((3, 3)))
+    height, width = mask[box].shape
+    subject = np.zeros((height + 2, width + 2), bool)  # the ring joins all that is background
+    subject[1:-1, 1:-1] = mask[box]
+    pieces, count = ndimage.label(subject, _EDGES_AND_CORNERS)
     areas = np.bincount(pieces.ravel())
     areas[0] = 0
     largest = int(areas.max())
     if count > 1:
         subject = (areas > max_island * largest)[pieces]
-    gaps, count = ndimage.label(~subject)
+    gaps, count = ndimage.label(~subject, _EDGES)
     if count > 1:
         fill = np.bincount(gaps.ravel()) <= max_hole * largest
         fill[[0, gaps[0, 0]]] = False
-        subject = subject | fill[gaps]
+        subject |= fill[gaps]
     cleaned = np.zeros_like(mask)
     cleaned[box] = subject[1:-1, 1:-1]
     return cleaned
@@ -217,4 +223,4 @@ def touches_border(mask: np.ndarray, border: float) -> bool:
     """Whether a HW bool `mask` reaches into the outer `border` (a share of each side, rounded up to whole pixels)."""
     rows, columns = (math.ceil(border * side) for side in mask.shape)
     inner = mask[rows : mask.shape[0] - rows, columns : mask.shape[1] - columns]
-    return int(inner.sum()) < int(mask.sum())
+    return np.count_nonzero(inner) < np.count_nonzero(mask)

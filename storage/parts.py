@@ -167,7 +167,7 @@ class Parts:
         schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata(
             {_METADATA: json.dumps(facts, sort_keys=True).encode()}
         )
-        table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+        table = pa.Table.from_pylist(list(rows), schema=schema)  # a column that a row lacks is null
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", store_schema=True)
         marker = Marker(buffer.getvalue(), input, name, sha256, len(payload), counts)

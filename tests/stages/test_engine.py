@@ -53,7 +53,7 @@ def test_rows_are_the_ok_rows_above_and_payload_holds_the_ok_ones(tmp_path: Path
             ok = [r["id"] for r in surveys[above].markers[unit].rows if r["status"] == "ok"]
             assert [r["id"] for r in surveys[below].markers[unit].rows] == ok
     marker = surveys["segment"].markers[0]
-    members = [key for key, _ in read_shard(tmp_path / surveys["segment"].path / marker.payload)]
+    members = [key for key, _ in read_shard((tmp_path / surveys["segment"].path / marker.payload).read_bytes())]
     assert members == [r["id"] for r in marker.rows if r["status"] == "ok"]
     rows = surveys["segment"].rows()
     assert rows["rejected"]["blank"] > 0 and rows["ok"] + rows["rejected"]["blank"] == 20

@@ -62,10 +62,8 @@ def test_the_mask_lies_beside_the_unchanged_picture(models: Segment, some: list[
     overlaps = []
     for sample, scene in kept:
         assert np.array_equal(np.asarray(decode_png(sample.files["png"])), scene.image)
-        pixels = np.asarray(decode_png(sample.files["mask.png"]))
-        assert pixels.shape == (64, 64)
-        assert set(np.unique(pixels)) == {0, 255}
-        mask = pixels > 0
+        mask = np.asarray(decode_png(sample.files["mask.png"]))
+        assert mask.shape == (64, 64) and mask.dtype == bool
         overlaps.append((mask & scene.mask).sum() / (mask | scene.mask).sum())
         assert sample.columns["area"] == pytest.approx(mask.mean())
         assert len(sample.columns["box"]) == 4

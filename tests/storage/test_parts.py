@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,17 +28,34 @@ ROWS = [
 ]
 
 
-def test_a_shard_is_its_members_and_plain_webdataset_reads_it(tmp_path: Path) -> None:
-    members = [("a.json", b"{}"), ("a.target.png", b"png"), ("b.json", b"{1}")]
+def test_a_shard_is_what_tarfile_writes_and_plain_webdataset_reads_it(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    members = [
+        ("a.json", b"{}"),
+        ("a.target.png", b"png"),
+        ("b.json", b"{1}"),
+        ("b.é.txt", b""),
+        ("c" * 96 + ".png", b"x"),
+    ]
+    members += [(f"{i:08d}.bin", draw.randbytes(size)) for i, size in enumerate((511, 512, 513, 70_000))]
     data = write_shard(members)
-    assert data == write_shard(members)
-    assert list(read_shard(data)) == [("a", {"json": b"{}", "target.png": b"png"}), ("b", {"json": b"{1}"})]
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.mode = len(content), 0, 0o644
+            archive.addfile(info, io.BytesIO(content))
+    assert data == expected.getvalue()
     (tmp_path / "x.tar").write_bytes(data)
     rows = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
-    assert [row["__key__"] for row in rows] == ["a", "b"] and rows[0]["target.png"] == b"png"
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        info = archive.getmembers()[0]
-    assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
+    theirs = [(row["__key__"], {k: v for k, v in row.items() if not k.startswith("__")}) for row in rows]
+    assert list(read_shard(data)) == theirs
+    assert theirs[0] == ("a", {"json": b"{}", "target.png": b"png"}) and len(theirs) == 7
+
+
+def test_a_name_too_long_for_a_shard_is_refused() -> None:
+    with pytest.raises(ValueError, match="longer than 100 bytes"):
+        write_shard([("é" * 49 + ".png", b"")])
 
 
 def test_an_empty_shard_is_legal() -> None:
@@ -45,8 +63,12 @@ def test_an_empty_shard_is_legal() -> None:
 
 
 def test_a_broken_shard_is_said() -> None:
-    with pytest.raises(CorruptPart):
-        list(read_shard(b"not a tar archive at all" * 50))
+    whole = write_shard([("a.json", b"{}"), ("b.json", b"{}" * 300)])
+    flipped = bytearray(whole)
+    flipped[1024 + 3] ^= 1  # in the second name, against its header's checksum
+    for broken in (b"not a tar archive at all" * 50, b"", whole[:100], whole[:2000], whole[: 5 * 512], bytes(flipped)):
+        with pytest.raises(CorruptPart, match=r"^shard: .* at byte \d+$"):
+            list(read_shard(broken))
 
 
 def test_commit_then_read(tmp_path: Path) -> None:

@@ -19,27 +19,34 @@ PROJECT = Path(__file__).parents[2]
 PICKLERS = {"pickle", "dill", "joblib", "shelve", "marshal"}
 
 
-def hostile() -> bytes:
-    """A tar with a way up, an absolute name, a link, a device, and pickled bytes."""
+def archive(*members: tuple[str, bytes]) -> bytes:
+    """Names and tar types, each with four bytes that would unpickle."""
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name in ("../escaped.json", "/tmp/escaped.json", "fine.pickle"):
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, kind in members:
             info = tarfile.TarInfo(name)
-            info.size = 4
-            archive.addfile(info, io.BytesIO(b"\x80\x04N."))
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
-            info = tarfile.TarInfo("link.json")
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
+            info.mtime, info.mode, info.type = 0, 0o644, kind
+            if kind == tarfile.REGTYPE:
+                info.size = 4
+            else:
+                info.linkname = "/etc/passwd"
+            tar.addfile(info, io.BytesIO(b"\x80\x04N."))
     return stream.getvalue()
 
 
 def test_members_of_a_shard_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    samples = dict(read_shard(hostile()))
-    assert samples["fine"] == {"pickle": b"\x80\x04N."}, "as bytes"
-    assert all(data == b"\x80\x04N." for sample in samples.values() for data in sample.values()), "no link is followed"
+    names = ("../escaped.json", "/tmp/escaped.json", "fine.pickle")
+    samples = list(read_shard(archive(*((name, tarfile.REGTYPE) for name in names))))
+    assert samples[-1] == ("fine", {"pickle": b"\x80\x04N."}), "as bytes"
+    assert len(samples) == 3
     assert list(tmp_path.iterdir()) == [] and not (tmp_path.parent / "escaped.json").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_a_shard_holds_plain_files_alone(kind: bytes) -> None:
+    with pytest.raises(CorruptPart, match="no plain member"):
+        list(read_shard(archive(("fine.json", tarfile.REGTYPE), ("link.json", kind))))
 
 
 @pytest.mark.parametrize(
