@@ -223,4 +223,4 @@ def touches_border(mask: np.ndarray, border: float) -> bool:
     """Whether a HW bool `mask` reaches into the outer `border` (a share of each side, rounded up to whole pixels)."""
     rows, columns = (math.ceil(border * side) for side in mask.shape)
     inner = mask[rows : mask.shape[0] - rows, columns : mask.shape[1] - columns]
-    return np.count_nonzero(inner) < np.count_nonzero(mask)
+    return int(np.count_nonzero(inner)) < int(np.count_nonzero(mask))

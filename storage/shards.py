@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
 
 from storage.errors import CorruptPart
 
@@ -53,36 +56,41 @@ def write_shard(members: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join(blocks)
 
 
-def read_shard(archive: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_shard(source: bytes | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of a shard in order: `(sample id, {extension: bytes})`, names split at their first dot.
 
-    Nothing is unpacked to disk, so a member's path cannot lead anywhere.
+    Nothing is unpacked to disk, so a member's path cannot lead anywhere. A file is read no further than it is asked.
 
     Raises:
         CorruptPart: the archive is damaged, or holds what `write_shard` never writes: a link, a device.
     """
     sample: tuple[str, dict[str, bytes]] | None = None
-    for name, data in _members(archive):
-        key, _, extension = name.partition(".")
-        if sample is None or sample[0] != key:
-            if sample is not None:
-                yield sample
-            sample = (key, {})
-        sample[1][extension] = data
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        for name, data in _members(stream):
+            key, _, extension = name.partition(".")
+            if sample is None or sample[0] != key:
+                if sample is not None:
+                    yield sample
+                sample = (key, {})
+            sample[1][extension] = data
     if sample is not None:
         yield sample
 
 
-def _members(archive: bytes) -> Iterator[tuple[str, bytes]]:
+def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     at = 0
-    while (header := archive[at : at + _BLOCK]) != bytes(_BLOCK):
-        begin = at + _BLOCK
+    while (header := stream.read(_BLOCK)) != bytes(_BLOCK):
         try:
             encoded, size = header[:_LONGEST_NAME].rstrip(b"\0"), int(header[124:135], 8)
             name = encoded.decode()
-            if size < 0 or begin + size > len(archive) or header != _header(encoded, size):
+            if header != _header(encoded, size):
+                raise ValueError
+            data = stream.read(size)
+            if len(data) < size:
                 raise ValueError
         except ValueError:
-            raise CorruptPart(f"shard: no plain member of a tar archive at byte {at}") from None
-        yield name, archive[begin : begin + size]
-        at = begin + size + -size % _BLOCK
+            raise CorruptPart(f"shard: no whole plain member of a tar archive at byte {at}") from None
+        yield name, data
+        padding = -size % _BLOCK
+        stream.seek(padding, io.SEEK_CUR)
+        at += _BLOCK + size + padding

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
 # Two workers on two cores: with more than one thread each, torch's threads wait for one another most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The engine gives torch the configuration's threads, which the tests after it would keep."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names

@@ -29,7 +29,7 @@ def save(family: str, folder: Path) -> Path:
     return folder / "base"
 
 
-def encoded(base: Path, folder: Path) -> ReduceInput:
+def encoded(base: Path) -> ReduceInput:
     """One unit of four samples by the real encode stage."""
     stage = Encode(EncodeConfig(model=str(base), reference_caption="object"), seed=0)
     stage.setup()
@@ -45,8 +45,8 @@ def encoded(base: Path, folder: Path) -> ReduceInput:
         )
         for index in range(4)
     ]
-    (folder / "0.tar").write_bytes(pack(stage.process(samples)))
-    return ReduceInput([UnitRef(0, "0", 4)], lambda _: folder / "0.tar", None)
+    shard = pack(stage.process(samples))
+    return ReduceInput([UnitRef(0, "0", 4)], lambda _: shard, None)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd21"])
@@ -63,9 +63,7 @@ def test_every_family_is_trained_and_drawn_with(family: str, tmp_path: Path, mon
         sample_every=2,
         gradient_checkpointing=family == "sd21",
     )
-    Train(config, seed=0).run(
-        encoded(base, tmp_path), tmp_path / "run", FolderCheckpoints(tmp_path / "none"), lambda *_: None
-    )
+    Train(config, seed=0).run(encoded(base), tmp_path / "run", FolderCheckpoints(tmp_path / "none"), lambda *_: None)
     info = json.loads((tmp_path / "run/model/bootpig.json").read_text())
     assert info["prediction_type"] == ("v_prediction" if family == "sd21" else "epsilon")
     assert info["reference_caption"] == "object"
