@@ -21,7 +21,7 @@ from stages.config import PipelineConfig
 from stages.loaded import load_count, loaded
 from stages.reduce import is_first_process, publish_result
 from stages.registry import STAGES
-from stages.shardio import pack, unpack
+from stages.shardio import UNPACKED, pack, unpack
 from stages.slices import Slices
 from stages.survey import StageSurvey, Surveyor, fingerprint_of, make_stage
 from storage.errors import CorruptPart, StoreError, StoreUnavailable
@@ -324,7 +324,7 @@ class _UnitWork:
         except CorruptPart as error:
             parts.discard_payload(self.unit)
             raise UnitFailed(str(error)) from None
-        return unpack(upstream.rows, payload)
+        return unpack(upstream.read(UNPACKED), payload)
 
     def _kept(self, before: Marker) -> dict[str, Sample]:
         """The samples of a committed part that a retry need not make again."""

@@ -204,10 +204,11 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     subject = np.zeros((height + 2, width + 2), bool)  # the ring joins all that is background
     subject[1:-1, 1:-1] = mask[box]
     pieces, count = ndimage.label(subject, _EDGES_AND_CORNERS)
-    areas = np.bincount(pieces.ravel())
-    areas[0] = 0
-    largest = int(areas.max())
+    largest = np.count_nonzero(subject)
     if count > 1:
+        areas = np.bincount(pieces.ravel())
+        areas[0] = 0
+        largest = areas.max()
         subject = (areas > max_island * largest)[pieces]
     gaps, count = ndimage.label(~subject, _EDGES)
     if count > 1:

@@ -25,8 +25,12 @@ def pack(samples: Sequence[Sample]) -> bytes:
     return write_shard(members())
 
 
+UNPACKED = ("id", "unit", "status")
+"""The columns that `unpack` needs."""
+
+
 def unpack(rows: Sequence[Mapping[str, Any]], payload: bytes) -> list[Sample]:
-    """The `ok` samples of a part, in row order, with their own columns."""
+    """The `ok` samples of a part, in row order, with what columns of their stage the rows have."""
     members = dict(read_shard(payload))
     samples = []
     for row in rows:

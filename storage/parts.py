@@ -49,8 +49,12 @@ class Marker:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
+        return self.read()
+
+    def read(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows, with all of their columns or with some."""
         # pq.read_table would open a whole data set around the file, which takes as long again
-        rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(self.data)).read().to_pylist()
+        rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(self.data)).read(columns).to_pylist()
         return rows
 
     @classmethod
@@ -191,9 +195,5 @@ class Parts:
 
     def log(self, unit: int, record: Mapping[str, Any]) -> None:
         """Add a line to the unit's log: times, host, messages, all that stays outside identity."""
-        path = f"{self.folder}/log-{unit:05d}.jsonl"
-        try:
-            before = self.root.read(path)
-        except FileNotFoundError:
-            before = b""
-        self.root.write(path, before + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self.root.append(f"{self.folder}/log-{unit:05d}.jsonl", line)

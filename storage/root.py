@@ -157,6 +157,21 @@ class Root:
         with self._replacing(path) as stream:
             stream.write(data)
 
+    def append(self, path: str, data: bytes) -> None:
+        """Add `data` to what `path` holds. Neither atomic nor flushed to the disk: for logs."""
+        if self.local is None:
+            try:
+                before = self.read(path)
+            except FileNotFoundError:
+                before = b""
+            self.write(path, before + data)
+            return
+        with self._faults("write", path):
+            target = self.local / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("ab") as stream:
+                stream.write(data)
+
     def upload(self, path: str, file: Path) -> None:
         """Copy a local file to `path`, as `write` does, but never whole in memory."""
         if self.local is None:

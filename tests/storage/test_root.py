@@ -42,6 +42,12 @@ def test_what_is_written_is_read_and_listed(root: Root) -> None:
     assert root.names("a/b") == {"two.bin": 2}
 
 
+def test_a_log_grows(root: Root) -> None:
+    for line in (b"one\n", b"two\n"):
+        root.append("a/log.jsonl", line)
+    assert root.read("a/log.jsonl") == b"one\ntwo\n"
+
+
 def test_a_file_is_copied_in_and_out(root: Root, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(bytes(range(256)) * 100)
     root.upload("a/file", tmp_path / "in")
