@@ -142,6 +142,16 @@ def test_cleaning_leaves_notches_and_the_background_alone():
     assert clean_mask(np.ones((8, 8), bool), 0.05, 0.05).all()
 
 
+def test_pieces_hang_together_by_corners_and_holes_by_edges_only():
+    mask = np.zeros((40, 40), bool)
+    mask[5:25, 5:25] = True
+    mask[25, 25] = True  # joined at a corner, so no island
+    assert np.array_equal(clean_mask(mask, 0.05, 0.05), mask)
+    ring = mask.copy()
+    ring[7, 7] = ring[8, 8] = False  # two holes of 1, not one of 2
+    assert np.array_equal(clean_mask(ring, 0.05, max_hole=1.5 / ring.sum()), mask)
+
+
 def test_border_is_a_share_of_each_side():
     mask = np.zeros((512, 256), bool)
     mask[25:487, 13:243] = True
