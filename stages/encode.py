@@ -13,7 +13,7 @@ from models.sources import PIPELINE, ModelSource, resolve, resolve_all
 from stages.base import InputError, MapStage, ModelIdentity, Sample, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
 from stages.phrases import object_caption
-from stages.pictures import decode_png
+from stages.pictures import decode_pngs
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class Encode(MapStage):
 
     def _latents(self, samples: Sequence[Sample], name: str) -> torch.Tensor:
         """N×C×h×w float32 of the samples' pictures `<name>.png`."""
-        pictures = np.stack([np.asarray(decode_png(sample.files[f"{name}.png"])) for sample in samples])
+        pictures = np.stack([np.asarray(p) for p in decode_pngs([sample.files[f"{name}.png"] for sample in samples])])
         height, width = pictures.shape[1:3]
         factor = self._encoder.factor
         if height % factor or width % factor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -33,6 +36,26 @@ def decode_png(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=["PNG"])
     image.load()
     return image
+
+
+def decode_pngs(files: Sequence[bytes]) -> list[Image.Image]:
+    """`decode_png` of each, on up to eight cores: Pillow lets go of the interpreter's lock while it decodes.
+
+    A picture of 512 pixels takes ten milliseconds, for which a GPU would wait.
+
+    Raises:
+        OSError: one of them is no whole PNG file.
+    """
+    threads = min(8, os.cpu_count() or 1)
+    size = max(1, -(-len(files) // threads))
+    shares = [files[begin : begin + size] for begin in range(0, len(files), size)]
+    decoded = _decoders(threads).map(lambda share: [decode_png(data) for data in share], shares)
+    return [picture for pictures in decoded for picture in pictures]
+
+
+@functools.cache
+def _decoders(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "decode")
 
 
 def decode_cut_out(files: Mapping[str, bytes]) -> Image.Image:

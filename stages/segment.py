@@ -14,7 +14,7 @@ from scipy import ndimage
 from models.sources import TRANSFORMER, ModelSource, resolve, resolve_all, resolve_file
 from stages.base import MODEL, MapStage, ModelIdentity, Sample, StageConfig
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
-from stages.pictures import decode_png, encode_mask
+from stages.pictures import decode_pngs, encode_mask
 
 if TYPE_CHECKING:
     from models.segmenters import BoxSegmenter, Detection, ZeroShotDetector
@@ -146,7 +146,7 @@ class Segment(MapStage):
         del self._detector, self._segmenter
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        images = [decode_png(sample.files["png"]).convert("RGB") for sample in samples]
+        images = [image.convert("RGB") for image in decode_pngs([sample.files["png"] for sample in samples])]
         queries = [self.config.query.replace("{object}", sample.meta["object"]) for sample in samples]
         detections = self._detector.detect(images, queries, self.config.detection_threshold)
         kept = {i: d for i, d in enumerate(detections) if d is not None and d.score >= self.config.min_score}
