@@ -10,7 +10,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import webdataset
 
 from stages.base import ReduceInput, Sample, UnitRef
 from stages.dataset import ShardLoader
@@ -49,6 +48,8 @@ def ours(data: ReduceInput) -> int:
 
 def theirs(folder: Path) -> int:
     """One epoch through webdataset with a shuffle of the same reach."""
+    import webdataset  # a tool for development, which `python -m benchmarks gpu` does without
+
     urls = [str(file) for file in sorted(folder.glob("*.tar"))]
 
     def decode(sample: dict[str, bytes]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,9 @@ from PIL import Image
 
 PNG_LEVEL = 4
 """zlib level: a third slower to write than level 1 and a tenth smaller."""
+
+_THREADS = min(8, os.cpu_count() or 1)
+_DECODERS = ThreadPoolExecutor(_THREADS, "decode")
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -46,16 +48,10 @@ def decode_pngs(files: Sequence[bytes]) -> list[Image.Image]:
     Raises:
         OSError: one of them is no whole PNG file.
     """
-    threads = min(8, os.cpu_count() or 1)
-    size = max(1, -(-len(files) // threads))
+    size = max(1, -(-len(files) // _THREADS))
     shares = [files[begin : begin + size] for begin in range(0, len(files), size)]
-    decoded = _decoders(threads).map(lambda share: [decode_png(data) for data in share], shares)
+    decoded = _DECODERS.map(lambda share: [decode_png(data) for data in share], shares)
     return [picture for pictures in decoded for picture in pictures]
-
-
-@functools.cache
-def _decoders(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "decode")
 
 
 def decode_cut_out(files: Mapping[str, bytes]) -> Image.Image:

@@ -25,6 +25,19 @@ ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa
 """What every row begins with."""
 
 _METADATA = b"bootpig"
+_SEAL = b'"seal": "'
+_BLANK = "0" * 64
+
+
+def _sealed(data: bytes) -> bytes:
+    """A marker with its seal in place: the sha256 of all its other bytes, in hex, within its own metadata.
+
+    A bit that a disk has lost would otherwise be read as another row. In a Parquet file the metadata come last, so no
+    caption can pass for a seal.
+    """
+    begin = data.rfind(_SEAL) + len(_SEAL)
+    head, tail = data[:begin], data[begin + len(_BLANK) :]
+    return head + bytes_digest(head + _BLANK.encode() + tail).encode() + tail
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class Marker:
     @classmethod
     def parse(cls, data: bytes) -> Marker:
         """Raises CorruptPart."""
+        if _sealed(data) != data:
+            raise CorruptPart("marker: its checksum does not hold")
         try:
             facts = json.loads(pq.read_schema(io.BytesIO(data)).metadata[_METADATA])
             counts = Counter({(status, reason): count for status, reason, count in facts["counts"]})
@@ -166,7 +181,13 @@ class Parts:
         sha256 = bytes_digest(payload)
         name = f"part-{unit:05d}-{sha256[:8]}.tar"
         counts = Counter((row["status"], row["reason"]) for row in rows)
-        facts: dict[str, Any] = {"input": input, "payload": name, "sha256": sha256, "size": len(payload)}
+        facts: dict[str, Any] = {
+            "input": input,
+            "payload": name,
+            "sha256": sha256,
+            "size": len(payload),
+            "seal": _BLANK,
+        }
         facts["counts"] = [[*kind, count] for kind, count in sorted(counts.items())]
         schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata(
             {_METADATA: json.dumps(facts, sort_keys=True).encode()}
@@ -174,7 +195,7 @@ class Parts:
         table = pa.Table.from_pylist(list(rows), schema=schema)  # a column that a row lacks is null
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", store_schema=True)
-        marker = Marker(buffer.getvalue(), input, name, sha256, len(payload), counts)
+        marker = Marker(_sealed(buffer.getvalue()), input, name, sha256, len(payload), counts)
         self.root.write(f"{self.folder}/{name}", payload)
         self.root.write(self._marker_path(unit), marker.data)
         self.root.remove(f"{self.folder}/failed-{unit:05d}.txt")

@@ -137,7 +137,7 @@ def test_speed_settings_change_nothing(tmp_path: Path) -> None:
     assert all(found == {"complete"} for found in states(other).values())
 
 
-@pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "marker"])
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "marker", "row"])
 def test_damage_costs_exactly_one_unit(tmp_path: Path, damage: str) -> None:
     run(config(tmp_path))
     before = image_bytes(tmp_path)
@@ -151,8 +151,13 @@ def test_damage_costs_exactly_one_unit(tmp_path: Path, damage: str) -> None:
         data = bytearray(payload.read_bytes())
         data[600] ^= 1
         payload.write_bytes(bytes(data))
-    else:
+    elif damage == "marker":
         (tmp_path / survey.path / "part-00002.parquet").write_bytes(b"PAR1 not really")
+    else:  # one bit of what was read as another row, or as none, or not at all
+        data = bytearray((tmp_path / survey.path / "part-00002.parquet").read_bytes())
+        data[100] ^= 1
+        (tmp_path / survey.path / "part-00002.parquet").write_bytes(bytes(data))
+        assert Engine(config(tmp_path)).verify("segment") == ["segment unit 2: stale"]
     if damage == "flip":  # its size is right: only reading finds it
         assert Engine(config(tmp_path)).survey("segment").units[2] == "complete"
         problems = Engine(config(tmp_path)).verify("segment")

@@ -24,7 +24,7 @@ def test_many_are_decoded_in_order(count: int) -> None:
 def test_a_damaged_one_is_an_error() -> None:
     whole = encode_png(Image.fromarray(noise(0)))
     for broken in (whole[: len(whole) // 2], b"", b"GIF89a" + whole):
-        with pytest.raises(OSError, match=r"."):
+        with pytest.raises(OSError, match=r"truncated|cannot identify"):
             decode_pngs([whole, broken, whole])
 
 

@@ -17,7 +17,7 @@ import webdataset
 from storage.errors import CorruptPart
 from storage.fingerprint import canonical_json, digest
 from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest, withdraw_folder
-from storage.parts import Listing, Parts
+from storage.parts import Listing, Marker, Parts
 from storage.root import Root
 from storage.shards import read_shard, write_shard
 
@@ -93,6 +93,20 @@ def test_equal_content_gives_equal_markers(tmp_path: Path) -> None:
     markers = [Parts(Root(str(tmp_path / n)), "s", "f").commit(0, ROWS, COLUMNS, b"p", "i") for n in "ab"]
     assert markers[0].data == markers[1].data
     assert Parts(Root(str(tmp_path)), "s", "f").commit(0, ROWS, COLUMNS, b"q", "i").digest != markers[0].digest
+
+
+def test_no_byte_of_a_marker_changes_unseen(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "id": '"seal": "' + "0" * 64}, ROWS[1]]  # nor can a row pass for the seal
+    marker = Parts(Root(str(tmp_path)), "s", "f").commit(0, rows, COLUMNS, b"p", "i")
+    assert Marker.parse(marker.data).rows == marker.rows and marker.rows[0]["id"] == rows[0]["id"]
+    for at in range(len(marker.data)):
+        flipped = bytearray(marker.data)
+        flipped[at] ^= 1 << at % 8
+        with pytest.raises(CorruptPart, match=r"^marker: "):
+            Marker.parse(bytes(flipped))
+    for broken in (b"", marker.data[:-9], marker.data[9:], marker.data + b"\0"):
+        with pytest.raises(CorruptPart, match=r"^marker: "):
+            Marker.parse(broken)
 
 
 def test_without_its_marker_a_payload_is_nothing(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def archive(*members: tuple[str, bytes]) -> bytes:
 
 def test_members_of_a_shard_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ("../escaped.json", "/tmp/escaped.json", "fine.pickle")
+    names = ("../escaped.json", "/escaped.json", "fine.pickle")
     samples = list(read_shard(archive(*((name, tarfile.REGTYPE) for name in names))))
     assert samples[-1] == ("fine", {"pickle": b"\x80\x04N."}), "as bytes"
     assert len(samples) == 3
