@@ -61,5 +61,5 @@ def decode_cut_out(files: Mapping[str, bytes]) -> Image.Image:
         OSError: one of the two is no whole PNG file.
     """
     picture = decode_png(files["png"]).convert("RGB")
-    picture.putalpha(decode_png(files["mask.png"]).convert("L"))
+    picture.putalpha(decode_png(files["mask.png"]))
     return picture
