@@ -88,7 +88,3 @@ def measure() -> dict[str, float | str]:
                 found.append(samples / (time.perf_counter() - begin))
     value, baseline = (statistics.median(found) for found in rates.values())
     return {"ratio": value / baseline, "value": value, "baseline": baseline, "unit": "samples/s"}
-
-
-if __name__ == "__main__":
-    print(measure())
