@@ -1,14 +1,17 @@
-"""Pictures as bytes: PNG with fixed settings, so that equal pixels are equal bytes."""
+"""Pictures as bytes, and masks: PNG with fixed settings and run lengths, so that equal pixels are equal bytes."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
+
+from storage.fingerprint import canonical_json
 
 PNG_LEVEL = 4
 """zlib level: a third slower to write than level 1 and a tenth smaller."""
@@ -25,8 +28,31 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """HW bool → PNG of one bit a pixel: a third of the time of eight, at 512 pixels."""
-    return encode_png(Image.fromarray(mask))
+    """HW bool → JSON, `{"counts": [n, …], "size": [H, W]}`: COCO's run lengths, as segment-anything's tools have them.
+
+    Pixels column by column; the first count is of False. A quarter of the time of a PNG with small pictures.
+    """
+    pixels = mask.ravel(order="F")
+    starts = [0, 0] if pixels[0] else [0]
+    counts = np.diff(np.concatenate((starts, np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, [pixels.size])))
+    return canonical_json({"counts": counts.tolist(), "size": list(mask.shape)})
+
+
+def decode_mask(data: bytes, height: int, width: int) -> np.ndarray:
+    """What `encode_mask` makes → HW bool.
+
+    Raises:
+        ValueError: `data` is no mask of `height` by `width` pixels.
+    """
+    try:
+        runs = json.loads(data)
+        counts = np.array(runs["counts"], np.int64)
+        within = counts.ndim == 1 and np.all((counts >= 0) & (counts <= height * width))
+        if runs["size"] != [height, width] or not within or counts.sum() != height * width:
+            raise ValueError
+    except (KeyError, OverflowError, TypeError, ValueError):
+        raise ValueError(f"mask: no run lengths of {width}x{height} pixels") from None
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
 def decode_png(data: bytes) -> Image.Image:
@@ -41,7 +67,7 @@ def decode_png(data: bytes) -> Image.Image:
 
 
 def decode_pngs(files: Sequence[bytes]) -> list[Image.Image]:
-    """`decode_png` of each, on up to eight cores: Pillow lets go of the interpreter's lock while it decodes.
+    """RGB pictures, on up to eight cores: Pillow lets go of the interpreter's lock while it decodes.
 
     A picture of 512 pixels takes ten milliseconds, for which a GPU would wait.
 
@@ -50,16 +76,20 @@ def decode_pngs(files: Sequence[bytes]) -> list[Image.Image]:
     """
     size = max(1, -(-len(files) // _THREADS))
     shares = [files[begin : begin + size] for begin in range(0, len(files), size)]
-    decoded = _DECODERS.map(lambda share: [decode_png(data) for data in share], shares)
-    return [picture for pictures in decoded for picture in pictures]
+    return [picture for pictures in _DECODERS.map(_decode_share, shares) for picture in pictures]
+
+
+def _decode_share(files: Sequence[bytes]) -> list[Image.Image]:
+    pictures = map(decode_png, files)
+    return [picture if picture.mode == "RGB" else picture.convert("RGB") for picture in pictures]
 
 
 def decode_cut_out(files: Mapping[str, bytes]) -> Image.Image:
-    """What segment leaves, `png` and `mask.png` → RGBA, the subject's mask as alpha.
+    """What segment leaves, `png` and `mask.json` → RGBA, the subject's mask as alpha.
 
     Raises:
-        OSError: one of the two is no whole PNG file.
+        OSError, ValueError: one of the two is damaged, or the mask has another size.
     """
     picture = decode_png(files["png"]).convert("RGB")
-    picture.putalpha(decode_png(files["mask.png"]))
+    picture.putalpha(Image.fromarray(decode_mask(files["mask.json"], picture.height, picture.width)))
     return picture

@@ -91,10 +91,10 @@ class SegmentConfig(StageConfig):
 
 
 class Segment(MapStage):
-    """Target → the very same `<id>.png` and the subject's mask beside it, `<id>.mask.png`, one bit a pixel."""
+    """Target → the very same `<id>.png` and the subject's mask beside it, `<id>.mask.json`, as run lengths."""
 
     name = "segment"
-    version = 3  # 1: the mask was the alpha of a picture that was encoded anew; 2: it had eight bits a pixel
+    version = 4  # 1: the mask was the alpha of a picture that was encoded anew; 2 and 3: a PNG
     upstream = "synthesize"
     config_class = SegmentConfig
     config: SegmentConfig
@@ -146,7 +146,7 @@ class Segment(MapStage):
         del self._detector, self._segmenter
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        images = [image.convert("RGB") for image in decode_pngs([sample.files["png"] for sample in samples])]
+        images = decode_pngs([sample.files["png"] for sample in samples])
         queries = [self.config.query.replace("{object}", sample.meta["object"]) for sample in samples]
         detections = self._detector.detect(images, queries, self.config.detection_threshold)
         kept = {i: d for i, d in enumerate(detections) if d is not None and d.score >= self.config.min_score}
@@ -182,7 +182,7 @@ class Segment(MapStage):
             return sample.rejected("too_small", **facts)
         if area > self.config.max_area:
             return sample.rejected("too_large", **facts)
-        return sample.ok(files={"png": sample.files["png"], "mask.png": encode_mask(mask)}, **facts)
+        return sample.ok(files={"png": sample.files["png"], "mask.json": encode_mask(mask)}, **facts)
 
 
 def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarray:
@@ -205,19 +205,31 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     subject[1:-1, 1:-1] = mask[box]
     pieces, count = ndimage.label(subject, _EDGES_AND_CORNERS)
     largest = np.count_nonzero(subject)
+    holes = count - euler_number(subject)
     if count > 1:
         areas = np.bincount(pieces.ravel())
         areas[0] = 0
         largest = areas.max()
         subject = (areas > max_island * largest)[pieces]
-    gaps, count = ndimage.label(~subject, _EDGES)
-    if count > 1:
+    if holes:
+        gaps, _ = ndimage.label(~subject, _EDGES)
         fill = np.bincount(gaps.ravel()) <= max_hole * largest
         fill[[0, gaps[0, 0]]] = False
         subject |= fill[gaps]
     cleaned = np.zeros_like(mask)
     cleaned[box] = subject[1:-1, 1:-1]
     return cleaned
+
+
+def euler_number(mask: np.ndarray) -> int:
+    """Pieces less holes, as `clean_mask` has them, of a HW bool `mask` within a ring of False.
+
+    Euler's formula over the closed squares of its pixels: faces less edges plus corners, which tells in a tenth of the
+    time of labelling that there is no hole.
+    """
+    edges = mask[1:] | mask[:-1], mask[:, 1:] | mask[:, :-1]
+    corners = edges[0][:, 1:] | edges[0][:, :-1]
+    return int(np.count_nonzero(mask) - sum(map(np.count_nonzero, edges)) + np.count_nonzero(corners))
 
 
 def touches_border(mask: np.ndarray, border: float) -> bool:

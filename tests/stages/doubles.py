@@ -23,6 +23,7 @@ from stages.base import Checkpoints, MapStage, Progress, ReduceInput, ReduceStag
 from stages.config import PipelineConfig
 from stages.encode import EncodeConfig
 from stages.evaluate import EvaluateConfig
+from stages.pictures import encode_mask
 from stages.registry import STAGES
 from stages.segment import SegmentConfig
 from stages.synthesize import SynthesizeConfig
@@ -76,7 +77,7 @@ class Cutter(_Double):
         if int(sample.id, 16) % 4 == 0:
             return sample.rejected("blank")
         scene = render_scene(sample.id, kind=sample.meta["object"].split()[-1])
-        return sample.ok(files={"png": sample.files["png"], "mask.png": _png(scene.mask.astype(np.uint8) * 255)})
+        return sample.ok(files={"png": sample.files["png"], "mask.json": encode_mask(scene.mask)})
 
 
 class Encoder(_Double):

@@ -30,7 +30,7 @@ def cut_out(scene: Scene, id: str = "0" * 16) -> Sample:
 def cut_out_files(picture: Image.Image) -> dict[str, bytes]:
     """An RGBA picture as segment's two files."""
     mask = np.asarray(picture.getchannel("A")) > 0
-    return {"png": encode_png(picture.convert("RGB")), "mask.png": encode_mask(mask)}
+    return {"png": encode_png(picture.convert("RGB")), "mask.json": encode_mask(mask)}
 
 
 def rgba(scene: Scene) -> Image.Image:

@@ -227,7 +227,7 @@ def test_a_hostile_caption_in_a_shard_arrives_escaped():
     meta = json.dumps({"caption": HOSTILE, "object": "a mug"}).encode()
     shards = {
         "synthesize": write_shard([("a.json", meta), ("a.png", png())]),
-        "segment": write_shard([("a.json", meta), ("a.mask.png", MASK), ("a.png", png())]),
+        "segment": write_shard([("a.json", meta), ("a.mask.json", MASK), ("a.png", png())]),
         "augment": write_shard([("a.json", meta), ("a.reference0.png", png()), ("a.target.png", png())]),
     }
     examples = collect_examples(lambda stage, unit: shards[stage], [0])
@@ -266,7 +266,7 @@ def test_examples_show_different_objects_first():
     members = []
     for index, noun in enumerate(["a mug", "a mug", "a mug", "a car", "a fish"]):
         members.append((f"{index}.json", json.dumps({"caption": f"{index} {noun}", "object": noun}).encode()))
-        members.append((f"{index}.mask.png", MASK))
+        members.append((f"{index}.mask.json", MASK))
         members.append((f"{index}.png", png()))
         members.append((f"{index}.reference0.png", png()))
     shard = write_shard(members)
@@ -280,7 +280,7 @@ def test_the_mask_is_seen_in_the_picture():
     mask[:4] = True
     meta = json.dumps({"caption": "c", "object": "o"}).encode()
     shards = {
-        name: write_shard([("a.json", meta), ("a.mask.png", encode_mask(mask)), ("a.png", png((255, 0, 0), 8))])
+        name: write_shard([("a.json", meta), ("a.mask.json", encode_mask(mask)), ("a.png", png((255, 0, 0), 8))])
         for name in ("synthesize", "segment", "augment")
     }
     shown = decode(collect_examples(lambda stage, unit: shards[stage], [0])[0].mask)

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy import ndimage
 
 from models.toy.world import Scene
 from stages.base import Sample
-from stages.pictures import decode_png
-from stages.segment import Segment, SegmentConfig, clean_mask, touches_border
+from stages.pictures import decode_mask, decode_png
+from stages.segment import Segment, SegmentConfig, clean_mask, euler_number, touches_border
 from tests.stages.samples import noise, painted, scenes
 
 LENIENT = {"min_score": 0.1, "min_sam_iou": 0.3, "border": 0.0, "min_area": 0.0, "max_area": 1.0}
@@ -62,7 +63,7 @@ def test_the_mask_lies_beside_the_unchanged_picture(models: Segment, some: list[
     overlaps = []
     for sample, scene in kept:
         assert np.array_equal(np.asarray(decode_png(sample.files["png"])), scene.image)
-        mask = np.asarray(decode_png(sample.files["mask.png"]))
+        mask = decode_mask(sample.files["mask.json"], 64, 64)
         assert mask.shape == (64, 64) and mask.dtype == bool
         overlaps.append((mask & scene.mask).sum() / (mask | scene.mask).sum())
         assert sample.columns["area"] == pytest.approx(mask.mean())
@@ -150,6 +151,19 @@ def test_pieces_hang_together_by_corners_and_holes_by_edges_only():
     ring = mask.copy()
     ring[7, 7] = ring[8, 8] = False  # two holes of 1, not one of 2
     assert np.array_equal(clean_mask(ring, 0.05, max_hole=1.5 / ring.sum()), mask)
+
+
+def test_holes_are_counted_as_labelling_counts_them():
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        mask = np.zeros((18, 14), bool)
+        mask[1:-1, 1:-1] = ndimage.gaussian_filter(rng.random((16, 12)), rng.uniform(0.3, 1.5)) > rng.uniform(0.4, 0.55)
+        pieces = ndimage.label(mask, np.ones((3, 3)))[1]
+        holes = ndimage.label(~mask)[1] - 1
+        assert euler_number(mask) == pieces - holes
+        seen.add((min(pieces, 2), min(holes, 2)))
+    assert {(1, 0), (2, 0), (1, 1), (1, 2), (2, 2)} <= seen
 
 
 def test_border_is_a_share_of_each_side():
