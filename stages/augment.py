@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
 from stages.base import MapStage, Sample, StageConfig, sample_seed
-from stages.pictures import decode_cut_out, encode_png
+from stages.pictures import decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)
 
@@ -83,7 +83,7 @@ class Augment(MapStage):
         return 16
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        return [self._augment(sample) for sample in samples]
+        return on_all_cores(self._augment, samples)
 
     def _augment(self, sample: Sample) -> Sample:
         picture = decode_cut_out(sample.files)

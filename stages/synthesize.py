@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from models.sources import PIPELINE, ModelSource, resolve, resolve_all
 from stages.base import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
 from stages.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
-from stages.pictures import encode_png
+from stages.pictures import encode_png, on_all_cores
 
 
 class SynthesizeConfig(StageConfig):
@@ -111,10 +111,8 @@ class Synthesize(MapStage):
             latents = self._paint(self._pipeline, samples, 0, output_type="latent", denoising_end=end, **sizes).images
             output = self._paint(self._refiner, samples, 1, output_type="np", denoising_start=end, image=latents)
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
-        return [
-            self._judge(sample, seed, picture, bool(flagged))
-            for sample, seed, picture, flagged in zip(samples, seeds, output.images, flags, strict=True)
-        ]
+        painted = list(zip(samples, seeds, output.images, flags, strict=True))
+        return on_all_cores(lambda one: self._judge(*one), painted)
 
     def _paint(self, pipeline: Any, samples: Sequence[Sample], draw: int, **options: Any) -> Any:
         import torch
