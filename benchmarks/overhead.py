@@ -20,8 +20,8 @@ from stages.synthesize import Synthesize
 from storage.parts import Parts
 
 UNITS, UNIT_SIZE = 6, 100
-TURNS = {"synthesize": 1, "segment": 4}
-"""How often each unit is made: segment's half a second is over too soon for one turn to tell hundredths."""
+TURNS = {"synthesize": 2, "segment": 6}
+"""How often each unit is made: of a unit that takes half a second one turn does not tell hundredths."""
 
 
 def _config(root: str) -> PipelineConfig:

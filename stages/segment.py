@@ -206,6 +206,8 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     pieces, count = ndimage.label(subject, _EDGES_AND_CORNERS)
     largest = np.count_nonzero(subject)
     holes = count - euler_number(subject)
+    if count == 1 and not holes:
+        return mask
     if count > 1:
         areas = np.bincount(pieces.ravel())
         areas[0] = 0
