@@ -71,7 +71,7 @@ def _cut(stage: MapStage, samples: Sequence[Sample]) -> None:
 
 
 def _measure(name: str, above: str, raw: Callable[[MapStage, Sequence[Sample]], None]) -> dict[str, float | str]:
-    """Units in turn, once raw and once through the engine; the order alternates, so a drifting machine is even."""
+    """Units in turn, raw and through the engine; the order alternates, so a drifting machine is even."""
     with tempfile.TemporaryDirectory() as root:
         engine = Engine(_config(root))
         names = ["caption", "synthesize"][: ["caption", "synthesize"].index(above) + 1]

@@ -34,7 +34,7 @@ def encode_png(image: Image.Image) -> bytes:
 def encode_mask(mask: np.ndarray) -> bytes:
     """HW bool → JSON, `{"counts": [n, …], "size": [H, W]}`: COCO's run lengths, as segment-anything's tools have them.
 
-    Pixels column by column; the first count is of False. A quarter of the time of a PNG with small pictures.
+    Pixels column by column; the first count is of False. Half the time of a PNG with small pictures.
     """
     pixels = mask.ravel(order="F")
     starts = [0, 0] if pixels[0] else [0]

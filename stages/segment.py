@@ -206,8 +206,6 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
     pieces, count = ndimage.label(subject, _EDGES_AND_CORNERS)
     largest = np.count_nonzero(subject)
     holes = count - euler_number(subject)
-    if count == 1 and not holes:
-        return mask
     if count > 1:
         areas = np.bincount(pieces.ravel())
         areas[0] = 0
@@ -226,8 +224,8 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
 def euler_number(mask: np.ndarray) -> int:
     """Pieces less holes, as `clean_mask` has them, of a HW bool `mask` within a ring of False.
 
-    Euler's formula over the closed squares of its pixels: faces less edges plus corners, which tells in a tenth of the
-    time of labelling that there is no hole.
+    Euler's formula over the closed squares of its pixels: faces less edges plus corners, which tells in a third of the
+    time of labelling, with 512 pixels in an eighth, that there is no hole.
     """
     edges = mask[1:] | mask[:-1], mask[:, 1:] | mask[:, :-1]
     corners = edges[0][:, 1:] | edges[0][:, :-1]

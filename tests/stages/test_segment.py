@@ -129,6 +129,7 @@ def test_cleaning_drops_islands_and_fills_holes():
     mask[20:22, 20:24] = False  # a hole of 8
     assert np.array_equal(clean_mask(mask, max_island=0.02, max_hole=0.02), clean)
     assert np.array_equal(clean_mask(mask, max_island=0.0, max_hole=0.0), mask)
+    assert np.array_equal(clean_mask(clean | np.pad(mask[50:], ((50, 0), (0, 0))), 0.02, 0.02), clean), "no hole at all"
     handle = clean.copy()
     handle[15:30, 15:30] = False
     assert np.array_equal(clean_mask(handle, 0.02, 0.02), handle), "a large hole is the subject's own"
