@@ -10,7 +10,7 @@ run: install
 	$(BIN)/bootpig run configs/toy.yaml
 
 demo-server: install
-	$(BIN)/python -m flows.demo_server
+	$(BIN)/python -m bootpig.flows.demo_server
 
 test: install-dev
 	$(PYTEST)

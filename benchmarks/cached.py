@@ -16,7 +16,7 @@ def rerun() -> dict[str, float | str]:
         command = [
             sys.executable,
             "-c",
-            "from flows.cli import entry; entry()",
+            "from bootpig.flows.cli.main import entry; entry()",
             "run",
             "configs/toy.yaml",
             "--until=caption",

@@ -11,9 +11,9 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from benchmarks.networks import TRUE_LATENTS, TRUE_WIDTH, text_length, unet
 from benchmarks.published import published_step, record_whole, use_published_attention
 from benchmarks.timing import Measurement, operations, seconds_in_turn
-from models.guidance import Denoiser, ReferenceRows
-from models.reference_unet import copy_as_reference
-from models.rsa import install_rsa
+from bootpig.models.core.reference_unet import copy_as_reference
+from bootpig.models.core.rsa import install_rsa
+from bootpig.models.pipelines.guidance import Denoiser, ReferenceRows
 
 WIDTH, LATENTS = 128, 40
 """0.4 of SD 2.1's at 512 pixels: every part of the work has its share there."""

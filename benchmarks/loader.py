@@ -11,9 +11,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from stages.base import ReduceInput, Sample, UnitRef
-from stages.dataset import ShardLoader
-from stages.shardio import pack
+from bootpig.stages.engine.contract import ReduceInput, Sample, UnitRef
+from bootpig.stages.engine.shardio import pack
+from bootpig.stages.train.dataset import ShardLoader
 
 UNITS, UNIT_SIZE, BATCH, ROUNDS = 12, 128, 32, 7
 SHAPES = {

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from flows.loading import load_config
-from stages.base import MapStage, Sample
-from stages.config import PipelineConfig
-from stages.engine import Engine
-from stages.loaded import loaded
-from stages.pictures import decode_png
-from stages.segment import Segment
-from stages.survey import make_stage
-from stages.synthesize import Synthesize
-from storage.parts import Parts
+from bootpig.flows.loading import load_config
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import MapStage, Sample
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.loaded import loaded
+from bootpig.stages.engine.survey import make_stage
+from bootpig.stages.pictures import decode_png
+from bootpig.stages.segment.stage import Segment
+from bootpig.stages.synthesize import Synthesize
+from bootpig.storage.parts import Parts
 
 UNITS, UNIT_SIZE = 6, 100
 TURNS = {"synthesize": 2, "segment": 6}
@@ -30,7 +30,7 @@ def _config(root: str) -> PipelineConfig:
 
 
 def _samples(engine: Engine, stage: str, unit: int) -> list[Sample]:
-    from stages.shardio import unpack
+    from bootpig.stages.engine.shardio import unpack
 
     survey = engine.survey(stage)
     marker = survey.markers[unit]
@@ -41,7 +41,7 @@ def _paint(stage: MapStage, samples: Sequence[Sample]) -> None:
     """The pipeline's calls alone, with the stage's own arguments."""
     import torch
 
-    from stages.base import sample_seed
+    from bootpig.stages.engine.contract import sample_seed
 
     painter = cast(Synthesize, stage)
     for begin in range(0, len(samples), painter.slice_size):

@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
-from models.guidance import Denoiser
-from models.reference_unet import FeatureRecorder, RecordingProcessor
-from models.rsa import TextAttentionProcessor, pool, self_attention_blocks
+from bootpig.models.core.reference_unet import FeatureRecorder, RecordingProcessor
+from bootpig.models.core.rsa import TextAttentionProcessor, pool, self_attention_blocks
+from bootpig.models.pipelines.guidance import Denoiser
 
 
 @dataclass

@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flows.loading import load_config
-from models.bases import load_base
-from models.devices import torch_device, torch_dtype
-from models.embedders import DinoEmbedder
-from stages.drawing import Sampling, draw, drawings, latent_shape, prepared_references
-from stages.evaluate import Evaluate
-from stages.scoring import Scores
-from stages.survey import make_stage
+from bootpig.flows.loading import load_config
+from bootpig.models.devices import torch_device, torch_dtype
+from bootpig.models.pipelines.bases import load_base
+from bootpig.models.pretrained.embedders import DinoEmbedder
+from bootpig.stages.engine.survey import make_stage
+from bootpig.stages.evaluate.drawing import Sampling, draw, drawings, latent_shape, prepared_references
+from bootpig.stages.evaluate.scoring import Scores
+from bootpig.stages.evaluate.stage import Evaluate
 
 
 def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from torch.nn.functional import mse_loss
 from benchmarks import networks
 from benchmarks.published import record_whole, whole_pass
 from benchmarks.timing import Measurement, operations, seconds_in_turn
-from models.bootpig import BootPIG
-from models.rsa import ReferenceFeatures, install_rsa, self_attention_blocks
-from stages.objective import Objective
+from bootpig.models.core.bootpig import BootPIG
+from bootpig.models.core.rsa import ReferenceFeatures, install_rsa, self_attention_blocks
+from bootpig.stages.train.objective import Objective
 
 WIDTH, LATENTS, BATCH, ROUNDS = 64, 32, 4, 5
 VAE_WIDTH = 26

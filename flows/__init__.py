@@ -1,3 +1,1 @@
 """What users trigger: the Prefect flows and the command line. Only wires what `stages` does."""
-
-__version__ = "0.1.0"

@@ -19,10 +19,10 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from stages.contact_sheet import SheetRow, contact_sheet
-from stages.plain_text import markdown
-from stages.report_data import Report
-from stages.results import METRIC_NAMES, result_rows
+from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
+from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows
+from bootpig.stages.plain_text import markdown
+from bootpig.stages.report.gather import Report
 
 SHEET_ROWS = 12
 """Rows of the contact sheet: an artifact lies in the server's data base."""

@@ -19,8 +19,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-from stages.base import InputError
-from stages.registry import STAGES
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.registry import STAGES
 
 POOL = "bootpig"
 FLOWS = ("bootstrap", "run-stage", "regenerate")

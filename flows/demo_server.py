@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from flows.loading import load_config
-from flows.server import ServerError, die_with
-from stages.base import InputError
+from bootpig.flows.loading import load_config
+from bootpig.flows.server import ServerError, die_with
+from bootpig.stages.engine.contract import InputError
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).resolve().parents[1]
 STARTUP_SECONDS = 180.0
 POLL_SECONDS = 2.0
 """How often the worker asks for work."""
@@ -113,7 +113,7 @@ def deploy(environment: Mapping[str, str]) -> None:
     Raises:
         ServerError: the server refuses them.
     """
-    for command in (["flows.cli", "setup-server"], ["prefect", "--no-prompt", "deploy", "--all"]):
+    for command in (["bootpig", "setup-server"], ["prefect", "--no-prompt", "deploy", "--all"]):
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=PROJECT, env=dict(environment), capture_output=True, text=True
         )

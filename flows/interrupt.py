@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from stages.base import Progress
+from bootpig.stages.engine.contract import Progress
 
 GRACE_SECONDS = 30.0
 

@@ -6,7 +6,7 @@ import os
 
 from prefect.blocks.system import Secret
 
-from stages.config import PipelineConfig
+from bootpig.stages.config import PipelineConfig
 
 
 def export_key(config: PipelineConfig) -> None:

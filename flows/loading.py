@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from stages.base import InputError
-from stages.config import PipelineConfig
-from storage.root import masked
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.storage.root import masked
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:

@@ -19,26 +19,38 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
-from flows import artifacts, display, gc, interrupt
-from flows.keys import export_key
-from flows.loading import dump_config, load_config
-from flows.runners import Workers, runner_problems
-from flows.runs import RunRecord, RunState, StageRecord, alive, new_run, promote, read_config, read_run, run_of_flow
-from flows.schedule import due, due_behind
-from flows.selection import Selection, known_stage, known_units, span
-from flows.server import wait_recorded
-from flows.stage_run import StageOutcome, StageRun
-from stages.base import InputError
-from stages.config import PipelineConfig
-from stages.engine import Engine
-from stages.registry import MAP_STAGES, STAGES
-from stages.report import build_report
-from stages.report_data import StageDone, gather
-from stages.survey import StageSurvey
-from storage.errors import StoreError
-from storage.root import Root
+from bootpig.flows import artifacts, interrupt
+from bootpig.flows.cli import display
+from bootpig.flows.keys import export_key
+from bootpig.flows.loading import dump_config, load_config
+from bootpig.flows.runners import Workers, runner_problems
+from bootpig.flows.runs import gc
+from bootpig.flows.runs.records import (
+    RunRecord,
+    RunState,
+    StageRecord,
+    alive,
+    new_run,
+    promote,
+    read_config,
+    read_run,
+    run_of_flow,
+)
+from bootpig.flows.schedule import due, due_behind
+from bootpig.flows.selection import Selection, known_stage, known_units, span
+from bootpig.flows.server import wait_recorded
+from bootpig.flows.stage_run import StageOutcome, StageRun
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.report.gather import StageDone, gather
+from bootpig.stages.report.html import build_report
+from bootpig.storage.errors import StoreError
+from bootpig.storage.root import Root
 
-TOY = load_config(Path(__file__).parents[1] / "configs" / "toy.yaml")
+TOY = load_config(Path(__file__).resolve().parents[1] / "configs" / "toy.yaml")
 """Where a deployment's form of parameters begins."""
 
 SHOWN = 5

@@ -13,11 +13,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from flows import interrupt
-from flows.server import configured_api
-from stages.base import InputError
-from stages.config import PipelineConfig
-from storage.root import Root
+from bootpig.flows import interrupt
+from bootpig.flows.server import configured_api
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.storage.root import Root
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.base import InputError
-from stages.config import PipelineConfig
-from stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.registry import MAP_STAGES, STAGES
 
 
 @dataclass(frozen=True)

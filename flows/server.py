@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 from uuid import UUID
 
-from storage.root import masked
+from bootpig.storage.root import masked
 
 STARTUP_SECONDS = 180.0
 """A first start creates the data base: some twenty seconds of two busy cores."""
@@ -78,7 +78,7 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if address := configured_api():
         require_answer(address)
-        # as often as the automation expects it that marks silent runs (`flows.automations`)
+        # as often as the automation expects it that marks silent runs (`bootpig.flows.automations`)
         os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
         os.environ["PREFECT_API_URL"] = address
         yield address

@@ -19,14 +19,15 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import artifacts, display, interrupt
-from flows.loading import dump_config, parse_config
-from flows.runners import Workers
-from flows.server import is_own
-from stages.base import MapStage, ReduceStage, Stage
-from stages.engine import Engine, UnitReport
-from stages.registry import STAGES
-from stages.survey import StageSurvey, make_stage
+from bootpig.flows import artifacts, interrupt
+from bootpig.flows.cli import display
+from bootpig.flows.loading import dump_config, parse_config
+from bootpig.flows.runners import Workers
+from bootpig.flows.server import is_own
+from bootpig.stages.engine.contract import MapStage, ReduceStage, Stage
+from bootpig.stages.engine.engine import Engine, UnitReport
+from bootpig.stages.engine.survey import StageSurvey, make_stage
+from bootpig.stages.registry import STAGES
 
 GPU_TAG = "bootpig-gpu"
 """Of the tasks of stages that have a device. `prefect gcl create tag:bootpig-gpu --limit 1` lets one work at a time,

@@ -10,8 +10,8 @@ import pyarrow as pa
 from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
-from stages.base import MapStage, Sample, StageConfig, sample_seed
-from stages.pictures import decode_cut_out, encode_png, on_all_cores
+from bootpig.stages.engine.contract import MapStage, Sample, StageConfig, sample_seed
+from bootpig.stages.pictures import decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)
 

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.augment import AugmentConfig
-from stages.base import EXTENT, SPEED, StageConfig
-from stages.caption import CaptionConfig
-from stages.encode import EncodeConfig
-from stages.evaluate import EvaluateConfig
-from stages.segment import SegmentConfig
-from stages.synthesize import SynthesizeConfig
-from stages.train import TrainConfig
+from bootpig.stages.augment import AugmentConfig
+from bootpig.stages.caption.stage import CaptionConfig
+from bootpig.stages.encode import EncodeConfig
+from bootpig.stages.engine.contract import EXTENT, SPEED, StageConfig
+from bootpig.stages.evaluate.stage import EvaluateConfig
+from bootpig.stages.segment.stage import SegmentConfig
+from bootpig.stages.synthesize import SynthesizeConfig
+from bootpig.stages.train.stage import TrainConfig
 
 
 class PipelineConfig(StageConfig):

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from models.sources import PIPELINE, ModelSource, resolve, resolve_all
-from stages.base import InputError, MapStage, ModelIdentity, Sample, StageConfig
-from stages.fields import BatchSize, Device, Dtype, ModelName, Revision
-from stages.phrases import object_caption
-from stages.pictures import decode_pngs
+from bootpig.models.pretrained.sources import PIPELINE, ModelSource, resolve, resolve_all
+from bootpig.stages.caption.phrases import object_caption
+from bootpig.stages.engine.contract import InputError, MapStage, ModelIdentity, Sample, StageConfig
+from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
+from bootpig.stages.pictures import decode_pngs
 
 if TYPE_CHECKING:
     import torch
 
-    from models.diffusion import LatentEncoder
+    from bootpig.models.pretrained.painters import LatentEncoder
 
 
 class EncodeConfig(StageConfig):
@@ -64,8 +64,8 @@ class Encode(MapStage):
         return resolve_all(self.name, {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE)})
 
     def setup(self) -> None:
-        from models.devices import torch_device, torch_dtype
-        from models.diffusion import LatentEncoder
+        from bootpig.models.devices import torch_device, torch_dtype
+        from bootpig.models.pretrained.painters import LatentEncoder
 
         self._encoder: LatentEncoder = LatentEncoder(
             self._sources()["model"],

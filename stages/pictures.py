@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from storage.fingerprint import canonical_json
+from bootpig.storage.fingerprint import canonical_json
 
 T = TypeVar("T")
 R = TypeVar("R")

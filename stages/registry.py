@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from stages.augment import Augment
-from stages.base import MapStage, Stage
-from stages.caption import Caption
-from stages.encode import Encode
-from stages.evaluate import Evaluate
-from stages.segment import Segment
-from stages.synthesize import Synthesize
-from stages.train import Train
+from bootpig.stages.augment import Augment
+from bootpig.stages.caption.stage import Caption
+from bootpig.stages.encode import Encode
+from bootpig.stages.engine.contract import MapStage, Stage
+from bootpig.stages.evaluate.stage import Evaluate
+from bootpig.stages.segment.stage import Segment
+from bootpig.stages.synthesize import Synthesize
+from bootpig.stages.train.stage import Train
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage for stage in (Caption, Synthesize, Segment, Augment, Encode, Train, Evaluate)

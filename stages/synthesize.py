@@ -10,10 +10,10 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field, model_validator
 
-from models.sources import PIPELINE, ModelSource, resolve, resolve_all
-from stages.base import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
-from stages.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
-from stages.pictures import encode_png, on_all_cores
+from bootpig.models.pretrained.sources import PIPELINE, ModelSource, resolve, resolve_all
+from bootpig.stages.engine.contract import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
+from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
+from bootpig.stages.pictures import encode_png, on_all_cores
 
 
 class SynthesizeConfig(StageConfig):
@@ -86,8 +86,8 @@ class Synthesize(MapStage):
         return resolve_all(self.name, lookups)
 
     def setup(self) -> None:
-        from models.devices import torch_device, torch_dtype
-        from models.diffusion import load_refiner, load_text_to_image
+        from bootpig.models.devices import torch_device, torch_dtype
+        from bootpig.models.pretrained.painters import load_refiner, load_text_to_image
 
         sources = self._sources()
         device, dtype = torch_device("synthesize.device", self.config.device), torch_dtype(self.config.dtype)

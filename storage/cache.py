@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from storage.errors import StoreError
-from storage.fingerprint import bytes_digest
+from bootpig.storage.errors import StoreError
+from bootpig.storage.fingerprint import bytes_digest
 
 FOLDER = "BOOTPIG_CACHE"
 BYTES = "BOOTPIG_CACHE_BYTES"

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from storage.errors import CorruptPart
-from storage.fingerprint import digest, file_digest
-from storage.root import Root
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.fingerprint import digest, file_digest
+from bootpig.storage.root import Root
 
 Files = dict[str, dict[str, str | int]]
 """Relative name → {"sha256", "size"}."""

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import CorruptPart
-from storage.fingerprint import bytes_digest
-from storage.root import Root
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.fingerprint import bytes_digest
+from bootpig.storage.root import Root
 
 ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa.string()), ("reason", pa.string())])
 """What every row begins with."""

@@ -16,9 +16,9 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 
-from storage import s3
-from storage.errors import StoreError, StoreFull, StoreUnavailable
-from storage.faults import ATTEMPTS, is_answered, is_missing_bucket, is_refused, is_transient, patiently, pause
+from bootpig.storage import s3
+from bootpig.storage.errors import StoreError, StoreFull, StoreUnavailable
+from bootpig.storage.faults import ATTEMPTS, is_answered, is_missing_bucket, is_refused, is_transient, patiently, pause
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from storage.errors import CorruptPart
+from bootpig.storage.errors import CorruptPart
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_NAME = 100

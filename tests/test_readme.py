@@ -13,10 +13,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.cli import parser
-from flows.loading import load_config, parse_config
-from stages.config import PipelineConfig
-from stages.registry import STAGES
+from bootpig.flows.cli.main import parser
+from bootpig.flows.loading import load_config, parse_config
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.registry import STAGES
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -113,13 +113,13 @@ def test_every_setting_is_read() -> None:
     assert unread(PipelineConfig) == []
 
 
-def test_packaging_knows_every_package_and_pins_every_dependency() -> None:
+def test_packaging_links_every_package_and_pins_every_dependency() -> None:
     import tomllib
 
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    packages = {package.replace(".", "/") for package in project["tool"]["setuptools"]["packages"]}
-    there = {path.parent.relative_to(PROJECT).as_posix() for p in PACKAGES[1:] for path in (PROJECT / p).rglob("*.py")}
-    assert packages == there | {"configs"}
+    for package in (*PACKAGES[1:], "configs"):
+        assert (PROJECT / "bootpig" / package).resolve() == PROJECT / package
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["bootpig*"]
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in _constraints()}
     extras = project["project"]["optional-dependencies"].values()
     for requirement in [*project["project"]["dependencies"], *(name for extra in extras for name in extra)]:

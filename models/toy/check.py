@@ -1,4 +1,4 @@
-"""Measure the toy checkpoints on held-out renders: `python -m models.toy.check [--json] [--only vae detector …]`.
+"""Measure the toy checkpoints on held-out renders: `python -m bootpig.models.toy.check [--json] [--only vae …]`.
 
 Every checkpoint is loaded as a user would load it, through the real classes. Exit status 1 when a bar is missed.
 """
@@ -30,14 +30,14 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from models.toy.clip import judge
-from models.toy.dino import identity_auc, views
-from models.toy.pretrain import CHECKPOINTS
-from models.toy.renders import Renders, scenes
-from models.toy.sam_model import build_sam_vit_toy
-from models.toy.tokens import all_captions
-from models.toy.vae import psnr
-from models.toy.world import KINDS, POSITIONS, SCENES, SIZE, object_phrase
+from bootpig.models.toy.clip import judge
+from bootpig.models.toy.dino import identity_auc, views
+from bootpig.models.toy.pretrain import CHECKPOINTS
+from bootpig.models.toy.renders import Renders, scenes
+from bootpig.models.toy.sam_model import build_sam_vit_toy
+from bootpig.models.toy.tokens import all_captions
+from bootpig.models.toy.vae import psnr
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE, object_phrase
 
 DETECTION_THRESHOLD = 0.1
 POSITION_BOUNDS = (0.42, 0.58)

@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, OwlViTForObjectDetection
 
-from models.toy.renders import Renders, scenes
-from models.toy.soften import pictures, soften
-from models.toy.tokens import all_captions, build_tokenizer
-from models.toy.training import Recipe, fit
-from models.toy.world import KINDS, POSITIONS, SCENES, SIZE
+from bootpig.models.toy.renders import Renders, scenes
+from bootpig.models.toy.soften import pictures, soften
+from bootpig.models.toy.tokens import all_captions, build_tokenizer
+from bootpig.models.toy.training import Recipe, fit
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE
 
 RECIPE = Recipe(steps=700, learning_rate=7e-4, tail_from=0.4, ema=0.99)
 BATCH = 64

@@ -18,13 +18,13 @@ from torch.nn import functional
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from transformers import CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor, OwlViTProcessor
 
-from models.toy.phrases import ADJECTIVES, STRANGERS, rich_phrase, simple_phrase, strange_noun
-from models.toy.renders import scenes
-from models.toy.scenes import render_backdrop
-from models.toy.soften import pictures, soften
-from models.toy.tokens import all_captions, build_tokenizer
-from models.toy.training import Recipe, fit
-from models.toy.world import KINDS, SCENES, SIZE, object_phrase
+from bootpig.models.toy.phrases import ADJECTIVES, STRANGERS, rich_phrase, simple_phrase, strange_noun
+from bootpig.models.toy.renders import scenes
+from bootpig.models.toy.scenes import render_backdrop
+from bootpig.models.toy.soften import pictures, soften
+from bootpig.models.toy.tokens import all_captions, build_tokenizer
+from bootpig.models.toy.training import Recipe, fit
+from bootpig.models.toy.world import KINDS, SCENES, SIZE, object_phrase
 
 RECIPE = Recipe(steps=3500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 32

@@ -13,11 +13,11 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.toy.renders import Renders, scenes
-from models.toy.tokens import all_captions, build_tokenizer
-from models.toy.training import Recipe, fit
-from models.toy.vae import latents
-from models.toy.world import KINDS, POSITIONS, SCENES, caption
+from bootpig.models.toy.renders import Renders, scenes
+from bootpig.models.toy.tokens import all_captions, build_tokenizer
+from bootpig.models.toy.training import Recipe, fit
+from bootpig.models.toy.vae import latents
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, caption
 
 RECIPE = Recipe(steps=4000, learning_rate=8e-4, tail_from=0.5, ema=0.998)
 BATCH = 64

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from models.toy.renders import Renders, scenes, white_reference
-from models.toy.soften import pictures, soften
-from models.toy.training import Recipe, fit
-from models.toy.world import KINDS, SIZE
+from bootpig.models.toy.renders import Renders, scenes, white_reference
+from bootpig.models.toy.soften import pictures, soften
+from bootpig.models.toy.training import Recipe, fit
+from bootpig.models.toy.world import KINDS, SIZE
 
 RECIPE = Recipe(steps=1600, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 PAIRS = 6000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.toy.world import KINDS, object_phrase
+from bootpig.models.toy.world import KINDS, object_phrase
 
 _ADJECTIVES = """
 red orange yellow green blue purple pink white black grey brown small big old new shiny striped dotted checked faded

@@ -1,4 +1,4 @@
-"""Make the toy checkpoints from nothing: `python -m models.toy.pretrain [--only vae diffusion …]`."""
+"""Make the toy checkpoints from nothing: `python -m bootpig.models.toy.pretrain [--only vae diffusion …]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     for part in arguments.only:
         started = time.monotonic()
-        module = importlib.import_module(f"models.toy.{part}")
+        module = importlib.import_module(f"bootpig.models.toy.{part}")
         module.save(arguments.work, arguments.out, torch.device(arguments.device))
         print(f"{part}: done in {(time.monotonic() - started) / 60:.1f} min", flush=True)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.toy.world import KINDS, POSITIONS, SCENES, SIZE, Split, draw_identity, render_scene, render_subject
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE, Split, draw_identity, render_scene, render_subject
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from torch.nn import functional
 
-from models.toy.renders import scenes
-from models.toy.sam_model import IMAGE_SIZE, build_sam_vit_toy
-from models.toy.soften import pictures, soften
-from models.toy.training import Recipe, fit
+from bootpig.models.toy.renders import scenes
+from bootpig.models.toy.sam_model import IMAGE_SIZE, build_sam_vit_toy
+from bootpig.models.toy.soften import pictures, soften
+from bootpig.models.toy.training import Recipe, fit
 
 RECIPE = Recipe(steps=1200, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 24

@@ -1,4 +1,4 @@
-"""Make the folder of held-out toy subjects that `evaluate` reads: `python -m models.toy.subject_folder`.
+"""Make the folder of held-out toy subjects that `evaluate` reads: `python -m bootpig.models.toy.subject_folder`.
 
 DreamBooth layout: `<subject>/00.png` is the subject on white, the reference; `01.png` and up show it in scenes.
 `subjects.yaml` names each subject's class, its two captions, and what each picture in a scene shows. A subject's
@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from models.toy.world import KINDS, POSITIONS, SCENES, caption, draw_identity, render_reference, render_scene
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, caption, draw_identity, render_reference, render_scene
 
 FOLDER = Path(__file__).parent / "subjects_held_out"
 SUBJECTS = 32

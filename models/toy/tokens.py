@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-from models.toy.world import KINDS, POSITIONS, SCENES, caption
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, caption
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"

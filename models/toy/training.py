@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.memory import keep_freed_memory
+from bootpig.models.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

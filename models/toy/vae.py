@@ -12,8 +12,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from models.toy.renders import scenes, whites
-from models.toy.training import Recipe, fit
+from bootpig.models.toy.renders import scenes, whites
+from bootpig.models.toy.training import Recipe, fit
 
 RECIPE = Recipe(steps=3400, learning_rate=2e-3, tail_from=0.4, ema=0.995)
 BATCH = 16

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from models.toy.scenes import SCENES, SIDE, render_backdrop
-from models.toy.subjects import KINDS, render_subject
+from bootpig.models.toy.scenes import SCENES, SIDE, render_backdrop
+from bootpig.models.toy.subjects import KINDS, render_subject
 
 __all__ = [
     "KINDS",

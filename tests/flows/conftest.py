@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.loading import load_config
-from models.sources import PROJECT
-from stages.config import PipelineConfig
+from bootpig.flows.loading import load_config
+from bootpig.models.pretrained.sources import PROJECT
+from bootpig.stages.config import PipelineConfig
 from tests.flows.live import Live, running
 from tests.servers.llm import KEY
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
-from flows import demo_server
-from flows.loading import load_config
-from stages.config import PipelineConfig
+from bootpig.flows import demo_server
+from bootpig.flows.loading import load_config
+from bootpig.stages.config import PipelineConfig
 
 PROJECT = Path(__file__).parents[2]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

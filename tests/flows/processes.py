@@ -24,7 +24,7 @@ class Command:
         self.log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from flows.cli import entry; entry()", *arguments],
+                [sys.executable, "-c", "from bootpig.flows.cli.main import entry; entry()", *arguments],
                 cwd=PROJECT,
                 env={**os.environ, **environment, MARK: self.mark},
                 stdout=stream,

@@ -7,9 +7,9 @@ import io
 import pytest
 from PIL import Image
 
-from flows import artifacts
-from stages.plain_text import markdown
-from stages.report_data import Example, Report, data_uri
+from bootpig.flows import artifacts
+from bootpig.stages.plain_text import markdown
+from bootpig.stages.report.gather import Example, Report, data_uri
 
 HOSTILE = "A <script>alert(1)</script> [x](javascript:y) **b** `c` | d\n# head ![i](http://e/p.png) www.e.com \\"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.loading import load_config
-from flows.plan import plan
-from models.toy.subject_folder import write_folder
-from stages.engine import Engine
-from stages.registry import MAP_STAGES
+from bootpig.flows.loading import load_config
+from bootpig.flows.runs.plan import plan
+from bootpig.models.toy.subject_folder import write_folder
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.registry import MAP_STAGES
 from tests.models.families import save_refiner, save_sd15, save_sd21, save_sdxl
-from tests.models.test_segmenters import SAM, save_grounding_dino
+from tests.models.pretrained.test_segmenters import SAM, save_grounding_dino
 from tests.models.tiny import save_clip, save_vit
 
 CONFIGS = Path(__file__).parents[2] / "configs"

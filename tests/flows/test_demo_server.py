@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.demo_server import CLICKS
+from bootpig.flows.demo_server import CLICKS
 from tests.flows.live import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def test_it_comes_up_and_goes(tmp_path: Path) -> None:
     # nothing scores as much, so the run ends before train
     small = {"caption.count": 8, "unit_size": 8, "synthesize.steps": 1, "segment.min_score": 1.0, "threads": 1}
     small |= {"root": tmp_path / "store"}
-    command = [sys.executable, "-m", "flows.demo_server", "--home", str(tmp_path / "home"), "--port", "0"]
+    command = [sys.executable, "-m", "bootpig.flows.demo_server", "--home", str(tmp_path / "home"), "--port", "0"]
     command += [f"--set={name}={value}" for name, value in small.items()]
     demo = subprocess.Popen(
         command,

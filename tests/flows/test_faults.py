@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def bootpig(api: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from flows.cli import entry; entry()", *arguments],
+        [sys.executable, "-c", "from bootpig.flows.cli.main import entry; entry()", *arguments],
         cwd=PROJECT,
         env=os.environ | {"PREFECT_API_URL": api},
         capture_output=True,

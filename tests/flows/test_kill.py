@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models.sources import PROJECT
-from stages.registry import STAGES
+from bootpig.models.pretrained.sources import PROJECT
+from bootpig.stages.registry import STAGES
 
 KILLS = int(os.environ.get("BOOTPIG_KILLS", "10"))
 MARK = "BOOTPIG_TEST_MARK"
@@ -46,7 +46,7 @@ def command(root: Path, subjects: Path) -> list[str]:
         "evaluate.steps": 2,
     }
     sets = [f"--set={key}={value}" for key, value in small.items()]
-    return [sys.executable, "-c", "from flows.cli import entry; entry()", "run", "configs/toy.yaml", *sets]
+    return [sys.executable, "-c", "from bootpig.flows.cli.main import entry; entry()", "run", "configs/toy.yaml", *sets]
 
 
 def environment(home: Path) -> tuple[dict[str, str], str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.runs import latest_run, list_runs, read_config
-from stages.registry import STAGES
-from storage.root import Root
+from bootpig.flows.runs.records import latest_run, list_runs, read_config
+from bootpig.stages.registry import STAGES
+from bootpig.storage.root import Root
 from tests.flows.live import PROJECT, Live, as_parameters, tiny
 from tests.servers.llm import KEY, Endpoint, serving
 
@@ -130,7 +130,7 @@ def test_a_failed_run_is_told(live: Live, tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Ear) as ear:
         threading.Thread(target=ear.serve_forever, daemon=True).start()
         live.python("-c", MAKE_BLOCK, f"http://127.0.0.1:{ear.server_port}/hook")
-        live.python("-m", "flows.cli", "setup-server", "--notify", "custom-webhook/oncall")
+        live.python("-m", "bootpig", "setup-server", "--notify", "custom-webhook/oncall")
         live.wait(live.trigger("run_stage", stage="segmint", config=as_parameters(tiny(tmp_path / "store"))))
         until(lambda: bool(told))
         ear.shutdown()
@@ -201,7 +201,7 @@ def test_the_key_of_an_endpoint_is_found_nowhere(live: Live, tmp_path: Path) -> 
         config["caption"] = {"source": "openai", "count": 16, "openai": llm}
         (tmp_path / "llm.yaml").write_text(json.dumps(config))
         endpoint.fault(kind="echo_key", times=-1)  # the endpoint itself repeats it
-        run = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "llm.yaml"), "--until", "caption"]
+        run = [sys.executable, "-m", "bootpig", "run", str(tmp_path / "llm.yaml"), "--until", "caption"]
         failed = subprocess.run(run, cwd=PROJECT, env=live.environment, capture_output=True, text=True)
         assert failed.returncode == 1, failed.stderr
         endpoint.faults.clear()
@@ -216,7 +216,7 @@ def test_the_key_of_an_endpoint_is_found_nowhere(live: Live, tmp_path: Path) -> 
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
-SHORTER = "import flows.automations as a; from datetime import timedelta; a.set_up(None, timedelta(seconds=40))"
+SHORTER = "import bootpig.flows.automations as a; from datetime import timedelta; a.set_up(None, timedelta(seconds=40))"
 """The least that outlasts a heartbeat, which Prefect sends every 30 s at most."""
 
 LONG = {"train.steps": 100000, "train.log_every": 1, "train.global_batch_size": 1}
@@ -262,7 +262,7 @@ def test_a_killed_worker_leaves_a_crashed_run_that_can_be_retried(live: Live, do
     assert live.flow_run(flow_run)["state"]["type"] == "RUNNING"
     state = live.wait(flow_run)
     assert (state["type"], state["message"].split(":")[0]) == ("CRASHED", "No heartbeat for 40 s")
-    live.python("-m", "flows.cli", "setup-server")
+    live.python("-m", "bootpig", "setup-server")
     live.start_worker()
     live.prefect("flow-run", "retry", flow_run)  # it waits for the dead one's lease
     assert live.wait(flow_run, lambda kind: kind in ("COMPLETED", "FAILED"))["type"] == "COMPLETED"
@@ -289,7 +289,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(live: Live, done: tuple[str, 
     shutil.rmtree(store / "train")
     config = tiny(store, **LONG, **{"train.checkpoint_every": 20})
     (tmp_path / "long.yaml").write_text(json.dumps(as_parameters(config)))
-    command = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "long.yaml"), "--only", "train"]
+    command = [sys.executable, "-m", "bootpig", "run", str(tmp_path / "long.yaml"), "--only", "train"]
     run = subprocess.Popen(command, cwd=PROJECT, env=live.environment, stdout=subprocess.DEVNULL)
     until(lambda: checkpoint(store))
     run.send_signal(signal.SIGTERM)

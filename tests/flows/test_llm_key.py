@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.keys import export_key
-from flows.loading import load_config
+from bootpig.flows.keys import export_key
+from bootpig.flows.loading import load_config
 from tests.servers.llm import KEY, Endpoint, serving
 
 PROJECT = Path(__file__).parents[2]
@@ -41,7 +41,15 @@ def captions(store: Path, url: str, **settings: object) -> Path:
 def bootpig(api: str, config: Path, key: str | None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PREFECT_API_URL": api} | ({} if key is None else {VARIABLE: key})
     return subprocess.run(
-        [sys.executable, "-c", "from flows.cli import entry; entry()", "run", str(config), "--until", "caption"],
+        [
+            sys.executable,
+            "-m",
+            "bootpig",
+            "run",
+            str(config),
+            "--until",
+            "caption",
+        ],
         cwd=PROJECT,
         env=environment,
         capture_output=True,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.loading import dump_config, load_config, parse_config
-from stages.base import InputError
-from stages.config import PipelineConfig
+from bootpig.flows.loading import dump_config, load_config, parse_config
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 

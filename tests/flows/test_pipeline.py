@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from flows.runs import latest_run, list_runs, read_run
-from stages.base import InputError
-from stages.config import PipelineConfig
-from stages.engine import Engine, UnitReport
-from storage.root import Root
+from bootpig.flows.runs.records import latest_run, list_runs, read_run
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine, UnitReport
+from bootpig.storage.root import Root
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def task_states(flow_run_id: Any, expected: int) -> list[tuple[str, str]]:
 
 
 def test_the_second_run_is_cached_and_shown_so(config: PipelineConfig) -> None:
-    from flows.pipeline import bootstrap
+    from bootpig.flows.pipeline import bootstrap
 
     first = bootstrap(config, until="caption", return_state=True)
     assert first.is_completed()
@@ -52,7 +52,7 @@ def test_the_second_run_is_cached_and_shown_so(config: PipelineConfig) -> None:
 
 
 def test_force_makes_the_chosen_units_again(config: PipelineConfig) -> None:
-    from flows.pipeline import bootstrap, run_stage
+    from bootpig.flows.pipeline import bootstrap, run_stage
 
     bootstrap(config, until="caption", return_state=True)
     state = run_stage("caption", config, units=[2, 0], force=True, return_state=True)
@@ -62,7 +62,7 @@ def test_force_makes_the_chosen_units_again(config: PipelineConfig) -> None:
 
 
 def test_failed_units_are_named_and_the_others_go_on(config: PipelineConfig) -> None:
-    from flows.pipeline import bootstrap, run_stage
+    from bootpig.flows.pipeline import bootstrap, run_stage
 
     bootstrap(config, until="caption", return_state=True)
     root = Root(config.root)
@@ -81,7 +81,7 @@ def test_failed_units_are_named_and_the_others_go_on(config: PipelineConfig) -> 
 def test_a_file_that_changes_under_a_run_is_named_as_the_cause(
     config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.pipeline import bootstrap
+    from bootpig.flows.pipeline import bootstrap
 
     captions = tmp_path / "captions.txt"
     captions.write_text("A photo of a mug, on a table\n" * 10)
@@ -101,7 +101,7 @@ def test_a_file_that_changes_under_a_run_is_named_as_the_cause(
 
 
 def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> None:
-    from flows.pipeline import bootstrap, run_stage
+    from bootpig.flows.pipeline import bootstrap, run_stage
 
     gone = config.model_copy(update={"synthesize": config.synthesize.model_copy(update={"model": "/nowhere/model"})})
     with pytest.raises(InputError, match=r"synthesize\.model"):
@@ -114,7 +114,7 @@ def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> N
 
 
 def test_a_run_is_continued_by_its_id(config: PipelineConfig) -> None:
-    from flows.pipeline import TOY, bootstrap, run_stage
+    from bootpig.flows.pipeline import TOY, bootstrap, run_stage
 
     bootstrap(config, until="caption", return_state=True)
     root = Root(config.root)

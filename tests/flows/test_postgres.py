@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.demo_server import free_port
+from bootpig.flows.demo_server import free_port
 from tests.flows.live import running
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_run_is_recorded_there(postgres: Postgres, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     store = ["--set", f"root={tmp_path / 'store'}", "--set", "caption.count=20", "--set", "unit_size=10"]
-    run = ["-m", "flows.cli", "run", "configs/toy.yaml", "--until", "caption", *store]
+    run = ["-m", "bootpig", "run", "configs/toy.yaml", "--until", "caption", *store]
     with running(home, PREFECT_SERVER_DATABASE_CONNECTION_URL=postgres.url) as live:
         assert "2 made" in live.python(*run)
         assert "2 cached" in live.python(*run)

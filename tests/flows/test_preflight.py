@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from flows.loading import dump_config, load_config, parse_config
-from models.sources import ModelError
-from stages.engine import Engine
-from stages.survey import fingerprint_of
+from bootpig.flows.loading import dump_config, load_config, parse_config
+from bootpig.models.pretrained.sources import ModelError
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import fingerprint_of
 from tests.models.hub import Hub, Repository, hub
-from tests.stages.training_data import save_base
+from tests.stages.train.training_data import save_base
 
 PROJECT = Path(__file__).parents[2]
 TOY = str(PROJECT / "configs" / "toy.yaml")
@@ -41,7 +41,7 @@ def call(server: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProc
 
 def bootpig(server: Hub, folder: Path, command: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     sets = [word for override in (f"root={folder / 'store'}", *overrides) for word in ("--set", override)]
-    return call(server, folder, "-m", "flows.cli", command, TOY, *sets)
+    return call(server, folder, "-m", "bootpig", command, TOY, *sets)
 
 
 def test_run_ends_with_2_and_every_missing_model_plan_lists_them(server: Hub, tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: P
 
 PROGRAM = """
 import sys
-from flows.loading import dump_config, load_config
-from models.sources import ModelError
-from stages.engine import Engine
+from bootpig.flows.loading import dump_config, load_config
+from bootpig.models.pretrained.sources import ModelError
+from bootpig.stages.engine.engine import Engine
 config = load_config(sys.argv[1], sys.argv[2:])
 engine = Engine(config)
 assert engine.preflight(["caption", "synthesize"]) == []

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import runners
-from flows.loading import load_config
-from flows.runners import runner_problems
-from stages.base import InputError
-from stages.config import PipelineConfig
+from bootpig.flows import runners
+from bootpig.flows.loading import load_config
+from bootpig.flows.runners import runner_problems
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
 from tests.flows.processes import Command
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"

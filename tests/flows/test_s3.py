@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from flows.cli import main
-from flows.loading import dump_config
-from flows.runs import StageRecord, list_runs, new_run
-from stages.config import PipelineConfig
-from stages.engine import Engine
-from stages.reduce import StoredCheckpoints
-from stages.train import Train, TrainConfig
-from storage.folders import publish_folder
-from storage.root import Root
-from tests.flows.test_gc import mark, version
+from bootpig.flows.cli.main import main
+from bootpig.flows.loading import dump_config
+from bootpig.flows.runs.records import StageRecord, list_runs, new_run
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.reduce import StoredCheckpoints
+from bootpig.stages.train.stage import Train, TrainConfig
+from bootpig.storage.folders import publish_folder
+from bootpig.storage.root import Root
+from tests.flows.runs.test_gc import mark, version
 from tests.servers.s3 import SECRET, Faults, s3_bucket
 from tests.stages.doubles import config, doubles
-from tests.stages.training_data import save_base, write_units
+from tests.stages.train.training_data import save_base, write_units
 
 __all__ = ["doubles"]
 
@@ -60,7 +60,7 @@ def prefect_files() -> list[Path]:
 def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
     prefect_api: str, s3: Faults, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.pipeline import bootstrap
+    from bootpig.flows.pipeline import bootstrap
 
     on_disk = config(tmp_path / "store", workers=2, caption__count=10)
     on_s3 = PipelineConfig.model_validate({**on_disk.model_dump(exclude_unset=True), "root": "s3://data/run"})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from flows.selection import known_units, parse_units, span
-from flows.stage_run import numbers
-from stages.base import InputError
-from stages.config import PipelineConfig
+from bootpig.flows.selection import known_units, parse_units, span
+from bootpig.flows.stage_run import numbers
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
 
 
 def test_span_is_inclusive_and_in_order() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.server import configured_api
+from bootpig.flows.server import configured_api
 
 PROJECT = Path(__file__).parents[2]
 
 HOLD = """
 import signal, sys, time
 sys.path.insert(0, {project!r})
-from flows.server import prefect_server
+from bootpig.flows.server import prefect_server
 with prefect_server() as address:
     from prefect.settings import get_current_settings
     print(address, get_current_settings().flows.heartbeat_frequency, flush=True)
@@ -72,7 +72,7 @@ def test_a_killed_parent_takes_its_server_along(environment: dict[str, str]) -> 
 @pytest.mark.slow
 def test_a_server_that_cannot_start_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
     environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:////nowhere/at/all.db"
-    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "run", "configs/toy.yaml"]
+    command = [sys.executable, "-c", "from bootpig.flows.cli.main import entry; entry()", "run", "configs/toy.yaml"]
     command += [
         "--until",
         "caption",
@@ -90,7 +90,7 @@ def test_a_server_that_cannot_start_is_one_line(environment: dict[str, str], tmp
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_its_code(number: int, code: int, environment: dict[str, str], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "run", "configs/toy.yaml"]
+    command = [sys.executable, "-c", "from bootpig.flows.cli.main import entry; entry()", "run", "configs/toy.yaml"]
     command += ["--until", "caption", f"--set=root={store}", "--set=caption.count=2000000", "--set=unit_size=1000"]
     run = subprocess.Popen(
         command,

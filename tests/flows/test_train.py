@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.loading import dump_config, load_config
-from flows.runs import list_runs
-from stages.config import PipelineConfig
-from stages.engine import Engine
-from stages.registry import MAP_STAGES, STAGES
-from stages.survey import fingerprint_of, make_stage
-from storage.folders import fetch_folder, read_manifest
-from storage.parts import Parts
-from storage.root import Root
+from bootpig.flows.loading import dump_config, load_config
+from bootpig.flows.runs.records import list_runs
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import fingerprint_of, make_stage
+from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.storage.folders import fetch_folder, read_manifest
+from bootpig.storage.parts import Parts
+from bootpig.storage.root import Root
 from tests.servers.s3 import SECRET, Faults, s3_bucket
-from tests.stages.training_data import save_base, write_units
+from tests.stages.train.training_data import save_base, write_units
 
 PROJECT = Path(__file__).parents[2]
 COUNTS = (5, 4, 3)
@@ -31,8 +31,8 @@ COUNTS = (5, 4, 3)
 TELLING = """
 import json, os, sys
 from pathlib import Path
-from stages import dataset
-from flows.cli import entry
+from bootpig.stages.train import dataset
+from bootpig.flows.cli.main import entry
 
 batch, folder = dataset.ShardLoader.batch, Path(sys.argv[1])
 
@@ -151,7 +151,7 @@ def test_two_that_train_the_same_at_once_leave_one_whole_model(recipe: list[str]
     root = encoded(config, COUNTS, tmp_path / "units")
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
-    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "train", str(file)]
+    command = [sys.executable, "-c", "from bootpig.flows.cli.main import entry; entry()", "train", str(file)]
     both = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.runs import list_runs
-from storage.root import Root
+from bootpig.flows.runs.records import list_runs
+from bootpig.storage.root import Root
 from tests.flows.live import Live, tiny
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.pipeline import BootPIGPipeline
+from bootpig.models.pipelines.sd import BootPIGPipeline
 from tests.models.networks import sd_pipeline, train_a_little
 
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from models.pipeline import BootPIGPipeline
-from models.pipeline_xl import BootPIGXLPipeline
+from bootpig.models.pipelines.sd import BootPIGPipeline
+from bootpig.models.pipelines.xl import BootPIGXLPipeline
 
 WIDTH = 32
 LATENTS = (16, 8, 8)

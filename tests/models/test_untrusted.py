@@ -10,13 +10,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from models.bases import load_base
-from models.diffusion import LatentEncoder, load_text_to_image
-from models.embedders import ClipEmbedder, DinoEmbedder
-from models.segmenters import BoxSegmenter, ZeroShotDetector
-from models.sources import ModelError, ModelSource, loading, resolve
+from bootpig.models.pipelines.bases import load_base
+from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+from bootpig.models.pretrained.painters import LatentEncoder, load_text_to_image
+from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
+from bootpig.models.pretrained.sources import ModelError, ModelSource, loading, resolve
 from tests.models.families import save_sd21
-from tests.models.test_segmenters import save_grounding_dino
+from tests.models.pretrained.test_segmenters import save_grounding_dino
 from tests.models.tiny import save_clip, save_vit
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

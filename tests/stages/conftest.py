@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.servers.llm import KEY, Endpoint, serving
-from tests.stages.llm_runs import VARIABLE
+from tests.stages.caption.llm.runs import VARIABLE
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,18 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-import stages.loaded
-from models.toy.world import KINDS, POSITIONS, SCENES, object_phrase, render_scene
-from stages.base import Checkpoints, MapStage, Progress, ReduceInput, ReduceStage, Sample
-from stages.config import PipelineConfig
-from stages.encode import EncodeConfig
-from stages.evaluate import EvaluateConfig
-from stages.pictures import encode_mask
-from stages.registry import STAGES
-from stages.segment import SegmentConfig
-from stages.synthesize import SynthesizeConfig
-from stages.train import TrainConfig
-from storage.shards import read_shard
+import bootpig.stages.engine.loaded
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, object_phrase, render_scene
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.encode import EncodeConfig
+from bootpig.stages.engine.contract import Checkpoints, MapStage, Progress, ReduceInput, ReduceStage, Sample
+from bootpig.stages.evaluate.stage import EvaluateConfig
+from bootpig.stages.pictures import encode_mask
+from bootpig.stages.registry import STAGES
+from bootpig.stages.segment.stage import SegmentConfig
+from bootpig.stages.synthesize import SynthesizeConfig
+from bootpig.stages.train.stage import TrainConfig
+from bootpig.storage.shards import read_shard
 
 FAULTS: dict[str, set[str]] = {}
 """Stage → sample ids that raise when they meet it."""
@@ -118,7 +118,7 @@ def doubles(monkeypatch):
         FAULTS.pop(double.name, None)
     CALLS.clear()
     yield
-    stages.loaded.release()
+    bootpig.stages.engine.loaded.release()
 
 
 def config(root: Path, **changes) -> PipelineConfig:

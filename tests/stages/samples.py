@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from models.toy.world import SIZE, Scene, render_scene
-from stages.base import Sample
-from stages.pictures import encode_mask, encode_png
+from bootpig.models.toy.world import SIZE, Scene, render_scene
+from bootpig.stages.engine.contract import Sample
+from bootpig.stages.pictures import encode_mask, encode_png
 
 
 def captioned(caption: str = "A photo of a mug, on the left on a sandy beach", id: str = "0" * 16) -> Sample:

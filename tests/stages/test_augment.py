@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from stages.augment import Augment, AugmentConfig, draw_reference, prepare_reference
-from stages.base import Sample
-from stages.pictures import decode_png
+from bootpig.stages.augment import Augment, AugmentConfig, draw_reference, prepare_reference
+from bootpig.stages.engine.contract import Sample
+from bootpig.stages.pictures import decode_png
 from tests.stages.samples import cut_out, cut_out_files, rgba, scenes
 
 ALL_ON = {"jitter_probability": 1.0, "erase_probability": 1.0}

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from models.sources import ModelError
-from stages.base import InputError, Sample
-from stages.encode import Encode, EncodeConfig
-from stages.pictures import decode_png, encode_png
-from tests.stages.training_data import save_base
+from bootpig.models.pretrained.sources import ModelError
+from bootpig.stages.encode import Encode, EncodeConfig
+from bootpig.stages.engine.contract import InputError, Sample
+from bootpig.stages.pictures import decode_png, encode_png
+from tests.stages.train.training_data import save_base
 
 REFERENCES = 3
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from segment_anything.utils import amg
 
-from stages.pictures import decode_cut_out, decode_mask, decode_pngs, encode_mask, encode_png
+from bootpig.stages.pictures import decode_cut_out, decode_mask, decode_pngs, encode_mask, encode_png
 
 
 def noise(seed: int, side: int = 24) -> np.ndarray:

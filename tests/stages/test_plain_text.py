@@ -1,6 +1,6 @@
 """Text from outside is harmless on a screen and in Markdown."""
 
-from stages.plain_text import markdown, one_line, printable
+from bootpig.stages.plain_text import markdown, one_line, printable
 
 HOSTILE = "a \x1b[31mred\x1b[0m\x07 \x1b]0;title\x07mug\u202e,\r\n\x9b2J on\ta\u200b table\x00"
 

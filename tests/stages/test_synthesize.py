@@ -11,13 +11,13 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from pydantic import ValidationError
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from models.sources import ModelError
-from stages.base import Sample
-from stages.pictures import decode_png
-from stages.synthesize import Synthesize, SynthesizeConfig
+from bootpig.models.pretrained.sources import ModelError
+from bootpig.stages.engine.contract import Sample
+from bootpig.stages.pictures import decode_png
+from bootpig.stages.synthesize import Synthesize, SynthesizeConfig
 from tests.models.families import save_refiner, save_sdxl
 from tests.stages.samples import captioned
-from tests.stages.training_data import save_base
+from tests.stages.train.training_data import save_base
 
 CAPTIONS = ("A photo of a mug, on the table", "A photo of a teapot, on the table", "A photo of a mug, of a mug")
 SAMPLES = [captioned(caption, f"{i:016d}") for i, caption in enumerate(CAPTIONS)]

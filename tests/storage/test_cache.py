@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache import PayloadCache
-from storage.errors import StoreError
-from storage.fingerprint import bytes_digest
+from bootpig.storage.cache import PayloadCache
+from bootpig.storage.errors import StoreError
+from bootpig.storage.fingerprint import bytes_digest
 
 SHARDS = [bytes([i]) * 100 for i in range(4)]
 

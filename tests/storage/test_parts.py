@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from storage.errors import CorruptPart
-from storage.fingerprint import canonical_json, digest
-from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest, withdraw_folder
-from storage.parts import Listing, Marker, Parts
-from storage.root import Root
-from storage.shards import read_shard, write_shard
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.fingerprint import canonical_json, digest
+from bootpig.storage.folders import check_folder, fetch_folder, publish_folder, read_manifest, withdraw_folder
+from bootpig.storage.parts import Listing, Marker, Parts
+from bootpig.storage.root import Root
+from bootpig.storage.shards import read_shard, write_shard
 
 COLUMNS = pa.schema([("score", pa.float64())])
 ROWS = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import StoreError, StoreFull
-from storage.root import Root
+from bootpig.storage.errors import StoreError, StoreFull
+from bootpig.storage.root import Root
 
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])

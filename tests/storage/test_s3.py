@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from storage import faults as patience
-from storage.errors import CorruptPart, StoreError, StoreUnavailable
-from storage.fingerprint import bytes_digest
-from storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
-from storage.parts import Parts
-from storage.root import Root
+from bootpig.storage import faults as patience
+from bootpig.storage.errors import CorruptPart, StoreError, StoreUnavailable
+from bootpig.storage.fingerprint import bytes_digest
+from bootpig.storage.folders import check_folder, fetch_folder, publish_folder, read_manifest
+from bootpig.storage.parts import Parts
+from bootpig.storage.root import Root
 from tests.servers.s3 import FAULTS, READER, SECRET, Faults
 
 ROWS = [{"id": "a", "unit": 0, "status": "ok", "reason": ""}]
@@ -76,7 +76,7 @@ def test_a_server_that_takes_a_write_and_says_nothing_is_given_up(monkeypatch: p
 def test_a_fault_costs_a_block_not_those_before_it(
     s3: Faults, hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.root.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("bootpig.storage.root.BLOCK_BYTES", 1000)
     root = Root(f"s3://data/{uuid.uuid4().hex}")
     data = bytes(range(256)) * 40
     root.write("file", data)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import CorruptPart
-from storage.fingerprint import canonical_json
-from storage.folders import read_manifest
-from storage.root import Root
-from storage.shards import read_shard
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.fingerprint import canonical_json
+from bootpig.storage.folders import read_manifest
+from bootpig.storage.root import Root
+from bootpig.storage.shards import read_shard
 
 PROJECT = Path(__file__).parents[2]
 PICKLERS = {"pickle", "dill", "joblib", "shelve", "marshal"}

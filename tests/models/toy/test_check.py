@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.toy import check
-from models.toy.clip import judge
-from models.toy.dino import identity_auc
-from models.toy.world import KINDS, POSITIONS, SCENES
+from bootpig.models.toy import check
+from bootpig.models.toy.clip import judge
+from bootpig.models.toy.dino import identity_auc
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

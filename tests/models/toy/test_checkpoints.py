@@ -25,12 +25,12 @@ from transformers import (
     OwlViTForObjectDetection,
 )
 
-from models.toy.check import Check, box_iou
-from models.toy.dino import identity_auc
-from models.toy.pretrain import CHECKPOINTS
-from models.toy.renders import white_reference
-from models.toy.sam_model import build_sam_vit_toy
-from models.toy.world import KINDS, SCENES, SIZE, Scene, draw_identity, render_scene
+from bootpig.models.toy.check import Check, box_iou
+from bootpig.models.toy.dino import identity_auc
+from bootpig.models.toy.pretrain import CHECKPOINTS
+from bootpig.models.toy.renders import white_reference
+from bootpig.models.toy.sam_model import build_sam_vit_toy
+from bootpig.models.toy.world import KINDS, SCENES, SIZE, Scene, draw_identity, render_scene
 
 
 @pytest.fixture(scope="module")

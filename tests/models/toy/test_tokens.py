@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.toy.tokens import all_captions, build_tokenizer
-from models.toy.world import KINDS, POSITIONS, SCENES
+from bootpig.models.toy.tokens import all_captions, build_tokenizer
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES
 
 
 @pytest.fixture(scope="module")

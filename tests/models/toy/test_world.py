@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from models.toy.world import (
+from bootpig.models.toy.world import (
     KINDS,
     POSITIONS,
     SCENES,

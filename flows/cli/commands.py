@@ -1,0 +1,393 @@
+"""What each command does. Prefect and torch are imported only by those that work with them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bootpig.flows.cli import display
+from bootpig.flows.loading import load_config, problem_lines
+from bootpig.flows.runners import runner_problems
+from bootpig.flows.runs.gc import collect, garbage, size
+from bootpig.flows.runs.records import (
+    RunRecord,
+    alive,
+    compare,
+    is_alive,
+    latest_run,
+    list_runs,
+    metrics_of,
+    new_run,
+    promote,
+    read_config,
+    read_run,
+)
+from bootpig.flows.selection import known_stage, known_units, parse_units, span
+from bootpig.flows.server import ServerError, configured_api, prefect_server, require_answer
+from bootpig.stages.caption.phrases import object_phrase
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.reduce import is_first_process
+from bootpig.stages.plain_text import one_line, printable
+from bootpig.stages.registry import STAGES
+from bootpig.storage.errors import StoreFull, StoreUnavailable
+from bootpig.storage.root import Root
+
+
+def explain(error: Exception) -> int:
+    """Say what went wrong on stderr. Returns the exit code: 2 for bad input, 1 for anything else."""
+    if isinstance(error, ValidationError):
+        _complain(*problem_lines(error, {}))
+        return 2
+    if isinstance(error, StoreFull | StoreUnavailable | ServerError):
+        _complain(str(error))
+        return 1
+    if isinstance(error, ValueError) and _is_ours(error):
+        _complain(*str(error).splitlines())
+        return 2
+    # a fault of ours: whoever mends it needs to know where
+    traceback.print_exception(error)
+    return 1
+
+
+def _is_ours(error: ValueError) -> bool:
+    """InputError, ModelError, StoreError, and what `models` raises over wrong input: no library's ValueError."""
+    return type(error).__module__.startswith(("bootpig.stages.", "bootpig.models.", "bootpig.storage."))
+
+
+def _complain(*lines: str) -> None:
+    for line in lines:
+        print(printable(line), file=sys.stderr)
+
+
+def run(asked: argparse.Namespace) -> int:
+    """`bootpig run`. All that can be found out without Prefect is found out before it is started."""
+    config, stages = _what_to_run(asked)
+    units = None if asked.units is None else parse_units(asked.units)
+    known_units(config, stages, units)
+    if problems := Engine(config).preflight(stages) + runner_problems(config):
+        raise InputError("\n".join(problems))
+    if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
+        rounded = config.unit_size * len(config.unit_numbers())
+        _complain(f"caption.count: {config.caption.count} → {rounded} captions, whole units of {config.unit_size}")
+    started = time.monotonic()
+    options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
+    with display.shown_on(Console()) as screen, prefect_server("bootpig.flows.pipeline") as address:
+        from bootpig.flows.pipeline import bootstrap, run_stage
+
+        screen.line(f"run of {config.name!r} in {config.root}; Prefect: {address.removesuffix('/api')}", "dim")
+        if asked.only:
+            options |= {"stage": asked.only, "units": units, "downstream": asked.downstream}
+            state = run_stage(config=config, **options, return_state=True)
+        else:
+            state = bootstrap(config=config, first=asked.first, until=asked.until, **options, return_state=True)
+        error = None if state.is_completed() or state.data is None else state.result(raise_on_failure=False)
+    if isinstance(error, Exception):
+        return explain(error)
+    record = _record_of(config, str(state.state_details.flow_run_id), asked.run)
+    outcome = "done" if state.is_completed() else "failed"
+    _conclude(config, record, f"{outcome} in {time.monotonic() - started:.0f} s")
+    if state.is_completed():
+        return 0
+    _complain(str(state.message))
+    return 1
+
+
+def _what_to_run(asked: argparse.Namespace) -> tuple[PipelineConfig, tuple[str, ...]]:
+    """The configuration and the stages. Raises InputError where the options contradict each other."""
+    if asked.run is not None:
+        if asked.config is not None or asked.set:
+            raise InputError(f"--run: {asked.run!r} → brings its own config; leave out CONFIG and --set")
+        root = Root(asked.root)
+        config = read_config(root, read_run(root, asked.run))
+    elif asked.config is None:
+        raise InputError("config: missing → give a YAML file, such as configs/toy.yaml, or --run ID")
+    else:
+        config = load_config(asked.config, asked.set)
+    if asked.only is None:
+        for option in ("units", "downstream"):
+            if getattr(asked, option):
+                raise InputError(f"--{option}: → goes with --only STAGE")
+        return config, span(asked.first, asked.until)
+    if asked.first or asked.until:
+        raise InputError(f"--only: {asked.only!r} → leave out --from and --until; --downstream carries it on")
+    stage = known_stage("--only", asked.only)
+    return config, span(stage) if asked.downstream else (stage,)
+
+
+def _record_of(config: PipelineConfig, flow_run: str, run: str | None) -> RunRecord | None:
+    root = Root(config.root)
+    if run is not None:
+        return read_run(root, run)
+    return next((record for record in reversed(list_runs(root)) if record.flow_run == flow_run), None)
+
+
+def _conclude(config: PipelineConfig, record: RunRecord | None, outcome: str) -> None:
+    """The results table, where there are results, and where the report lies."""
+    console = Console()
+    root = Root(config.root)
+    if record is None:
+        return
+    if metrics := metrics_of(root, record):
+        from bootpig.stages.report.html import results_table
+
+        console.print(results_table(metrics), highlight=False, markup=False)
+    console.print(f"{outcome}; run {record.id}", highlight=False)
+    if root.exists(f"{record.folder}/report.html"):
+        console.print(f"report: {root.address(record.folder, 'report.html')}", highlight=False, soft_wrap=True)
+
+
+def status(asked: argparse.Namespace) -> int:
+    from bootpig.flows.runs.status import status, status_table
+
+    facts = status(load_config(asked.config, asked.set))
+    _show(facts, status_table(facts), asked.json)
+    return 0
+
+
+def plan(asked: argparse.Namespace) -> int:
+    from bootpig.flows.runs.plan import plan, plan_table
+
+    facts = plan(load_config(asked.config, asked.set))
+    _show(facts, plan_table(facts), asked.json)
+    if not asked.json:
+        console = Console()
+        for problem in facts["missing"]:
+            console.print(f"missing: {problem}", style="yellow", highlight=False, markup=False)
+        for assumption in facts["assumptions"]:
+            console.print(f"assumed: {assumption}", style="dim", highlight=False, markup=False)
+    return 0
+
+
+def runs(asked: argparse.Namespace) -> int:
+    root = Root(asked.root)
+    if asked.action == "promote":
+        record = read_run(root, asked.id)
+        if record.state == "done" and not record.uses.get("encode"):
+            mend = f"bootpig run --run {record.id} carries it on"
+            raise InputError(f"run: {record.id!r} → made no whole data set; {mend}")
+        promote(root, record)
+        print(f"latest: {record.id}")
+        return 0
+    if asked.action == "diff":
+        pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
+        table = Table("", asked.a, asked.b)
+        for pair in pairs:
+            table.add_row(*(Text(one_line(cell)) for cell in pair))
+        _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)
+        return 0
+    records = list_runs(root)
+    with contextlib.suppress(InputError):
+        asked.latest = latest_run(root)
+    table = Table("run", "state", "units", "minutes", "message")
+    for record in records:
+        minutes = "" if record.ended is None else f"{(record.ended - record.started).total_seconds() / 60:.1f}"
+        name = f"{record.id} (latest)" if record.id == getattr(asked, "latest", None) else record.id
+        state = record.state if record.state != "running" or is_alive(root, record) else "killed"
+        table.add_row(name, state, str(len(record.units)), minutes, Text(one_line(record.message)))
+    _show([json.loads(record.model_dump_json()) for record in records], table, asked.json)
+    return 0
+
+
+def gc(asked: argparse.Namespace) -> int:
+    root = Root(asked.root)
+    found = garbage(root, asked.keep)
+    total = 0
+    for folder in found.folders:
+        total += (bytes_below := size(root, folder))
+        print(f"{folder}  {bytes_below / 1e6:.1f} MB")
+    for record in found.runs:
+        print(record.folder)
+    if not asked.dry_run:
+        collect(root, found)
+    did = "would go" if asked.dry_run else "removed"
+    kept = ", ".join(record.id for record in found.kept) or "none promoted yet, so all"
+    print(f"{did}: {len(found.runs)} runs, {len(found.folders)} folders, {total / 1e6:.1f} MB; versions kept: {kept}")
+    return 0
+
+
+def setup_server(asked: argparse.Namespace) -> int:
+    address = configured_api()
+    if address is None:
+        raise InputError("PREFECT_API_URL: missing → give the address of a server, such as http://127.0.0.1:4200/api")
+    require_answer(address)
+    from bootpig.flows.automations import set_up
+
+    for line in set_up(asked.notify):
+        print(line)
+    return 0
+
+
+def verify(asked: argparse.Namespace) -> int:
+    engine = Engine(load_config(asked.config, asked.set))
+    problems: list[str] = []
+    with display.shown_on(Console(stderr=True)) as screen:
+        for stage in STAGES:
+            with screen.stage(stage, 1) as bar:
+                problems += engine.verify(stage, bar.whole())
+    _complain(*problems)
+    print(f"{len(problems)} problems; run again to make anew what is damaged" if problems else "all checksums hold")
+    return 1 if problems else 0
+
+
+def train(asked: argparse.Namespace) -> int:
+    """`bootpig train`: the train stage alone and without Prefect, in each of the processes that torchrun starts."""
+    config = load_config(asked.config, asked.set)
+    engine = Engine(config)
+    if problems := engine.preflight(("train",)):
+        raise InputError("\n".join(problems))
+    first = is_first_process()
+    with _recorded(engine) if first else contextlib.nullcontext() as record:
+        with display.shown_on(Console() if first else None) as screen, screen.stage("train", 1) as bar:
+            report = engine.run_reduce("train", progress=bar.whole())
+        if record is not None:
+            record.state, record.message = ("failed", report.message) if report.state == "failed" else ("done", "")
+    if report.state == "failed":
+        _complain(report.message)
+        return 1
+    if first:
+        made = "is in the store" if report.state == "cached" else f"made in {report.seconds:.0f} s"
+        trained = engine.survey("train").result
+        assert trained is not None
+        print(f"train {made}: {engine.root.address(trained.path, 'model')}")
+    return 0
+
+
+@contextlib.contextmanager
+def _recorded(engine: Engine) -> Iterator[RunRecord]:
+    """A record of a training without Prefect: `bootpig runs` shows it, and `bootpig gc` spares what it uses."""
+    record = new_run(engine.root, engine.config)
+    for name, survey in engine.survey_all(("train",)).items():
+        record.use(name, survey.fingerprint)
+    record.save(engine.root)
+    try:
+        with alive(engine.root, record):
+            yield record
+    except Exception as error:
+        record.state, record.message = "failed", str(error).strip()
+        raise
+    except BaseException:
+        record.state = "interrupted"
+        raise
+    finally:
+        record.ended = datetime.now(UTC)
+        record.save(engine.root)
+
+
+def generate(asked: argparse.Namespace) -> int:
+    from bootpig.flows.cli.generate import Sampling, Scene, generate, model_folder, run_config
+
+    bounds = {"count": 1000, "batch-size": 1000, "steps": 1000, "reference-refresh-steps": 1000, "seed": 2**62}
+    for option, high in bounds.items():
+        value = getattr(asked, option.replace("-", "_"))
+        if value is not None and not (option != "seed") <= value <= high:
+            raise InputError(f"--{option}: {value} → must be from {int(option != 'seed')} to {high}")
+    if (asked.image is None) != (asked.mask is None):
+        raise InputError("--image and --mask: → inpainting needs both, or neither")
+    if asked.image is None and (asked.strength != 1.0 or asked.padding_mask_crop is not None):
+        raise InputError("--strength and --padding-mask-crop: → go with --image and --mask")
+    prompts = _prompts(asked.prompt, asked.prompts)
+    config = load_config(asked.config) if asked.config else run_config(asked.model, asked.root)
+    # what the run measured its model with suits it better than the paper's figures
+    chosen: dict[str, Any] = {} if config is None else config.evaluate.model_dump()
+    names = ("steps", "guidance_scale", "reference_guidance_scale")
+    chosen |= {name: value for name in names if (value := getattr(asked, name)) is not None}
+    sampling = Sampling(
+        **{name: chosen[name] for name in names if name in chosen},
+        reference_refresh_steps=asked.reference_refresh_steps,
+        negative_prompt=asked.negative_prompt,
+        seed=asked.seed,
+        count=asked.count,
+        batch_size=asked.batch_size,
+    )
+    cutter = None
+    if asked.cut_out:
+        if config is None:
+            raise InputError("--cut-out: → needs the segment stage's models; give --config, or the model as a run")
+        phrase = asked.object or object_phrase(prompts[0])
+        if phrase is None:
+            raise InputError(f"--object: missing → say what the subject is; {prompts[0]!r} does not name it")
+        cutter = (config.segment, phrase)
+    scene = None
+    if asked.image is not None:
+        scene = Scene(Path(asked.image), Path(asked.mask), asked.strength, asked.padding_mask_crop)
+    references = [Path(path) for path in asked.ref]
+    sheet = Path(asked.sheet) if asked.sheet else None
+    with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
+        folder = model_folder(asked.model, asked.root, scratch)
+        with screen.stage("generate", sampling.steps) as bar:
+            drawn = generate(
+                folder,
+                references,
+                prompts,
+                Path(asked.out),
+                sampling,
+                bar.whole(),
+                scene=scene,
+                cutter=cutter,
+                sheet=sheet,
+            )
+    for picture in drawn:
+        print(picture.file)
+        if picture.known_psnr_db is not None:
+            print(f"{picture.file}: known region {picture.known_psnr_db:.1f} dB before pasting", file=sys.stderr)
+    return 0
+
+
+def _prompts(given: list[str], file: str | None) -> list[str]:
+    """The prompts of the command line, then those of a file, one a line."""
+    prompts = list(given)
+    if file is not None:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--prompts: {file!r} → cannot be read ({type(error).__name__}); give a text file"
+            ) from None
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError("--prompt: missing → say what to draw, or give --prompts FILE with one a line")
+    return prompts
+
+
+def evaluate(asked: argparse.Namespace) -> int:
+    from bootpig.flows.cli.generate import evaluate, model_folder
+    from bootpig.stages.report.html import results_table
+
+    config = load_config(asked.config, asked.set)
+    with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
+        folder = model_folder(asked.model, config.root, scratch)
+        with screen.stage("evaluate", 1) as bar:
+            metrics = evaluate(folder, config, Path(asked.out), bar.whole())
+    Console().print(results_table(metrics), highlight=False, markup=False)
+    print(Path(asked.out) / "contact_sheet.png")
+    return 0
+
+
+def _show(facts: Any, table: Table, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        # a pipe has no width: lines that are too long do less harm there than cells that are cut
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bootpig-") as folder:
+        yield Path(folder)

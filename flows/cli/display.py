@@ -1,0 +1,114 @@
+"""What a person sees while a run works: a bar a stage, with rate and time left; one line a stage where nobody looks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from bootpig.stages.engine.contract import Progress as ProgressCallback
+from bootpig.stages.plain_text import printable
+
+
+class _Rate(ProgressColumn):
+    """Steps or samples a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:.1f}/s" if speed < 1000 else f"{speed / 1000:.1f}k/s", style="cyan")
+
+
+class Display:
+    """Draws the stages of one run.
+
+    Args:
+        console: where to; None draws nothing.
+    """
+
+    def __init__(self, console: Console | None) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        if console is not None and console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description:<11}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                _Rate(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=console,
+            )
+
+    @contextmanager
+    def stage(self, stage: str, total: int) -> Iterator[StageBar]:
+        """The bar of one stage over `total` samples or steps; taken away at the end."""
+        if self._bars is None:
+            yield StageBar(None, 0)
+            return
+        bar = self._bars.add_task(stage, total=total, text="")
+        self._bars.start()
+        try:
+            yield StageBar(self._bars, int(bar))
+        finally:
+            self._bars.remove_task(bar)
+            self._bars.stop()
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """A line that stays."""
+        if self.console is not None:
+            self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class StageBar:
+    """Sums the progress of a stage's units, which may run at the same time."""
+
+    def __init__(self, bars: Progress | None, bar: int) -> None:
+        self._bars = bars
+        self._bar = bar
+        self._lock = threading.Lock()
+
+    def advance(self, amount: int) -> None:
+        if self._bars is not None:
+            self._bars.advance(self._bar, amount)  # type: ignore[arg-type]
+
+    def unit(self) -> ProgressCallback:
+        """The callback of one unit: what it has done is added to the whole."""
+        last = 0
+
+        def report(done: int, total: int, text: str) -> None:
+            nonlocal last
+            with self._lock:
+                self.advance(done - last)
+                last = done
+
+        return report
+
+    def whole(self) -> ProgressCallback:
+        """The callback of a stage that makes one result: it knows its own total."""
+
+        def report(done: int, total: int, text: str) -> None:
+            if self._bars is not None:
+                self._bars.update(self._bar, completed=done, total=total, text=text)  # type: ignore[arg-type]
+
+        return report
+
+
+current = Display(None)
+"""Of this process. The command line puts its own here; a flow that a server started draws nothing."""
+
+
+@contextmanager
+def shown_on(console: Console | None) -> Iterator[Display]:
+    """Draw on `console` until the block ends; None draws nothing."""
+    global current
+    before, current = current, Display(console)
+    try:
+        yield current
+    finally:
+        current = before

@@ -1,0 +1,300 @@
+"""`bootpig generate` and `bootpig evaluate`: a trained model at work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootpig.flows.runs.records import read_config, read_run
+from bootpig.models.pipelines.card import model_card
+from bootpig.models.pretrained.sources import PIPELINE, loading, resolve
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError, Progress
+from bootpig.stages.engine.survey import make_stage
+from bootpig.stages.evaluate.subjects import on_white, read_picture
+from bootpig.stages.segment.stage import SegmentConfig
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.folders import Published, fetch_folder, read_manifest
+from bootpig.storage.root import Root
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn, as in the paper by default; the guidance scales are those of eq. 4."""
+
+    steps: int = 50
+    guidance_scale: float = 7.5
+    reference_guidance_scale: float = 5.0
+    reference_refresh_steps: int = 1
+    negative_prompt: str | None = None
+    seed: int = 0
+    count: int = 1
+    """Pictures a prompt."""
+    batch_size: int = 4
+    """Pictures drawn at once."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture to paint the subject into."""
+
+    image: Path
+    mask: Path
+    """Of the image's size; white is repainted."""
+    strength: float = 1.0
+    padding_mask_crop: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture that was written."""
+
+    file: Path
+    known_psnr_db: float | None
+    """Inpainting: how well the network itself rendered what it was to keep, before the original was pasted over it."""
+
+
+def model_folder(model: str, root: str, scratch: Path) -> Path:
+    """The folder of a trained model.
+
+    Args:
+        model: the folder itself, the one that has it as `model/`, train's folder in a store, a run id, or `latest`.
+        root: the store where runs are looked for.
+        scratch: where a model is copied to that lies in a remote store.
+
+    Raises:
+        InputError: there is no trained model.
+    """
+    for folder in (Path(model), Path(model, "model"), *_published(Path(model).absolute())):
+        if (folder / "bootpig.json").is_file():
+            return folder
+    if Path(model).exists():
+        raise InputError(f"model: {model!r} → holds no bootpig.json; give the folder of a trained model")
+    store = Root(root)
+    record = read_run(store, model)
+    trained = record.stages.get("train")
+    published = read_manifest(store, f"train/{trained.fingerprint}/result") if trained is not None else None
+    if published is None:
+        raise InputError(f"model: {model!r} → that run has no trained model; see bootpig runs")
+    wanted = {name: facts for name, facts in published.files.items() if name.startswith("model/")}
+    try:
+        return fetch_folder(store, Published(published.path, wanted), scratch) / "model"
+    except CorruptPart as error:
+        raise InputError(f"model: {model!r} → {error}") from None
+
+
+def _published(folder: Path) -> Iterator[Path]:
+    """The model of train's result, where `folder` is `train/<fingerprint>` of a local store, or its `result`."""
+    for result in (folder, folder / "result"):
+        with suppress(CorruptPart):
+            if (published := read_manifest(Root(str(result.parent)), result.name)) is not None:
+                yield result.parent / published.path / "model"
+
+
+def run_config(model: str, root: str) -> PipelineConfig | None:
+    """The configuration of the run that made a model; None where the model is given as a folder."""
+    if Path(model).exists():
+        return None
+    store = Root(root)
+    return read_config(store, read_run(store, model))
+
+
+def generate(
+    model: Path,
+    references: list[Path],
+    prompts: list[str],
+    outputs: Path,
+    sampling: Sampling,
+    progress: Progress,
+    *,
+    scene: Scene | None = None,
+    cutter: tuple[SegmentConfig, str] | None = None,
+    sheet: Path | None = None,
+) -> list[Drawn]:
+    """Draw the subject of the references as each prompt says. References are prepared once for all prompts.
+
+    Args:
+        references: pictures of one subject, RGB on white or RGBA cut out; none: the trained base alone.
+        outputs: a .png file; with several pictures -0, -1, … are put before the suffix, prompt by prompt.
+        scene: paint into this picture in place of an empty frame.
+        cutter: the segment stage's models and the object phrase, to cut the subject out of plain photos first.
+        sheet: a .png file for all pictures beside what they were made of: before | mask | reference | after.
+
+    Returns:
+        What was written. A picture hangs on its seed, prompt, references and number alone, not on the batch.
+
+    Raises:
+        InputError, ModelError: a picture, the model or its base cannot be used.
+    """
+    for option, path in (("out", outputs), ("sheet", sheet)):
+        if path is not None and path.suffix.lower() != ".png":
+            raise InputError(f"--{option}: {str(path)!r} → give a name that ends in .png")
+    pictures = [read_picture(path, "--ref") for path in references]
+    if cutter is not None:
+        pictures = _cut_out(references, pictures, *cutter)
+    painted = {} if scene is None else _scene(scene)
+    info = model_info(model)
+
+    import torch
+
+    pipeline = _pipeline(model, info)
+    prepared = None
+    if pictures:
+        try:
+            prepared = pipeline.prepare_references(pictures)
+        except ValueError as error:
+            raise InputError(f"--ref: {error}") from None
+    if scene is not None:
+        from diffusers.utils import logging as diffusers_logging
+
+        from bootpig.models.pipelines.sd_inpaint import BootPIGInpaintPipeline
+        from bootpig.models.pipelines.xl_inpaint import BootPIGXLInpaintPipeline
+
+        large = "text_encoder_2" in pipeline.components
+        kind = BootPIGXLInpaintPipeline if large else BootPIGInpaintPipeline
+        diffusers_logging.set_verbosity_error()  # it warns of a cast that is none
+        pipeline = kind.from_pipe(pipeline, dtype=pipeline.unet.dtype)
+    pipeline.set_progress_bar_config(disable=True)
+
+    rows = [prompt for prompt in prompts for _ in range(sampling.count)]
+    files = [outputs.with_stem(f"{outputs.stem}-{number}") if len(rows) > 1 else outputs for number in range(len(rows))]
+    outputs.parent.mkdir(parents=True, exist_ok=True)
+    steps = sampling.steps
+    drawn: list[Drawn] = []
+    images: list[Any] = []
+    batches = range(0, len(rows), sampling.batch_size)
+    for done, begin in enumerate(batches):
+
+        def step(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any], done: int = done) -> dict[str, Any]:
+            progress(min(done * steps + at + 1, len(batches) * steps), len(batches) * steps, "")
+            return {}
+
+        batch = rows[begin : begin + sampling.batch_size]
+        size = pipeline.unet.config.sample_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        # Each picture has noise of its own; the references' noise hangs on the seed alone, so all prompts share it.
+        noise = [
+            torch.randn((1, pipeline.unet.config.in_channels, *sides), generator=_generator(sampling.seed + number))
+            for number in range(begin, begin + len(batch))
+        ]
+        try:
+            output = pipeline(
+                batch,
+                reference_images=prepared,
+                negative_prompt=None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(batch),
+                num_inference_steps=steps,
+                guidance_scale=sampling.guidance_scale,
+                reference_guidance_scale=sampling.reference_guidance_scale,
+                reference_refresh_steps=sampling.reference_refresh_steps,
+                latents=torch.cat(noise).to(pipeline.device, pipeline.unet.dtype),
+                generator=_generator(sampling.seed),
+                callback_on_step_end=step,
+                **painted,
+            )
+        except ValueError as error:
+            raise InputError(f"generate: {error}") from None
+        psnr = getattr(output, "known_psnr_db", [None] * len(batch))
+        for image, file, known in zip(output.images, files[begin : begin + len(batch)], psnr, strict=True):
+            image.save(file)
+            images.append(image)
+            drawn.append(Drawn(file, known))
+    if sheet is not None:
+        _sheet(rows, images, pictures, painted).save(sheet)
+    return drawn
+
+
+def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted: dict[str, Any]) -> Any:
+    """A row a picture: before | mask | reference | after, what there is of them."""
+    from bootpig.models.pipelines.references import prepare_picture
+    from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
+
+    fixed = {}
+    if painted:
+        fixed = {"before": painted["image"], "mask": painted["mask_image"].convert("RGB")}
+    if references:
+        fixed["reference"] = prepare_picture(references[0], images[0].width)
+    rows = [SheetRow(prompt, [*fixed.values(), image]) for prompt, image in zip(prompts, images, strict=True)]
+    return contact_sheet((*fixed, "after"), rows)
+
+
+def _pipeline(model: Path, info: dict[str, Any]) -> Any:
+    """The base with what was trained, on the fastest device."""
+    import torch
+
+    from bootpig.models.devices import torch_device
+    from bootpig.models.pipelines.bases import load_base
+
+    base = resolve("model.base", str(info.get("base") or ""), info.get("revision"), PIPELINE)
+    device = torch_device("device", "auto")
+    pipeline: Any = load_base(base, torch.float32 if device.type == "cpu" else torch.float16)
+    with loading("model", str(model)):
+        pipeline.load_bootpig(model)
+    return pipeline.to(device)
+
+
+def _scene(scene: Scene) -> dict[str, Any]:
+    """The inpainting pipeline's arguments."""
+    image, mask = read_picture(scene.image, "--image"), read_picture(scene.mask, "--mask")
+    if image.size != mask.size:
+        sizes = f"{mask.width}x{mask.height} pixels for an image of {image.width}x{image.height}"
+        raise InputError(f"--mask: {str(scene.mask)!r} → {sizes}; give one of the image's size")
+    return {
+        "image": on_white(image),
+        "mask_image": mask,
+        "strength": scene.strength,
+        "padding_mask_crop": scene.padding_mask_crop,
+    }
+
+
+def _cut_out(paths: list[Path], pictures: list[Any], config: SegmentConfig, phrase: str) -> list[Any]:
+    """`pictures` with the plain photos among them cut out."""
+    from bootpig.stages.segment.cut_out import cut_out
+
+    plain = [place for place, picture in enumerate(pictures) if picture.mode == "RGB"]
+    cut = cut_out([pictures[place] for place in plain], [str(paths[place]) for place in plain], phrase, config)
+    found = dict(zip(plain, cut, strict=True))
+    return [found.get(place, picture) for place, picture in enumerate(pictures)]
+
+
+def _generator(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def model_info(model: Path) -> dict[str, Any]:
+    """What a trained model's `bootpig.json` says. Raises InputError when it is unreadable."""
+    try:
+        info: dict[str, Any] = json.loads((model / "bootpig.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {str(model / 'bootpig.json')!r} → cannot be read ({error})") from None
+    if not info.get("base"):
+        raise InputError(f"model: {str(model / 'bootpig.json')!r} → names no base model; train it again")
+    return info
+
+
+def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progress) -> dict[str, Any]:
+    """Measure a trained model with the `evaluate` part of a configuration, outside any store.
+
+    Returns:
+        The metrics; they, the contact sheet and the model card with them lie in `outputs`.
+
+    Raises:
+        InputError, ModelError: the model, the subjects or an embedder cannot be used.
+    """
+    if outputs.exists() and (not outputs.is_dir() or any(outputs.iterdir())):
+        raise InputError(f"--out: {str(outputs)!r} → is there already; give a new folder")
+    from bootpig.stages.evaluate.stage import Evaluate
+
+    stage = make_stage(config, "evaluate")
+    assert isinstance(stage, Evaluate)
+    stage.models()
+    outputs.mkdir(parents=True, exist_ok=True)
+    metrics = stage.measure(model, outputs, progress)
+    card = model_card({**model_info(model), "metrics": metrics})
+    (outputs / "model_card.md").write_text(card, encoding="utf-8")
+    return metrics

@@ -1,0 +1,197 @@
+"""The `bootpig` command: its arguments, and what its exit codes mean.
+
+0 done · 1 some units failed, or a fault on the way · 2 bad input · 130 interrupted · 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from bootpig import __version__
+from bootpig.flows import interrupt
+from bootpig.flows.cli import commands
+from bootpig.flows.runs.gc import KEEP
+
+EPILOG = (
+    "exit codes: 0 done, 1 some units failed (named), 2 bad input, 130 interrupted, 143 terminated. "
+    "Nothing that was complete is ever lost."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    asked = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: int = asked.command(asked)
+    except BrokenPipeError:
+        # whoever reads the output has had enough; Python would say so once more while it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return commands.explain(error)
+    return code
+
+
+def entry() -> NoReturn:
+    """The console script: `main` as a process that ends in time, whatever its threads do."""
+    interrupt.exits_process = True
+    # the libraries' own bars would stand between ours
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        code = main()
+    except BaseException as error:
+        if isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code not in (130, 143)):
+            raise
+        interrupt.stop(error)
+        code = interrupt.exit_code(error)
+        Console(stderr=True).print("interrupted; what is complete is kept, run it again to go on", highlight=False)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # threads of a unit in work may take minutes: nothing of theirs is worth waiting for
+        os._exit(code)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
+    raise SystemExit(143)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG
+    )
+    top.add_argument("--version", action="version", version=f"bootpig {__version__}")
+    add = top.add_subparsers(required=True, metavar="COMMAND").add_parser
+    _run(add("run", help="run the pipeline, or a part of it; what is complete is not made again", epilog=EPILOG))
+
+    status = add("status", help="what is in the store and what is due")
+    _config(status)
+    _json(status)
+    status.set_defaults(command=commands.status)
+
+    plan = add("plan", help="what a run would do and what it would take; touches nothing")
+    _config(plan)
+    _json(plan)
+    plan.set_defaults(command=commands.plan)
+
+    runs = add("runs", help="list the runs of a store, compare two, or promote one")
+    _root(runs)
+    _json(runs)
+    runs.set_defaults(command=commands.runs, action=None)
+    actions = runs.add_subparsers(metavar="ACTION", dest="action")
+    diff = actions.add_parser("diff", help="settings, yields and metrics that differ")
+    diff.add_argument("a", metavar="A", help="a run id or latest")
+    diff.add_argument("b", metavar="B", help="a run id or latest")
+    _json(diff, default=argparse.SUPPRESS)
+    promote = actions.add_parser("promote", help="make a run the latest one")
+    promote.add_argument("id", metavar="ID")
+    for action in (diff, promote):
+        _root(action, default=argparse.SUPPRESS)
+
+    gc = add("gc", help="remove what only old versions of the data set use")
+    _root(gc)
+    gc.add_argument("--keep", type=int, default=KEEP, metavar="N", help=f"promoted versions that stay ({KEEP})")
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    gc.set_defaults(command=commands.gc)
+
+    server = add("setup-server", help="make the work pool and the automations on the Prefect server")
+    server.add_argument("--notify", metavar="TYPE/NAME", help="a block to tell of failed runs: slack-webhook/oncall")
+    server.set_defaults(command=commands.setup_server)
+
+    verify = add("verify", help="re-check every checksum; what is damaged is made again by the next run")
+    _config(verify)
+    verify.set_defaults(command=commands.verify)
+
+    train = add("train", help="the train stage alone, in each process that torchrun or accelerate launch starts")
+    _config(train)
+    train.set_defaults(command=commands.train)
+
+    _generate(add("generate", help="draw the subject of reference pictures in a new scene"))
+
+    evaluate = add("evaluate", help="measure a trained model: metrics and contact sheet")
+    evaluate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
+    evaluate.add_argument("--config", required=True, metavar="CONFIG", help="its `evaluate` part says how")
+    evaluate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+    evaluate.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new folder")
+    evaluate.set_defaults(command=commands.evaluate)
+    return top
+
+
+def _run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file; not with --run")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+    run.add_argument("--run", metavar="ID", help="config and units of an earlier run, or of `latest`")
+    _root(run)
+    run.add_argument("--from", dest="first", metavar="STAGE", help="begin with this stage")
+    run.add_argument("--until", metavar="STAGE", help="end with this stage")
+    run.add_argument("--only", metavar="STAGE", help="this stage alone")
+    run.add_argument("--downstream", action="store_true", help="with --only: carry it on to the stages below")
+    run.add_argument("--units", metavar="N,N-N", help="with --only: these units alone")
+    run.add_argument("--force", action="store_true", help="make complete units again")
+    run.add_argument("--retry-failed", action="store_true", help="failed rows again, then what became stale")
+    run.set_defaults(command=commands.run)
+
+
+def _generate(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
+    generate.add_argument("--ref", action="append", default=[], metavar="PICTURE", help="the subject; may be repeated")
+    generate.add_argument(
+        "--prompt", action="append", default=[], help="A photo of a <object>, <position> <scene>; may be repeated"
+    )
+    generate.add_argument("--prompts", metavar="FILE", help="more prompts, one a line")
+    generate.add_argument("--negative-prompt", help="what not to draw")
+    generate.add_argument("-o", "--out", default="out.png", metavar="PNG", help="several pictures: out-0.png, …")
+    generate.add_argument("--sheet", metavar="PNG", help="all pictures beside what they were made of, in one")
+    generate.add_argument("--image", metavar="PICTURE", help="paint the subject into this picture, with --mask")
+    generate.add_argument("--mask", metavar="PICTURE", help="where: white is repainted, all else stays")
+    generate.add_argument(
+        "--strength", type=float, default=1.0, help="inpainting: below 1 keeps some of the picture (1)"
+    )
+    generate.add_argument(
+        "--padding-mask-crop", type=int, metavar="PIXELS", help="inpainting: work on the mask and so much around it"
+    )
+    generate.add_argument("--cut-out", action="store_true", help="cut the subject out of plain photos first")
+    generate.add_argument("--object", metavar="PHRASE", help="with --cut-out: what it is (from the first prompt)")
+    generate.add_argument(
+        "--config", metavar="CONFIG", help="segment models and sampling settings (those of the model's run)"
+    )
+    generate.add_argument("--count", type=int, default=1, help="pictures a prompt (1)")
+    generate.add_argument("--batch-size", type=int, default=4, help="pictures at once (4)")
+    generate.add_argument("--steps", type=int, help="denoising steps (as the run evaluates, else 50)")
+    generate.add_argument("--guidance-scale", type=float, help="text guidance (as the run evaluates, else 7.5)")
+    generate.add_argument(
+        "--reference-guidance-scale", type=float, help="reference guidance (as the run evaluates, else 5)"
+    )
+    generate.add_argument(
+        "--reference-refresh-steps", type=int, default=1, metavar="N", help="read the references at each Nth step (1)"
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    _root(generate)
+    generate.set_defaults(command=commands.generate)
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a YAML file")
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
+
+
+def _json(command: argparse.ArgumentParser, default: Any = False) -> None:
+    command.add_argument("--json", action="store_true", default=default, help="for programs")
+
+
+def _root(command: argparse.ArgumentParser, default: str = "./data") -> None:
+    command.add_argument("--root", default=default, metavar="URL", help="the store where runs are found (./data)")
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,114 @@
+"""`bootpig gc`: what only old versions of the data set use is removed; what a kept or live run uses never is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from bootpig.flows.runs.records import FOLDER, RunRecord, is_alive, latest_run, list_runs
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.registry import STAGES
+from bootpig.storage.root import Root
+
+KEEP = 7
+"""Versions kept where nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What may go."""
+
+    runs: list[RunRecord]
+    folders: list[str]
+    """`<stage>/<fingerprint>`, used by none of the runs that stay."""
+    kept: list[RunRecord]
+    """The versions that stay, the last promoted first."""
+
+
+def garbage(root: Root, keep: int = KEEP) -> Garbage:
+    """Find what nobody needs once the last `keep` promoted versions are kept.
+
+    A run goes when it was promoted before those, or was never promoted and began before the oldest of them. What
+    began later stays: last night's failed version can still be repaired. So does whatever is at work.
+
+    Raises:
+        InputError: a record is unreadable, so nobody knows what it uses; `keep` is not positive.
+    """
+    if keep < 1:
+        raise InputError(f"keep: {keep} → must be 1 or more; the latest version always stays")
+    records = list_runs(root)
+    try:
+        latest = latest_run(root)
+    except InputError:
+        return Garbage([], [], [])
+    versions = sorted(
+        (record for record in records if record.promoted is not None or record.id == latest),
+        # a store of an earlier release does not say when `latest` was promoted
+        key=lambda record: (record.id == latest, record.promoted or record.started),
+        reverse=True,
+    )
+    kept = versions[:keep]
+    if len(versions) < keep:
+        return Garbage([], [], kept)
+    oldest = min(record.started for record in kept)
+    go = [record for record in records if record not in kept and _is_old(record, oldest) and not is_alive(root, record)]
+    stay = [record for record in records if record not in go]
+    used = {folder for record in stay for folder in folders(record)}
+    configs = [_config_text(root, record) for record in stay]
+    unused = {folder for record in go for folder in folders(record)} - used
+    # a setting may point into the store, as `train.init_from` does
+    unused = {folder for folder in unused if not any(folder in text for text in configs)}
+    return Garbage(go, sorted(folder for folder in unused if _is_there(root, folder)), kept)
+
+
+def collect(root: Root, found: Garbage) -> None:
+    """Remove it: folders first, records last, so that a `gc` that was killed is finished by the next.
+
+    What a run needs that has begun since is left to the next one too.
+    """
+    go = {record.id for record in found.runs}
+
+    def needed() -> list[RunRecord]:
+        return [record for record in list_runs(root) if record.id not in go or is_alive(root, record)]
+
+    for folder in found.folders:
+        if any(folder in folders(record) for record in needed()):
+            continue
+        # without its manifest a half-removed result is no result
+        root.remove(f"{folder}/result/manifest.json")
+        root.remove(folder, recursive=True)
+    stay = {record.id for record in needed()}
+    for record in found.runs:
+        if record.id not in stay:
+            root.remove(record.folder, recursive=True)
+
+
+def folders(record: RunRecord) -> set[str]:
+    """The folders that a run has read or written."""
+    named = {(stage, fingerprint) for stage, fingerprints in record.uses.items() for fingerprint in fingerprints}
+    named |= {(stage, done.fingerprint) for stage, done in record.stages.items()}
+    # a record is data: nothing it says leads to another place
+    return {f"{stage}/{mark}" for stage, mark in named if stage in STAGES and re.fullmatch(r"[0-9a-f]{16}", mark)}
+
+
+def size(root: Root, folder: str) -> int:
+    """Bytes below a folder."""
+    below = sum(size(root, f"{folder}/{name}") for name in root.folders(folder))
+    return below + sum(root.names(folder).values())
+
+
+def _is_there(root: Root, folder: str) -> bool:
+    # an object store has no folders that `exists` could find
+    return bool(root.names(folder) or root.folders(folder))
+
+
+def _is_old(record: RunRecord, oldest: datetime) -> bool:
+    return record.promoted is not None or record.started < oldest
+
+
+def _config_text(root: Root, record: RunRecord) -> str:
+    try:
+        return root.read(f"{FOLDER}/{record.id}/config.yaml").decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,1 @@
+"""RSA, the reference network, and the module that is trained."""

@@ -1,0 +1,168 @@
+"""BootPIG as one module to train: the base UNet, the Reference UNet, and what of them is trained."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from bootpig.models.core.reference_unet import copy_as_reference, record_features, truncate
+from bootpig.models.core.rsa import Pooling, install_rsa, self_attention_blocks
+
+TrainBase = Literal["none", "rsa", "all"]
+"""What of the base UNet is trained: nothing, its RSA layers (the paper), or all of it (the paper's ablation)."""
+
+
+class BootPIG(nn.Module):
+    """Both UNets, so that one `prepare`, one `accumulate` and one DDP wrapper see every trained parameter.
+
+    Trained parameters are float32 (master weights); frozen ones keep their dtype. `state_dict()` is the ordinary one;
+    `trained_state()` leaves the frozen parameters out.
+
+    Args:
+        unet: the base UNet; its attention processors are replaced.
+        reference_unet: truncated if it is not yet.
+        train_reference: train the Reference UNet; frozen, it still yields features.
+        train_base: see `TrainBase`.
+        key_scale, pooling: see `bootpig.models.core.rsa.RSAProcessor`.
+
+    Raises:
+        ValueError: nothing would be trained, or the UNet is incompatible.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        reference_unet: UNet2DConditionModel,
+        *,
+        train_reference: bool = True,
+        train_base: TrainBase = "rsa",
+        key_scale: float = 1.0,
+        pooling: Pooling = "softmax",
+    ) -> None:
+        super().__init__()
+        if train_base not in ("none", "rsa", "all"):
+            raise ValueError(f"train_base: {train_base!r} is unknown, give none, rsa or all")
+        if not train_reference and train_base == "none":
+            raise ValueError("train_reference is off and train_base is none: nothing would be trained")
+        install_rsa(unet, key_scale, pooling)
+        self.unet = unet
+        self.reference_unet = truncate(reference_unet)
+        self.train_reference = train_reference
+        self.train_base = train_base
+
+        self.reference_unet.requires_grad_(train_reference)
+        self.unet.requires_grad_(train_base == "all")
+        if train_base == "rsa":
+            for _, block in self_attention_blocks(self.unet):
+                block.attn1.requires_grad_(True)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        *,
+        train_reference: bool = True,
+        train_base: TrainBase = "rsa",
+        key_scale: float = 1.0,
+        pooling: Pooling = "softmax",
+    ) -> BootPIG:
+        """Both networks from one pretrained UNet (BootPIG, section 3.2). `unet` itself becomes the base."""
+        return cls(
+            unet,
+            copy_as_reference(unet),
+            train_reference=train_reference,
+            train_base=train_base,
+            key_scale=key_scale,
+            pooling=pooling,
+        )
+
+    def forward(
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        noisy_references: Tensor,
+        reference_prompt_embeds: Tensor,
+        *,
+        use_reference: bool,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        reference_added_cond_kwargs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The base UNet's prediction (B, C, h, w): noise or velocity, as the base was trained.
+
+        Args:
+            noisy_latents: (B, C, h, w), the targets noised to `timesteps`.
+            timesteps: (B,), the same for a target and its reference.
+            prompt_embeds: (B, S, D) for the base UNet (the empty prompt's where the caption is dropped).
+            noisy_references: (B, C, h', w'), one reference for each target, with noise of its own.
+            reference_prompt_embeds: (B, S, D) for the Reference UNet.
+            use_reference: False on a step whose reference is dropped: plain self-attention, the Reference UNet is not
+                run, and its gradients are zeros. All ranks must agree.
+            added_cond_kwargs, reference_added_cond_kwargs: SDXL's pooled embeds and time ids.
+        """
+        kwargs: dict[str, Any] | None = None
+        if use_reference:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_reference):
+                features = record_features(
+                    self.reference_unet,
+                    noisy_references,
+                    timesteps,
+                    reference_prompt_embeds,
+                    [(row,) for row in range(noisy_latents.shape[0])],
+                    reference_added_cond_kwargs,
+                )
+            kwargs = {"reference": features}
+        prediction: Tensor = self.unet(
+            noisy_latents,
+            timesteps,
+            encoder_hidden_states=prompt_embeds,
+            cross_attention_kwargs=kwargs,
+            added_cond_kwargs=added_cond_kwargs,
+            return_dict=False,
+        )[0]
+        if self.train_reference and not use_reference and torch.is_grad_enabled():
+            # DDP waits for a gradient of every parameter; zeros are what the dropped features would give.
+            nothing = sum(parameter.flatten()[0] for parameter in self.reference_unet.parameters())
+            prediction = prediction + (0.0 * nothing).to(prediction.dtype)
+        return prediction
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Less memory for one more forward pass; losses and gradients stay the same."""
+        self.unet.enable_gradient_checkpointing()
+        self.reference_unet.enable_gradient_checkpointing()
+
+    def parameter_groups(self, lr_reference: float, lr_base: float) -> list[dict[str, Any]]:
+        """The trained parameters for an optimizer: `{"name", "params", "lr"}` for each UNet with some."""
+        groups = [("reference", self.reference_unet, lr_reference), ("base", self.unet, lr_base)]
+        found = [
+            {"name": name, "params": [p for p in unet.parameters() if p.requires_grad], "lr": lr}
+            for name, unet, lr in groups
+        ]
+        return [group for group in found if group["params"]]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The trained parameters by name, detached, not copied: what a checkpoint holds."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trained_state` gave.
+
+        Raises:
+            ValueError: a trained parameter is missing, an unknown one is there, or a shape differs.
+        """
+        own = self.trained_state()
+        wrong = own.keys() ^ state.keys() or {name for name in own if own[name].shape != state[name].shape}
+        if wrong:
+            raise ValueError(
+                f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or of another "
+                f"shape, the first is {min(wrong)}"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])

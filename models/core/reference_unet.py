@@ -1,0 +1,185 @@
+"""The Reference UNet: a copy of the base UNet that yields features, without the part that comes after the last one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from bootpig.models.core.rsa import ReferenceFeatures, TextAttentionProcessor, self_attention_blocks
+
+
+class FeatureRecorder:
+    """Takes the hidden states that enter the self-attention layers during one forward pass."""
+
+    def __init__(self, layers: int) -> None:
+        self.slots: list[Tensor | None] | None = [None] * layers
+
+    def put(self, layer: int, hidden_states: Tensor) -> None:
+        # Gradient checkpointing runs a block again in the backward pass, when the features are long taken.
+        if self.slots is not None:
+            self.slots[layer] = hidden_states
+
+    def take(self) -> list[Tensor]:
+        """The features in layer order; the recorder takes no more.
+
+        Raises:
+            ValueError: a layer gave none, for something has replaced its processor.
+        """
+        slots, self.slots = self.slots, None
+        assert slots is not None
+        features = [slot for slot in slots if slot is not None]
+        if len(features) < len(slots):
+            raise ValueError(
+                f"{len(slots) - len(features)} of {len(slots)} self-attention layers of the Reference UNet recorded "
+                "nothing: their attention processors were replaced; load the pipeline anew"
+            )
+        return features
+
+
+class RecordingProcessor(AttnProcessor2_0):
+    """Plain self-attention that first hands its input to the recorder."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        reference: FeatureRecorder | None = None,
+    ) -> Tensor:
+        if reference is not None:
+            reference.put(self.layer, hidden_states)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+class LastFeature(nn.Module):
+    """What is left of the last transformer block: norm1, whose output is the last feature."""
+
+    def __init__(self, norm1: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.norm1 = norm1
+        self.layer = layer
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        recorder = (cross_attention_kwargs or {}).get("reference")
+        if recorder is not None:
+            recorder.put(self.layer, self.norm1(hidden_states))
+        return hidden_states
+
+
+def is_truncated(unet: nn.Module) -> bool:
+    """Whether `truncate` has been here."""
+    return any(isinstance(module, LastFeature) for module in unet.modules())
+
+
+def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Make an ordinary UNet a Reference UNet, in place: everything behind the input of its last self-attention layer
+    goes, and its other self-attention layers record their input. Its forward stays diffusers' own.
+
+    Raises:
+        ValueError: the UNet ends with no cross-attention up block, or has no self-attention.
+    """
+    if is_truncated(unet):
+        return unet
+    blocks = self_attention_blocks(unet)
+    last_name, last = blocks[-1]
+    place = last_name.split(".")
+    if place[0] != "up_blocks" or place[2] != "attentions":
+        raise ValueError(f"incompatible UNet: its last self-attention layer is {last_name}.attn1, in no up block")
+    for layer, (_, block) in enumerate(blocks[:-1]):
+        block.attn1.set_processor(RecordingProcessor(layer))
+        if block.attn2 is not None:
+            block.attn2.set_processor(TextAttentionProcessor())
+    unet.set_submodule(last_name, LastFeature(last.norm1, len(blocks) - 1))
+
+    up = int(place[1])
+    unet.up_blocks = unet.up_blocks[: up + 1]
+    unet.up_blocks[up].upsamplers = None
+    # Neither changes a shape: what comes out is the last block's input, which nobody reads.
+    unet.up_blocks[up].attentions[int(place[3])].proj_out = nn.Identity()
+    unet.conv_norm_out = None
+    unet.conv_out = nn.Identity()
+    return unet
+
+
+def copy_as_reference(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A Reference UNet with the base UNet's weights: how training starts (BootPIG, section 3.2)."""
+    return truncate(copy.deepcopy(unet))
+
+
+def record_features(
+    reference_unet: UNet2DConditionModel,
+    noisy_references: Tensor,
+    timesteps: Tensor,
+    prompt_embeds: Tensor,
+    attends: Sequence[Sequence[int]],
+    added_cond_kwargs: dict[str, Tensor] | None = None,
+) -> ReferenceFeatures:
+    """One pass of the Reference UNet.
+
+    Args:
+        reference_unet: truncated.
+        noisy_references: (R, C, h, w), noised to `timesteps`.
+        timesteps: scalar or (R,).
+        prompt_embeds: (R, S, D), the caption of each reference.
+        attends: for each row of the base batch, the references that it will attend to.
+        added_cond_kwargs: SDXL's pooled embeds and time ids, R rows each.
+    """
+    recorder = FeatureRecorder(feature_count(reference_unet))
+    reference_unet(
+        noisy_references,
+        timesteps,
+        encoder_hidden_states=prompt_embeds,
+        cross_attention_kwargs={"reference": recorder},
+        added_cond_kwargs=added_cond_kwargs,
+        return_dict=False,
+    )
+    return ReferenceFeatures(recorder.take(), attends)
+
+
+def feature_count(reference_unet: nn.Module) -> int:
+    """The number of features that a truncated UNet yields: one for each self-attention layer of the base."""
+    return sum(isinstance(module, (BasicTransformerBlock, LastFeature)) for module in reference_unet.modules())
+
+
+def restore(
+    reference_unet: UNet2DConditionModel, base: UNet2DConditionModel, dtype: torch.dtype | None = None
+) -> UNet2DConditionModel:
+    """The Reference UNet as an ordinary, whole UNet; the part that truncation took, which no feature depends on, comes
+    from `base`. It shares the Reference UNet's weights, unless `dtype` asks for another.
+
+    Raises:
+        ValueError: the two are of different shapes.
+    """
+    config = {name: value for name, value in reference_unet.config.items() if not name.startswith("_")}
+    with torch.device("meta"):
+        whole = UNet2DConditionModel.from_config(config)
+    state = {**base.state_dict(), **reference_unet.state_dict()}
+    state = {name: tensor.to(dtype or reference_unet.dtype) for name, tensor in state.items()}
+    wanted = whole.state_dict()
+    wrong = wanted.keys() ^ state.keys() or {name for name in wanted if wanted[name].shape != state[name].shape}
+    if wrong:
+        raise ValueError(f"the Reference UNet and the base UNet differ in {min(wrong)}: they must be of one make")
+    whole.load_state_dict(state, assign=True)
+    return whole

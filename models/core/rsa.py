@@ -1,0 +1,286 @@
+"""Reference Self-Attention (RSA): the operator, as a diffusers attention processor (BootPIG, eq. 3 and 5-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from bootpig.models.core.attention import attention_with_lse, gives_lse, joined
+
+Pooling = Literal["softmax", "argmax", "average", "concat"]
+"""How several references become one output. "softmax" is the paper's, "argmax" the published code's; the others are
+for ablation."""
+
+
+@dataclass(eq=False)
+class ReferenceFeatures:
+    """What the base UNet's RSA layers read of the references: handed to every layer by `cross_attention_kwargs`.
+
+    Each reference stands in `layers` once, however many rows of the base batch attend to it.
+    """
+
+    layers: Sequence[Tensor]
+    """One tensor (references, tokens, channels) for each RSA layer, in the order in which the UNet runs them: the
+    hidden states that enter that layer of the Reference UNet, after norm1."""
+    attends: Sequence[Sequence[int]]
+    """For each row of the base batch, the references that it attends to; none: plain self-attention."""
+    copies: int = 1
+    """The base batch is so many copies of the same rows, one behind the other, until text or pooled text enters the
+    UNet: behind the first RSA layer."""
+    runs: tuple[Run, ...] = field(init=False, repr=False)
+    distinct: Distinct | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.runs = tuple(_runs(self.attends))
+        self.distinct = None
+        if self.copies > 1:
+            period = len(self.attends) // self.copies
+            keys = [(row % period, tuple(refs)) for row, refs in enumerate(self.attends)]
+            firsts = {key: keys.index(key) for key in keys}
+            rows = list(firsts.values())
+            features = ReferenceFeatures(self.layers[:1], [self.attends[row] for row in rows])
+            self.distinct = Distinct(rows, features, [rows.index(firsts[key]) for key in keys])
+
+
+@dataclass(frozen=True, eq=False)
+class Distinct:
+    """The rows of the first RSA layer's input that differ from one another or in what they attend to."""
+
+    rows: list[int]
+    features: ReferenceFeatures
+    """What these rows attend to."""
+    places: list[int]
+    """For each row of the whole batch, its place among `rows`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring rows of the base batch that attend to equally many references: one attention call a slot."""
+
+    start: int
+    stop: int
+    slots: tuple[tuple[int, ...], ...]
+    """For the first, second, ... reference of every row: its index, row by row."""
+
+
+class RSAProcessor(AttnProcessor2_0):
+    """Self-attention that also attends to references, with the layer's own projections; no parameters of its own.
+
+    Args:
+        layer: position among the UNet's RSA layers, in the order in which it runs them; -1: none. diffusers makes
+            such processors anew when it loads an IP-Adapter, and `check_rsa` finds them.
+        key_scale: factor on the reference features as they enter the key projection, values unscaled (1.1 in the
+            published code).
+        pooling: how a row's several references become one output, see `Pooling`.
+    """
+
+    def __init__(self, layer: int = -1, key_scale: float = 1.0, pooling: str = "softmax") -> None:
+        super().__init__()
+        self.layer = layer
+        self.key_scale = key_scale
+        self.pooling = pooling
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        reference: ReferenceFeatures | None = None,
+    ) -> Tensor:
+        """`hidden_states` (B, n, d) to (B, n, d), after the output projection.
+
+        Raises:
+            ValueError: `reference.attends` does not have one entry for each of the B rows.
+        """
+        if reference is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if self.layer == 0 and reference.distinct is not None:
+            distinct = reference.distinct
+            return self(attn, hidden_states[distinct.rows], reference=distinct.features)[distinct.places]
+        if len(reference.attends) != hidden_states.shape[0]:
+            raise ValueError(
+                f"the reference features are for {len(reference.attends)} rows, the batch has {hidden_states.shape[0]}"
+            )
+        features = reference.layers[self.layer]
+        query = _heads(attn, attn.to_q(hidden_states))
+        key = _heads(attn, attn.to_k(hidden_states))
+        value = _heads(attn, attn.to_v(hidden_states))
+        # Once for all rows: every branch of the guidance and every image of a prompt shares them.
+        reference_key = _heads(attn, attn.to_k(features if self.key_scale == 1.0 else features * self.key_scale))
+        reference_value = _heads(attn, attn.to_v(features))
+
+        outputs = []
+        for run in reference.runs:
+            rows = slice(run.start, run.stop)
+            q, k, v = query[rows], key[rows], value[rows]
+            slots = [(_select(reference_key, slot), _select(reference_value, slot)) for slot in run.slots]
+            if len(slots) > 1 and self.pooling != "concat":
+                own, others = _attend_to_each(attn, (q, k, v), slots)
+                outputs.append(pool(own, others, self.pooling))
+            elif len(slots) == 1 and q.device.type == "cpu" and gives_lse(q, k):
+                # on the CPU, joining afterwards costs less than copying all keys and values before
+                joint = joined(attention_with_lse(q, k, v), attention_with_lse(q, *slots[0]))
+                outputs.append(_project(attn, joint, q.dtype))
+            else:
+                outputs.append(_attend(attn, q, [k, *(rk for rk, _ in slots)], [v, *(rv for _, rv in slots)]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class TextAttentionProcessor(AttnProcessor2_0):
+    """Plain attention that knows the name `reference`: diffusers hands `cross_attention_kwargs` to cross-attention too,
+    and warns at each layer and step of a name that a processor does not take."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        reference: object = None,
+    ) -> Tensor:
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
+    """Pool the RSA outputs of several references, pixel by pixel (BootPIG, eq. 5-8).
+
+    Args:
+        own: (B, n, d), the self-attention's output without a reference.
+        outputs: one (B, n, d) for each reference.
+        pooling: "softmax" weighs each by the softmax of ||o_i - own||, "argmax" takes the one with the largest,
+            "average" weighs all alike.
+    """
+    if pooling == "average":
+        return torch.stack(list(outputs)).mean(0)
+    # The norm runs over all channels and in float32 at least: in half precision its square overflows.
+    wide = torch.promote_types(own.dtype, torch.float32)
+    norms = torch.stack([torch.linalg.vector_norm((o - own).to(wide), dim=-1, keepdim=True) for o in outputs])
+    if pooling == "argmax":
+        weights = F.one_hot(norms.argmax(0), len(outputs)).movedim(-1, 0)
+    else:
+        weights = norms.softmax(0)
+    pooled = own
+    for weight, output in zip(weights.to(own.dtype), outputs, strict=True):
+        pooled = pooled + weight * (output - own)
+    return pooled
+
+
+def uncompiled(module: nn.Module) -> Any:
+    """The module that `torch.compile` has wrapped, or `module` itself: names of weights and blocks stay the same."""
+    return getattr(module, "_orig_mod", module)
+
+
+def self_attention_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
+    """The UNet's transformer blocks that hold an RSA layer (`attn1`), by name, in the order in which it runs them.
+
+    Raises:
+        ValueError: the UNet has none, or one that is no plain self-attention.
+    """
+    # A UNet registers its middle block last, but runs it between the two others.
+    parts = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    modules = uncompiled(unet).named_modules()
+    blocks = [(name, module) for name, module in modules if isinstance(module, BasicTransformerBlock)]
+    blocks.sort(key=lambda block: parts[block[0].split(".")[0]])
+    for name, block in blocks:
+        attn = block.attn1
+        if attn.is_cross_attention or attn.group_norm is not None or attn.norm_q is not None:
+            raise ValueError(f"incompatible UNet: {name}.attn1 is no plain self-attention, as Stable Diffusion has it")
+    if not blocks:
+        raise ValueError("incompatible UNet: it has no self-attention layer in a transformer block")
+    return blocks
+
+
+def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") -> None:
+    """Give every attention layer of the base UNet its processor; weights and blocks stay as they are.
+
+    Raises:
+        ValueError: an unknown pooling, a key scale that is not above 0, an incompatible UNet.
+    """
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling: {pooling!r} is unknown, give one of {', '.join(get_args(Pooling))}")
+    if not key_scale > 0:
+        raise ValueError(f"key_scale: {key_scale} is not above 0")
+    for layer, (_, block) in enumerate(self_attention_blocks(unet)):
+        block.attn1.set_processor(RSAProcessor(layer, key_scale, pooling))
+        if block.attn2 is not None:
+            block.attn2.set_processor(TextAttentionProcessor())
+
+
+def check_rsa(unet: nn.Module) -> None:
+    """Find out whether something has replaced the processors since `install_rsa`.
+
+    Raises:
+        ValueError: attention slicing, xformers, fused projections or an IP-Adapter took their place.
+    """
+    replaced = {}
+    for layer, (name, block) in enumerate(self_attention_blocks(unet)):
+        held = block.attn1.processor
+        if not isinstance(held, RSAProcessor):
+            replaced[f"{name}.attn1"] = type(held).__name__
+        elif held.layer != layer:
+            replaced[f"{name}.attn1"] = "an empty processor"
+    if replaced:
+        name, kind = next(iter(replaced.items()))
+        raise ValueError(
+            f"{name} and {len(replaced) - 1} more hold {kind} in place of RSAProcessor: attention slicing, xformers, "
+            "fused projections and IP-Adapters do not go with reference self-attention; load the pipeline anew"
+        )
+
+
+def _runs(attends: Sequence[Sequence[int]]) -> Iterator[Run]:
+    start = 0
+    for count, group in groupby(attends, key=len):
+        rows = list(group)
+        yield Run(start, start + len(rows), tuple(tuple(row[slot] for row in rows) for slot in range(count)))
+        start += len(rows)
+
+
+def _heads(attn: Attention, projected: Tensor) -> Tensor:
+    """(B, n, heads * c) to (B, heads, n, c)."""
+    return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _select(projected: Tensor, indices: tuple[int, ...]) -> Tensor:
+    """Rows of `projected`: a view wherever the indices allow one."""
+    first, count = indices[0], len(indices)
+    if indices == tuple(range(first, first + count)):
+        return projected[first : first + count]
+    if indices == (first,) * count:
+        return projected[first : first + 1].expand(count, *projected.shape[1:])
+    return torch.stack([projected[index] for index in indices])
+
+
+def _attend(attn: Attention, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """softmax(q [k_1; k_2; ...]^T / sqrt(c)) [v_1; v_2; ...], heads joined, through the output projection."""
+    key = keys[0] if len(keys) == 1 else torch.cat(keys, dim=2)
+    value = values[0] if len(values) == 1 else torch.cat(values, dim=2)
+    return _project(attn, F.scaled_dot_product_attention(query, key, value), query.dtype)
+
+
+def _attend_to_each(
+    attn: Attention, own: tuple[Tensor, Tensor, Tensor], slots: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Self-attention's output, and for the keys and values of each slot that of self-attention with them."""
+    q, k, v = own
+    if not gives_lse(q, k):
+        return _attend(attn, q, [k], [v]), [_attend(attn, q, [k, rk], [v, rv]) for rk, rv in slots]
+    # Each set of tokens is attended to once: what a row's own give is the same beside every reference.
+    alone = attention_with_lse(q, k, v)
+    others = [joined(alone, attention_with_lse(q, rk, rv)) for rk, rv in slots]
+    return _project(attn, alone[0], q.dtype), [_project(attn, other, q.dtype) for other in others]
+
+
+def _project(attn: Attention, attended: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, heads, n, c) to (B, n, d), through the output projection."""
+    return attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2).to(dtype)))

@@ -1,0 +1,1 @@
+"""BootPIG as diffusers pipelines."""

@@ -1,0 +1,255 @@
+"""What all BootPIG pipelines share: their Reference UNet, their references, loading and saving what was trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
+from PIL import Image
+from torch import Tensor
+
+from bootpig.models.core.reference_unet import copy_as_reference, restore, truncate
+from bootpig.models.core.rsa import install_rsa
+from bootpig.models.pipelines.card import base_licence
+from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
+from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
+from bootpig.models.pipelines.references import (
+    PreparedReferences,
+    picture_key,
+    pixel_values,
+    prepare_picture,
+    reference_lists,
+)
+
+ReferenceCaption = Literal["caption", "object"]
+"""What the Reference UNet reads: the whole prompt (the paper), or what stands before its first comma (the published
+code)."""
+
+NOISE_SCHEDULE = (
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "rescale_betas_zero_snr",
+)
+"""The part of a scheduler's config that a model is trained with; sampling goes by it whatever the scheduler."""
+
+
+class BootPIGMixin:
+    """For a diffusers pipeline class with the components `unet`, `reference_unet`, `vae` and `scheduler`."""
+
+    # Both UNets run at every step: moving one of them out for the other would cost more than it saves.
+    _exclude_from_cpu_offload = ["safety_checker", "reference_unet"]  # noqa: RUF012 (diffusers' own convention)
+
+    def _register_bootpig(
+        self: Any,
+        reference_unet: UNet2DConditionModel | None,
+        key_scale: float,
+        pooling: str,
+        reference_caption: str,
+    ) -> None:
+        if reference_caption not in get_args(ReferenceCaption):
+            raise ValueError(f"reference_caption: {reference_caption!r} is unknown, give caption or object")
+        install_rsa(self.unet, key_scale, pooling)
+        reference = copy_as_reference(self.unet) if reference_unet is None else truncate(reference_unet)
+        self.register_modules(reference_unet=reference)
+        self.register_to_config(key_scale=key_scale, pooling=pooling, reference_caption=reference_caption)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """diffusers' own; it notes the commit of a base from the hub, which `save_bootpig` writes down."""
+        pipeline = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
+        if not Path(name).is_dir():
+            file = try_to_load_from_cache(
+                str(name), "model_index.json", cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
+            )
+            if isinstance(file, str):
+                pipeline.register_to_config(base_revision=Path(file).parent.name)
+        return pipeline
+
+    def load_bootpig(self: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
+        """Load a trained model: its Reference UNet and its base's attn1 together, and what must match training (key
+        scale, pooling, reference caption, noise schedule).
+
+        Args:
+            folder: what `save_bootpig` wrote.
+
+        Returns:
+            The content of its `bootpig.json`.
+
+        Raises:
+            ValueError: a part is missing or damaged, or it does not fit this pipeline's UNet.
+        """
+        reference_unet, info = load_trained(Path(folder), self.unet)
+        self._register_bootpig(
+            reference_unet,
+            info.get("key_scale", 1.0),
+            info.get("pooling", "softmax"),
+            info.get("reference_caption", "caption"),
+        )
+        schedule = {name: value for name, value in info.get("noise_schedule", {}).items() if value is not None}
+        known = {name: value for name, value in schedule.items() if name in self.scheduler.config}
+        if any(self.scheduler.config[name] != value for name, value in known.items()):
+            self.register_modules(scheduler=type(self.scheduler).from_config(self.scheduler.config, **known))
+        return info
+
+    def save_bootpig(
+        self: Any,
+        folder: str | os.PathLike[str],
+        info: Mapping[str, Any] | None = None,
+        *,
+        train_base: Literal["none", "rsa", "all"] = "rsa",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Write the trained weights, not the base: `reference_unet/`, `rsa.safetensors`, `bootpig.json`,
+        and a model card made from it.
+
+        Args:
+            folder: made if missing.
+            info: JSON values to stand in `bootpig.json` beside key_scale, pooling, reference_caption, prediction_type
+                and noise_schedule, which come from this pipeline: base, revision, data fingerprint, recipe, ...
+            train_base: "all" writes the whole base in place of its attn1.
+            dtype: of the written weights; None keeps theirs.
+        """
+        config = self.scheduler.config
+        base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
+        written = {
+            "base": base,
+            "revision": revision,
+            "base_license": base_licence(str(base or ""), revision),
+            "key_scale": self.config.key_scale,
+            "pooling": self.config.pooling,
+            "reference_caption": self.config.reference_caption,
+            "prediction_type": config.get("prediction_type", "epsilon"),
+            "noise_schedule": {name: config.get(name) for name in NOISE_SCHEDULE},
+            **(info or {}),
+        }
+        save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
+
+    def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """diffusers' own, with the Reference UNet written as an ordinary, whole UNet, and with a `pipeline.py` by which
+        the folder loads without this package:
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`."""
+        truncated = self.reference_unet
+        self.reference_unet = restore(truncated, self.unet)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.reference_unet = truncated
+        Path(save_directory, "pipeline.py").write_text(standalone_source(type(self)), encoding="utf-8")
+
+    @torch.no_grad()
+    def prepare_references(self: Any, images: Any, prompts: int = 1) -> PreparedReferences:
+        """Encode references once, for many calls: hand the result to `reference_images`.
+
+        Args:
+            images: an image or a flat list (one prompt; in a call it then serves all its prompts), or one list for each
+                of `prompts` prompts; each RGB on white or RGBA, any size, see
+                `prepare_picture`.
+                References are seen at the UNet's own resolution, whatever the height and width of the result.
+
+        Raises:
+            ValueError: see `reference_lists` and `prepare_picture`.
+        """
+        sample_size = self.unet.config.sample_size
+        size = (sample_size if isinstance(sample_size, int) else min(sample_size)) * self.vae_scale_factor
+        rows: dict[str, int] = {}
+        pictures: list[Image.Image] = []
+        attends = []
+        for images_of_prompt in reference_lists(images, prompts):
+            refs = []
+            for image in images_of_prompt:
+                picture = prepare_picture(image, size)
+                key = picture_key(picture)
+                if key not in rows:
+                    rows[key] = len(pictures)
+                    pictures.append(picture)
+                refs.append(rows[key])
+            attends.append(tuple(refs))
+        latents = self._encode_pixels(pixel_values(pictures))
+        return PreparedReferences(latents, tuple(rows), tuple(attends))
+
+    def _encode_pixels(self: Any, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w), times the VAE's scaling factor."""
+        distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
+        return distribution.mode() * self.vae.config.scaling_factor
+
+    def _reference_captions(
+        self: Any, prompts: Sequence[str] | None, given: str | Sequence[str] | None, count: int
+    ) -> list[str] | None:
+        """The text that the Reference UNet reads for each prompt; None: the prompt embeds serve as they are."""
+        if given is not None:
+            captions = [given] * count if isinstance(given, str) else list(given)
+            if len(captions) != count:
+                raise ValueError(f"reference_prompt: {len(captions)} for {count} prompts")
+            return captions
+        if prompts is None:
+            if self.config.reference_caption == "object":
+                raise ValueError("reference_prompt: this model wants the object phrase, give it with prompt_embeds")
+            return None
+        return [object_phrase(p) for p in prompts] if self.config.reference_caption == "object" else list(prompts)
+
+    def _reference_rows(
+        self: Any,
+        prepared: PreparedReferences,
+        embeds: Tensor,
+        captions: Sequence[str],
+        images_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        conditions: Conditions | None = None,
+    ) -> ReferenceRows:
+        """The Reference UNet's batch: each distinct (reference, caption, noise) once.
+
+        Args:
+            prepared: the references.
+            embeds: (prompts, S, D), the reference captions'.
+            captions: for each prompt, what tells its reference caption from others.
+            images_per_prompt: images of a prompt share its references.
+            generator: draws the number that all reference noise of a prompt hangs on, after the latents are drawn.
+            conditions: SDXL's, one row a prompt.
+        """
+        device, dtype = self._execution_device, self.unet.dtype
+        draws = _noise_draws(generator, len(captions), images_per_prompt)
+        rows: dict[tuple[int, str, int], int] = {}
+        sources: list[tuple[int, int]] = []
+        attends: list[tuple[int, ...]] = []
+        for prompt, references in enumerate(prepared.for_prompts(len(captions))):
+            refs = []
+            for reference in references:
+                key = (reference, captions[prompt], draws[prompt])
+                if key not in rows:
+                    rows[key] = len(sources)
+                    sources.append((reference, prompt))
+                refs.append(rows[key])
+            attends.extend([tuple(refs)] * images_per_prompt)
+        which = [prompt for _, prompt in sources]
+        return ReferenceRows(
+            latents=prepared.latents[[reference for reference, _ in sources]].to(device, dtype),
+            prompt_embeds=embeds[which].to(device, dtype),
+            noise_keys=[f"{draws[prompt]}/{prepared.keys[reference]}" for reference, prompt in sources],
+            attends=attends,
+            conditions=conditions and {name: tensor[which] for name, tensor in conditions.items()},
+        )
+
+
+def object_phrase(caption: str) -> str:
+    """What stands before the first comma of a caption: "A photo of a teapot"."""
+    return caption.split(",", 1)[0].strip()
+
+
+def _noise_draws(
+    generator: torch.Generator | list[torch.Generator] | None, prompts: int, images_per_prompt: int
+) -> list[int]:
+    """One number for each prompt: from its first image's generator, or one for all where the generator is shared."""
+    generators = generator if isinstance(generator, list) else [generator]
+    draws = []
+    for each in generators[::images_per_prompt] if isinstance(generator, list) else generators:
+        device = each.device if each is not None else torch.device("cpu")
+        draws.append(int(torch.randint(0, 2**62, (1,), generator=each, device=device)))
+    return draws if isinstance(generator, list) else draws * prompts

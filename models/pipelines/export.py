@@ -1,0 +1,139 @@
+"""A trained model's folder: what training changed, and what must match it at inference."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bootpig.models.core.reference_unet import restore, truncate
+from bootpig.models.core.rsa import self_attention_blocks, uncompiled
+from bootpig.models.pipelines.card import CARD_FILE, model_card
+
+FORMAT = 1
+REFERENCE_FOLDER = "reference_unet"
+RSA_FILE = "rsa.safetensors"
+INFO_FILE = "bootpig.json"
+
+
+def save_trained(
+    folder: str | Path,
+    unet: UNet2DConditionModel,
+    reference_unet: UNet2DConditionModel,
+    info: Mapping[str, Any],
+    *,
+    whole_base: bool = False,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `reference_unet/` (an ordinary UNet folder), `rsa.safetensors` (the base's attn1), `bootpig.json` and the
+    model card.
+
+    Args:
+        folder: made if missing.
+        unet: the base.
+        reference_unet: truncated.
+        info: JSON values, see `BootPIGPipeline.save_bootpig`.
+        whole_base: all of the base in place of its attn1 (`train_base: all`).
+        dtype: of the written weights; None keeps theirs.
+
+    Raises:
+        ValueError: the two UNets are not of one make.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    unet, reference_unet = uncompiled(unet), uncompiled(reference_unet)
+    restore(reference_unet, unet, dtype).save_pretrained(folder / REFERENCE_FOLDER)
+    state = unet.state_dict()
+    names = list(state) if whole_base else rsa_names(unet)
+    save_file({name: state[name].detach().to("cpu", dtype).contiguous() for name in names}, folder / RSA_FILE)
+    text = json.dumps({"format": FORMAT, **info}, indent=2, sort_keys=True)
+    (folder / INFO_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
+
+
+def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+    """Load a folder of `save_trained`: the base gets its trained attn1, in place.
+
+    Returns:
+        The Reference UNet, truncated, in the base's dtype and on its device, and the content of `bootpig.json`.
+
+    Raises:
+        ValueError: a part is missing or damaged, or it was trained on a base of another make. Then `unet` is as it was.
+    """
+    folder = Path(folder)
+    for name in (INFO_FILE, RSA_FILE, f"{REFERENCE_FOLDER}/config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: {name} is missing; a BootPIG model has its Reference UNet and its RSA weights")
+    try:
+        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        state = load_file(folder / RSA_FILE)
+        reference_unet = UNet2DConditionModel.from_pretrained(
+            folder / REFERENCE_FOLDER, dtype=unet.dtype, use_safetensors=True
+        )
+    except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+        raise ValueError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise ValueError(f"{folder}/{INFO_FILE}: this version reads format {FORMAT}")
+    unet = uncompiled(unet)
+    own = unet.state_dict()
+    wrong = (set(rsa_names(unet)) - state.keys()) | {
+        name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape
+    }
+    if not wrong:
+        other = reference_unet.state_dict()
+        wrong = own.keys() ^ other.keys() or {name for name in own if own[name].shape != other[name].shape}
+    if wrong:
+        raise ValueError(f"{folder}: trained on a UNet of another make than this one: they differ in {min(wrong)}")
+    unet.load_state_dict(state, strict=False)
+    return truncate(reference_unet.to(unet.device)), info
+
+
+def rsa_names(unet: UNet2DConditionModel) -> list[str]:
+    """The names of the base's RSA weights, in the order in which the UNet runs the layers."""
+    return [
+        f"{name}.attn1.{weight}" for name, block in self_attention_blocks(unet) for weight in block.attn1.state_dict()
+    ]
+
+
+def standalone_source(pipeline_class: type) -> str:
+    """The source of a pipeline class and of all that it takes from this package, as one file that needs only
+    diffusers: `pipeline.py` of a saved pipeline."""
+    module = sys.modules[pipeline_class.__module__]
+    parts: dict[str, str] = {}
+    _collect(module, parts)
+    if len(parts) == 1:
+        # Such a file itself: a pipeline that was loaded without this package is saved again.
+        return inspect.getsource(module)
+    taken: dict[str, str] = {}
+    for name, source in parts.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                assert node.name not in taken, f"{node.name} stands in {taken[node.name]} and in {name}"
+                taken[node.name] = name
+    title = f'"""{pipeline_class.__name__} in one file, made from {", ".join(parts)}."""'
+    return "\n".join([title, "", "from __future__ import annotations", "", *parts.values()])
+
+
+def _collect(module: ModuleType, parts: dict[str, str]) -> None:
+    """Add to `parts` the modules of its own package that a module imports, and then itself, without those imports."""
+    source = inspect.getsource(module)
+    package = module.__name__.rpartition(".")[0] + "."
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ImportFrom) or node.module is None or node.end_lineno is None:
+            continue
+        if node.module.startswith(package) and node.module not in parts:
+            _collect(sys.modules[node.module], parts)
+        if node.module.startswith(package) or node.module == "__future__":
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    parts[module.__name__] = "\n".join(lines).strip() + "\n\n"

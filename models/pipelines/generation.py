@@ -1,0 +1,333 @@
+"""One call of a BootPIG pipeline, from its arguments to its pictures: what is the same for every base and task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from torch import Tensor
+
+from bootpig.models.core.rsa import check_rsa
+from bootpig.models.pipelines.common import BootPIGMixin
+from bootpig.models.pipelines.guidance import Conditions, Denoiser
+from bootpig.models.pipelines.known_region import KnownRegion, Scene
+from bootpig.models.pipelines.references import PreparedReferences
+
+Texts = tuple[str | None, str | None]
+"""A text for each of the base's text encoders; None in the first place is SDXL's own empty prompt, zeros."""
+
+
+@dataclass
+class Encoded:
+    """Text embeds."""
+
+    embeds: Tensor
+    """(S, D), or with a row a prompt (P, S, D)."""
+    pooled: Tensor | None = None
+    """(D',) or (P, D'); SDXL only."""
+
+
+@dataclass
+class Request:
+    """The arguments of a call, named as in diffusers' pipelines."""
+
+    prompt: str | list[str] | None = None
+    prompt_2: str | list[str] | None = None
+    reference_images: Any = None
+    reference_prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
+    negative_prompt_2: str | list[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 50
+    timesteps: list[int] | None = None
+    sigmas: list[float] | None = None
+    guidance_scale: float = 7.5
+    reference_guidance_scale: float = 5.0
+    reference_refresh_steps: int = 1
+    num_images_per_prompt: int = 1
+    eta: float = 0.0
+    generator: torch.Generator | list[torch.Generator] | None = None
+    latents: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    reference_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    reference_pooled_prompt_embeds: Tensor | None = None
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
+    negative_target_size: tuple[int, int] | None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    cross_attention_kwargs: dict[str, Any] | None = None
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
+    callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Request:
+        """From the `locals()` at the start of a `__call__`, whose parameters bear the same names."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
+
+    def prompts(self) -> list[str] | None:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    def count(self) -> int:
+        """The number of prompts."""
+        prompts = self.prompts()
+        if prompts is not None:
+            return len(prompts)
+        if self.prompt_embeds is None:
+            raise ValueError("prompt: give prompt or prompt_embeds")
+        return len(self.prompt_embeds)
+
+
+class GenerationMixin(BootPIGMixin):
+    """The call itself. A base adds `_check`, `_encode_texts`, `_conditions` and `_output`."""
+
+    @property
+    def reference_guidance_scale(self: Any) -> float:
+        """eta_im of eq. 4, of the running call; callbacks may set `_reference_guidance_scale`."""
+        return self._reference_guidance_scale
+
+    def _generate(self: Any, r: Request, scene: Scene | None = None) -> Any:
+        """Run a call. `scene` is the picture to inpaint; its height and width are the request's.
+
+        Raises:
+            ValueError: inputs that contradict each other or do not match in number, an unusable reference, or
+                attention processors that something has replaced.
+        """
+        if isinstance(r.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            r.callback_on_step_end_tensor_inputs = r.callback_on_step_end.tensor_inputs
+        size = self._size(r)
+        self._check(r)
+        check_rsa(self.unet)
+        if r.reference_images is None and (r.reference_prompt is not None or r.reference_prompt_embeds is not None):
+            raise ValueError("reference_prompt: there are no reference_images")
+        if r.reference_refresh_steps < 1:
+            raise ValueError(f"reference_refresh_steps: {r.reference_refresh_steps} is below 1")
+        if r.reference_prompt is not None and r.reference_prompt_embeds is not None:
+            raise ValueError("reference_prompt and reference_prompt_embeds: give one of the two")
+        self._guidance_scale = r.guidance_scale
+        self._reference_guidance_scale = r.reference_guidance_scale
+        self._guidance_rescale = r.guidance_rescale
+        self._clip_skip = r.clip_skip
+        self._cross_attention_kwargs = r.cross_attention_kwargs
+        self._interrupt = False
+
+        count, each = r.count(), r.num_images_per_prompt
+        prepared = r.reference_images
+        if prepared is not None and not isinstance(prepared, PreparedReferences):
+            prepared = self.prepare_references(prepared, count)
+        captions = None
+        if prepared is not None and r.reference_prompt_embeds is None:
+            captions = self._reference_captions(r.prompts(), r.reference_prompt, count)
+        prompt, negative, caption = self._encode_all(r, captions)
+
+        device = self._execution_device
+        timesteps, steps = retrieve_timesteps(self.scheduler, r.num_inference_steps, device, r.timesteps, r.sigmas)
+        latents = self.prepare_latents(
+            count * each,
+            self.unet.config.in_channels,
+            *size,
+            prompt.embeds.dtype,
+            device,
+            r.generator,
+            r.latents,
+        )
+        region = None
+        if scene is not None:
+            timesteps, steps = scene.timesteps(timesteps, steps, self.scheduler.order)
+            noise = latents / self.scheduler.init_noise_sigma
+            region = scene.region(self._encode_pixels, noise)
+            latents = scene.start(self.scheduler, region, timesteps, latents)
+        references = None
+        if prepared is not None:
+            names = captions or [str(row) for row in range(count)]
+            seen = tuple(side * self.vae_scale_factor for side in prepared.latents.shape[-2:])
+            conditions = self._conditions(caption.pooled, seen, (0, 0), seen)
+            references = self._reference_rows(prepared, caption.embeds, names, each, r.generator, conditions)
+        target, original = r.target_size or size, r.original_size or size
+        positive_sizes = (original, r.crops_coords_top_left, target)
+        negative_sizes = positive_sizes
+        if r.negative_original_size is not None and r.negative_target_size is not None:
+            negative_sizes = (r.negative_original_size, r.negative_crops_coords_top_left, r.negative_target_size)
+        denoiser = Denoiser(
+            self.unet,
+            self.reference_unet,
+            self.scheduler,
+            prompt.embeds.repeat_interleave(each, dim=0),
+            negative.embeds.repeat_interleave(each, dim=0),
+            references,
+            _repeated(self._conditions(prompt.pooled, *positive_sizes), each),
+            _repeated(self._conditions(negative.pooled, *negative_sizes), each),
+            r.cross_attention_kwargs,
+            r.reference_refresh_steps,
+        )
+        latents = self._denoise(r, denoiser, timesteps, steps, latents, region)
+        output = self._output(r, latents, scene)
+        self.maybe_free_model_hooks()
+        return output
+
+    def _inpaint(
+        self: Any, r: Request, image: Any, mask_image: Any, strength: float, padding_mask_crop: int | None
+    ) -> Any:
+        """Run a call that repaints the white of `mask_image`, see `Scene.read`."""
+        height, width = self._size(r)
+        scene = Scene.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
+        return self._generate(r, scene)
+
+    def _size(self: Any, r: Request) -> tuple[int, int]:
+        """(height, width) in pixels; what the request leaves open is set to the UNet's own."""
+        sample_size = self.unet.config.sample_size
+        sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        r.height = r.height or sides[0] * self.vae_scale_factor
+        r.width = r.width or sides[1] * self.vae_scale_factor
+        return r.height, r.width
+
+    def _pictures(
+        self: Any, r: Request, pixels: Tensor, scene: Scene | None, denormalize: list[bool]
+    ) -> tuple[Any, list[float]]:
+        """The pictures in the request's format from the VAE's pixels, pasted into the scene where there is one, and
+        then the PSNR of what was to be kept."""
+        if scene is None:
+            return self.image_processor.postprocess(pixels, r.output_type, denormalize), []
+        generated = self.image_processor.postprocess(pixels, "np", denormalize)
+        pictures, psnr = scene.paste(generated)
+        if r.output_type == "pil":
+            return pictures, psnr
+        arrays = self.image_processor.pil_to_numpy(pictures)
+        return (self.image_processor.numpy_to_pt(arrays) if r.output_type == "pt" else arrays), psnr
+
+    def _denoise(
+        self: Any,
+        r: Request,
+        denoiser: Denoiser,
+        timesteps: Tensor,
+        steps: int,
+        latents: Tensor,
+        region: KnownRegion | None,
+    ) -> Tensor:
+        step_kwargs = self.prepare_extra_step_kwargs(r.generator, r.eta)
+        warmup = len(timesteps) - steps * self.scheduler.order
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=steps) as progress:
+            for step, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                prediction = denoiser.predict(
+                    latents, timestep, step, self.guidance_scale, self.reference_guidance_scale, self.guidance_rescale
+                )
+                latents = self.scheduler.step(prediction, timestep, latents, **step_kwargs, return_dict=False)[0]
+                if region is not None:
+                    following = timesteps[step + 1] if step + 1 < len(timesteps) else None
+                    latents = region.keep(self.scheduler, latents, following)
+                if r.callback_on_step_end is not None:
+                    latents = self._call_back(r, denoiser, step, timestep, latents)
+                if step == len(timesteps) - 1 or (step + 1 > warmup and (step + 1) % self.scheduler.order == 0):
+                    progress.update()
+        return latents
+
+    def _call_back(self: Any, r: Request, denoiser: Denoiser, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        tensors = {
+            "latents": latents,
+            "prompt_embeds": denoiser.prompt_embeds,
+            "negative_prompt_embeds": denoiser.negative_prompt_embeds,
+        }
+        # SDXL's, under diffusers' names
+        conditions = denoiser.conditions or {}
+        added = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"} if conditions else {}
+        tensors |= {name: conditions[key] for name, key in added.items()}
+        given = {name: tensors[name] for name in r.callback_on_step_end_tensor_inputs}
+        assert r.callback_on_step_end is not None
+        tensors.update(r.callback_on_step_end(self, step, timestep, given))
+        denoiser.prompt_embeds = tensors["prompt_embeds"]
+        denoiser.negative_prompt_embeds = tensors["negative_prompt_embeds"]
+        if added:
+            denoiser.conditions = {key: tensors[name] for name, key in added.items()}
+        return tensors["latents"]
+
+    def _encode_all(self: Any, r: Request, captions: list[str] | None) -> tuple[Encoded, Encoded, Encoded]:
+        """The prompts, the negative prompts and the reference captions, a row a prompt; every distinct text goes
+        through the text encoders once."""
+        count = r.count()
+        zeros = self.config.get("force_zeros_for_empty_prompt", False)
+        prompts: list[Texts] = []
+        if r.prompts() is not None:
+            prompts = _pairs("prompt", r.prompts(), r.prompt_2, count)
+        negatives: list[Texts] = []
+        if r.negative_prompt_embeds is None:
+            empty = None if zeros else ""
+            negatives = _pairs("negative_prompt", r.negative_prompt, r.negative_prompt_2, count, empty)
+        captioned: list[Texts] = [(caption, None) for caption in captions or []]
+
+        # As in diffusers, `clip_skip` is for the prompt alone.
+        skipped = self._encode_texts(prompts, r.clip_skip) if r.clip_skip is not None and prompts else {}
+        plain = [*captioned, *negatives] if r.clip_skip is not None else [*prompts, *captioned, *negatives]
+        wanted = list(dict.fromkeys(texts for texts in plain if texts[0] is not None))
+        encoded = self._encode_texts(wanted, None) if wanted else {}
+
+        prompt = self._stacked([(skipped or encoded)[texts] for texts in prompts])
+        prompt = prompt or self._given("prompt", r.prompt_embeds, r.pooled_prompt_embeds, count)
+        if negatives and negatives[0][0] is None:
+            pooled = None if prompt.pooled is None else torch.zeros_like(prompt.pooled)
+            negative = Encoded(torch.zeros_like(prompt.embeds), pooled)
+        else:
+            negative = self._stacked([encoded[texts] for texts in negatives]) or self._given(
+                "negative_prompt", r.negative_prompt_embeds, r.negative_pooled_prompt_embeds, count
+            )
+        caption = self._stacked([encoded[texts] for texts in captioned]) or prompt
+        if r.reference_prompt_embeds is not None:
+            caption = self._given(
+                "reference_prompt", r.reference_prompt_embeds, r.reference_pooled_prompt_embeds, count
+            )
+        return prompt, negative, caption
+
+    def _stacked(self: Any, rows: Sequence[Encoded]) -> Encoded | None:
+        if not rows:
+            return None
+        device, dtype = self._execution_device, self.unet.dtype
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return Encoded(
+            torch.stack([row.embeds for row in rows]).to(device, dtype),
+            torch.stack(pooled).to(device, dtype) if pooled else None,
+        )
+
+    def _given(self: Any, name: str, embeds: Tensor, pooled: Tensor | None, count: int) -> Encoded:
+        if len(embeds) != count:
+            raise ValueError(f"{name}_embeds: {len(embeds)} rows for {count} prompts")
+        device, dtype = self._execution_device, self.unet.dtype
+        return Encoded(embeds.to(device, dtype), None if pooled is None else pooled.to(device, dtype))
+
+
+def _pairs(
+    name: str,
+    first: str | list[str] | None,
+    second: str | list[str] | None,
+    count: int,
+    empty: str | None = "",
+) -> list[Texts]:
+    """A text for each encoder and prompt; a single one serves all prompts."""
+    if first is None and second is None:
+        return [(empty, None)] * count
+    first = "" if first is None else first
+    columns: list[list[str | None]] = []
+    for label, texts in ((name, first), (f"{name}_2", second)):
+        column: list[str | None] = list(texts) if isinstance(texts, (list, tuple)) else [texts] * count
+        if len(column) != count:
+            raise ValueError(f"{label}: {len(column)} for {count} prompts")
+        columns.append(column)
+    return list(zip(*columns, strict=True))  # type: ignore[arg-type]
+
+
+def _repeated(conditions: Conditions | None, each: int) -> Conditions | None:
+    return conditions and {name: tensor.repeat_interleave(each, dim=0) for name, tensor in conditions.items()}

@@ -1,0 +1,163 @@
+"""One denoising step: two-scale guidance (BootPIG, eq. 4), with nothing computed twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
+
+from bootpig.models.core.reference_unet import record_features
+from bootpig.models.core.rsa import ReferenceFeatures
+
+Branch = Literal["self", "reference", "text"]
+"""No caption and no reference; the reference alone; the caption, with the reference where there is one."""
+
+Conditions = dict[str, Tensor]
+"""`added_cond_kwargs` of SDXL: "text_embeds" (B, P) and "time_ids" (B, 6)."""
+
+
+def branch_weights(guidance_scale: float, reference_guidance_scale: float | None) -> dict[Branch, float]:
+    """The factor of each branch in the guided prediction; a branch whose factor is zero is left out.
+
+    With eta_im = `reference_guidance_scale` and eta = `guidance_scale`, eq. 4 is
+    (1 - eta_im) e_self + (eta_im - eta) e_reference + eta e_text. Without a reference (`None`) it is plain
+    classifier-free guidance, (1 - eta) e_self + eta e_text. No scale switches guidance off.
+    """
+    weights: dict[Branch, float]
+    if reference_guidance_scale is None:
+        weights = {"self": 1 - guidance_scale, "text": guidance_scale}
+    else:
+        weights = {
+            "self": 1 - reference_guidance_scale,
+            "reference": reference_guidance_scale - guidance_scale,
+            "text": guidance_scale,
+        }
+    return {branch: weight for branch, weight in weights.items() if weight != 0}
+
+
+@dataclass(eq=False)
+class ReferenceRows:
+    """The batch that the Reference UNet sees at every step: each distinct (reference, caption, noise) once."""
+
+    latents: Tensor
+    """(R, C, h, w), clean."""
+    prompt_embeds: Tensor
+    """(R, S, D)."""
+    noise_keys: Sequence[str]
+    """R texts: what besides the step decides a row's noise."""
+    attends: Sequence[Sequence[int]]
+    """For each image of the base batch, the rows that belong to it."""
+    conditions: Conditions | None = None
+
+    def noised(self, scheduler: SchedulerMixin, timestep: Tensor, step: int) -> Tensor:
+        """The references at `timestep`, (R, C, h, w), with fresh noise that depends on (noise key, step) alone: not on
+        the device, nor on order or number of the references."""
+        noise = torch.cat([self._noise(key, step) for key in self.noise_keys])
+        noise = noise.to(self.latents.device, self.latents.dtype)
+        noised = scheduler.add_noise(self.latents, noise, timestep.expand(len(self.latents)))
+        # Some schedulers (Euler) add noise without scaling the sum to unit variance.
+        return scheduler.scale_model_input(noised, timestep) if hasattr(scheduler, "scale_model_input") else noised
+
+    def _noise(self, key: str, step: int) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(f"{key}/{step}".encode()).digest()[:8], "big") >> 1
+        return torch.randn((1, *self.latents.shape[1:]), generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(eq=False)
+class Denoiser:
+    """Predicts, guided, for one batch of images.
+
+    The UNet runs once a step, on the branches that count, one behind the other. Unless it has no references, the
+    Reference UNet runs once a step; its features are shared by both branches that attend to them.
+    """
+
+    unet: UNet2DConditionModel
+    reference_unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    prompt_embeds: Tensor
+    """(B, S, D), one row an image."""
+    negative_prompt_embeds: Tensor
+    """(B, S, D): the negative prompt's, or the empty one's."""
+    references: ReferenceRows | None = None
+    conditions: Conditions | None = None
+    negative_conditions: Conditions | None = None
+    cross_attention_kwargs: Mapping[str, Any] | None = None
+    reference_refresh_steps: int = 1
+    """The Reference UNet runs at every so-manieth step; between them, its last features serve."""
+    _layers: Sequence[Tensor] = field(default=(), init=False, repr=False)
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        step: int,
+        guidance_scale: float,
+        reference_guidance_scale: float,
+        guidance_rescale: float = 0.0,
+    ) -> Tensor:
+        """The guided prediction (B, C, h, w).
+
+        Args:
+            latents: (B, C, h, w), before the scheduler's input scaling.
+            timestep: scalar.
+            step: counts the calls; decides the references' noise.
+            guidance_scale: eta_text+im of eq. 4.
+            reference_guidance_scale: eta_im of eq. 4; without references it has no part.
+            guidance_rescale: phi of "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4.
+        """
+        weights = branch_weights(guidance_scale, reference_guidance_scale if self.references else None)
+        scaled = latents
+        if hasattr(self.scheduler, "scale_model_input"):
+            scaled = self.scheduler.scale_model_input(latents, timestep)
+        kwargs = dict(self.cross_attention_kwargs or {})
+        if self.references and weights.keys() != {"self"}:
+            kwargs["reference"] = self._features(timestep, step, list(weights))
+        captioned = [branch == "text" for branch in weights]
+        prediction = self.unet(
+            torch.cat([scaled] * len(weights)),
+            timestep,
+            encoder_hidden_states=torch.cat(
+                [self.prompt_embeds if text else self.negative_prompt_embeds for text in captioned]
+            ),
+            cross_attention_kwargs=kwargs or None,
+            added_cond_kwargs=self._added_cond_kwargs(captioned),
+            return_dict=False,
+        )[0]
+        branches = prediction.chunk(len(weights))
+        guided = sum(weight * branch for weight, branch in zip(weights.values(), branches, strict=True))
+        assert isinstance(guided, Tensor)
+        return _rescaled(guided, branches[-1], guidance_rescale) if guidance_rescale > 0 else guided
+
+    def _features(self, timestep: Tensor, step: int, branches: list[Branch]) -> ReferenceFeatures:
+        rows = self.references
+        assert rows is not None
+        nothing: list[tuple[int, ...]] = [()] * len(rows.attends)
+        attends = [refs for branch in branches for refs in (nothing if branch == "self" else rows.attends)]
+        layers = self._layers
+        if not layers or step % self.reference_refresh_steps == 0:
+            noised = rows.noised(self.scheduler, timestep, step)
+            layers = record_features(
+                self.reference_unet, noised, timestep, rows.prompt_embeds, rows.attends, rows.conditions
+            ).layers
+        if self.reference_refresh_steps > 1:
+            self._layers = layers
+        # The branches are the same latents; pooled text alone tells them apart before the first RSA layer.
+        copies = len(branches) if self.unet.config.addition_embed_type is None else 1
+        return ReferenceFeatures(layers, attends, copies)
+
+    def _added_cond_kwargs(self, captioned: list[bool]) -> Conditions | None:
+        if self.conditions is None or self.negative_conditions is None:
+            return None
+        parts = [self.conditions if text else self.negative_conditions for text in captioned]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rescaled(guided: Tensor, text: Tensor, factor: float) -> Tensor:
+    dims = list(range(1, guided.ndim))
+    rescaled = guided * (text.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
+    return factor * rescaled + (1 - factor) * guided

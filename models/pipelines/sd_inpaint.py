@@ -1,0 +1,71 @@
+"""`BootPIGInpaintPipeline`: put a given subject into a given picture, with a Stable Diffusion 1.x or 2.x base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
+
+from bootpig.models.pipelines.generation import Request
+from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
+
+
+class BootPIGInpaintPipeline(StableDiffusionParts, StableDiffusionPipeline):
+    """Subject-driven inpainting, without training of its own: `from_pipe` of a `BootPIGPipeline` is enough."""
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | list[str] | None = None,
+        reference_images: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        reference_prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        reference_guidance_scale: float = 5.0,
+        reference_refresh_steps: int = 1,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        reference_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Repaint. What is not said here is as in `BootPIGPipeline`.
+
+        Args:
+            image: the picture, PIL, or a list with one a prompt.
+            mask_image: of its size, white = repaint; a list likewise.
+            height, width: pixels at which the network sees the picture; the result has the picture's own size, and
+                outside the mask its own pixels.
+            padding_mask_crop: let the network see only the mask's surroundings, this many pixels around it, enlarged.
+            strength: in (0, 1]; below 1 starts from the noised picture and skips the first steps.
+
+        Returns:
+            `InpaintOutput`, or (images, nsfw_content_detected).
+
+        Raises:
+            ValueError: as `BootPIGPipeline`, and see `bootpig.models.pipelines.known_region.Scene.read`.
+        """
+        r = Request.from_arguments(locals())
+        return self._inpaint(r, image, mask_image, strength, padding_mask_crop)

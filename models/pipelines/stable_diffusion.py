@@ -1,0 +1,104 @@
+"""Stable Diffusion 1.x and 2.x as a BootPIG base: what its pipelines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Request, Texts
+from bootpig.models.pipelines.guidance import Conditions
+from bootpig.models.pipelines.known_region import InpaintOutput, Scene
+
+
+class StableDiffusionParts(GenerationMixin):
+    """For a subclass of `StableDiffusionPipeline`."""
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor", "image_encoder", "reference_unet"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        reference_unet: UNet2DConditionModel | None = None,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = False,
+        key_scale: float = 1.0,
+        pooling: str = "softmax",
+        reference_caption: str = "caption",
+    ) -> None:
+        super().__init__(  # type: ignore[call-arg]
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        self._register_bootpig(reference_unet, key_scale, pooling, reference_caption)
+
+    def _check(self: Any, r: Request) -> None:
+        self.check_inputs(
+            r.prompt,
+            r.height,
+            r.width,
+            None,
+            r.negative_prompt,
+            r.prompt_embeds,
+            r.negative_prompt_embeds,
+            callback_on_step_end_tensor_inputs=r.callback_on_step_end_tensor_inputs,
+        )
+
+    def _encode_texts(self: Any, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
+        scale = (self.cross_attention_kwargs or {}).get("scale")
+        first = [text for text, _ in texts]
+        with self._without_last_layers(clip_skip or 0):
+            embeds, _ = self.encode_prompt(first, self._execution_device, 1, False, lora_scale=scale)
+        return {pair: Encoded(row) for pair, row in zip(texts, embeds, strict=True)}
+
+    @contextmanager
+    def _without_last_layers(self: Any, skipped: int) -> Iterator[None]:
+        """The text encoder ends `skipped` layers earlier, under the same last norm. That is what `encode_prompt` does
+        with its `clip_skip`, but for a name that transformers' CLIP has no more."""
+        encoder = getattr(self.text_encoder, "text_model", self.text_encoder).encoder
+        layers = encoder.layers
+        if not 0 <= skipped <= len(layers):
+            raise ValueError(f"clip_skip: {skipped} is not from 0 to {len(layers)}, the text encoder's layers")
+        encoder.layers = layers[: len(layers) - skipped]
+        try:
+            yield
+        finally:
+            encoder.layers = layers
+
+    def _conditions(self, *_: Any) -> Conditions | None:
+        return None
+
+    def _output(self: Any, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+        nsfw, psnr = None, []
+        if r.output_type == "latent":
+            images: Any = latents
+        else:
+            pixels = self.vae.decode(
+                (latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False, generator=r.generator
+            )[0]
+            pixels, nsfw = self.run_safety_checker(pixels, self._execution_device, latents.dtype)
+            images, psnr = self._pictures(r, pixels, scene, [not found for found in nsfw or [False] * len(pixels)])
+        if scene is not None:
+            output: Any = InpaintOutput(images=images, nsfw_content_detected=nsfw, known_psnr_db=psnr)
+        else:
+            output = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=nsfw)
+        return output if r.return_dict else (images, nsfw)

@@ -1,0 +1,75 @@
+"""`BootPIGXLPipeline`: subject-driven text-to-image with an SDXL base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
+
+from bootpig.models.pipelines.generation import Request
+from bootpig.models.pipelines.stable_diffusion_xl import StableDiffusionXLParts
+
+
+class BootPIGXLPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
+    """As `BootPIGPipeline`, with an SDXL base."""
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | list[str] | None = None,
+        reference_images: Any = None,
+        reference_prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        reference_guidance_scale: float = 5.0,
+        reference_refresh_steps: int = 1,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        reference_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        reference_pooled_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Generate. What is not said here is as in `BootPIGPipeline`.
+
+        Args:
+            negative_prompt: None is SDXL's own empty prompt, zeros, where the base says so.
+            prompt_2, negative_prompt_2: for the second text encoder; None: the first one's.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds, reference_pooled_prompt_embeds: (prompts, D), each with
+                the embeds of the same name.
+            original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size: (height, width) or (top, left) in pixels, as in `StableDiffusionXLPipeline`. The
+                Reference UNet is told the reference's own size.
+
+        Returns:
+            `StableDiffusionXLPipelineOutput`, or (images,).
+        """
+        return self._generate(Request.from_arguments(locals()))

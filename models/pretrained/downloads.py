@@ -1,0 +1,112 @@
+"""Checkpoint files by URL: downloaded once into a cache of this user, checked against their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+
+from bootpig.models.pretrained.sources import ModelError, ModelSource, content_digest
+
+SECONDS = 10.0
+"""How long a server may be silent."""
+
+_CHUNK = 2**20
+
+
+def look_up(field: str, url: str, sha256: str | None) -> Path:
+    """Where the file at `url` lies or will lie; nothing is downloaded, but the server is asked whether it has it.
+
+    Raises:
+        ModelError: no sha256, credentials in the URL, or the server has no such file.
+    """
+    shown = _shown(url)
+    if sha256 is None:
+        raise ModelError(f"{field}: {shown!r} is a URL; say its sha256 too ({field}_sha256)")
+    if "@" in urlsplit(url).netloc:
+        raise ModelError(f"{field}: {shown!r} holds a password; download it by hand and give the path")
+    path = _cache() / f"{sha256}{PurePosixPath(urlsplit(url).path).suffix}"
+    if path.exists():
+        return path
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=SECONDS).close()
+    except HTTPError as error:
+        if error.code not in (405, 501):  # some servers know no HEAD
+            raise ModelError(f"{field}: {shown!r} answers {error.code} {error.reason}; mend the URL") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{field}: {shown!r} cannot be reached ({_reason(error)}); {_BY_HAND}") from None
+    return path
+
+
+def fetch(source: ModelSource, told: Callable[[str], None] = lambda line: None) -> Path:
+    """The file of `source` on this machine; of several processes that want it, one downloads it.
+
+    Args:
+        told: one line before a download begins.
+
+    Raises:
+        ModelError: it cannot be downloaded, or it is not the file that its sha256 says.
+    """
+    path = Path(source.path)
+    if source.sha256 is None:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists() or content_digest(path) != source.sha256:
+            told(f"{source.field}: downloading {_shown(source.source)}")
+            _download(source, source.sha256, path)
+    return path
+
+
+_BY_HAND = "go online, or download it by hand and give the path"
+
+
+def _download(source: ModelSource, sha256: str, path: Path) -> None:
+    """Into a temporary file, which takes its name once it is whole and right."""
+    shown = _shown(source.source)
+    digest = hashlib.sha256()
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file, urlopen(source.source, timeout=SECONDS) as answer:
+            expected = int(answer.headers.get("Content-Length") or -1)
+            while chunk := answer.read(_CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+            if 0 <= file.tell() < expected:
+                raise ConnectionError(f"it ended after {file.tell()} of {expected} bytes")
+        if digest.hexdigest() != sha256:
+            raise ModelError(
+                f"{source.field}: {shown!r} has sha256 {digest.hexdigest()}, not {sha256}; "
+                f"mend {source.field}_sha256 or the URL"
+            )
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(
+            f"{source.field}: {shown!r} cannot be downloaded ({_reason(error)}); run again, or {_BY_HAND}"
+        ) from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bootpig"
+
+
+def _shown(url: str) -> str:
+    """Without what may be secret: user, password, query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        return f"{error.code} {error.reason}"
+    cause = error.reason if isinstance(error, URLError) else error
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]

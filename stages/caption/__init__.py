@@ -1,0 +1,1 @@
+"""caption: where captions come from, and what is kept of them."""

@@ -1,0 +1,1 @@
+"""Captions from an LLM behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,127 @@
+"""What a chat completion holds: captions, or a fault with a code of its own. Text from outside; nothing here raises."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from bootpig.stages.caption.phrases import object_phrase
+from bootpig.stages.plain_text import one_line
+
+FAULTS = {
+    "refusal": "the model refused to answer",
+    "content_filter": "the endpoint's content filter withheld the answer",
+    "truncated": "the answer was cut off at its length limit before all captions were there",
+    "invalid_json": "the answer is not the JSON that was asked for",
+    "empty": "the answer holds no caption",
+    "short": "the answers held fewer captions than were asked for",
+}
+"""Code → what it means. Each is asked again in a later round."""
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"captions": {"type": "array", "items": {"type": "string"}}},
+    "required": ["captions"],
+    "additionalProperties": False,
+}
+
+SHOWN = 120
+"""Characters of an endpoint's text that a message shows."""
+
+_FENCE = re.compile(r"\s*```[a-z]*\s*\n(.*?)(?:\n\s*```\s*)?$", re.DOTALL)
+_BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d{1,4}[.):])\s+")
+_QUOTES = "\"'“”‘’`*"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was read from one answer. `fault` says why there are fewer captions than were asked for; empty if not."""
+
+    captions: tuple[str, ...] = ()
+    fault: str = ""
+    message: str = ""
+
+
+def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
+    """Read the body of a chat completion.
+
+    Args:
+        body: as it came.
+        asked: captions that were asked for; more than these are left out.
+        lines_too: captions one a line are as good as JSON.
+    """
+    try:
+        choice = json.loads(body)["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        refusal, text = message.get("refusal"), _text(message.get("content"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return _fault("invalid_json", f"no chat completion: {_quoted(body)}")
+    if refusal:
+        return _fault("refusal", f"the model refused: {_quoted(str(refusal))}")
+    if finish == "content_filter":
+        return _fault("content_filter", FAULTS["content_filter"])
+    cut = finish == "length"
+    captions = _captions(text, cut, lines_too)
+    if cut:
+        shown = (
+            f"cut off after {len(captions or ())} of {asked} captions; ask for fewer, or raise its limit in extra_body"
+        )
+        return _fault("truncated", shown, captions or (), asked)
+    if captions is None:
+        return _fault("invalid_json", f"not JSON: {_quoted(text)}")
+    if not captions:
+        return _fault("empty", f"no caption in {_quoted(text)}" if text.strip() else "the answer is empty")
+    return _fault("short", f"{len(captions)} captions where {asked} were asked for", captions, asked)
+
+
+def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int = 1) -> Answer:
+    if len(captions) >= asked:
+        return Answer(captions[:asked])
+    return Answer(captions, code, f"{code}: {message}")
+
+
+def _text(content: Any) -> str:
+    """A message's content; some endpoints give it in parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _captions(text: str, cut: bool, lines_too: bool) -> tuple[str, ...] | None:
+    """The captions in `text`, whole ones only; None if it should be JSON and is not."""
+    fenced = _FENCE.match(text)
+    body = (fenced[1] if fenced else text).strip()
+    if not body:
+        return ()
+    if body[0] not in "{[":
+        return _lines(body, cut) if lines_too else None
+    try:
+        data = from_json(body, allow_partial=cut)
+    except ValueError:
+        return None
+    found = data.get("captions") if isinstance(data, dict) else data
+    if found is None and cut:
+        return ()
+    if not isinstance(found, list):
+        return None
+    return tuple(caption for entry in found if isinstance(entry, str) and (caption := clean(entry)))
+
+
+def _lines(body: str, cut: bool) -> tuple[str, ...]:
+    lines = body.splitlines()
+    found = [clean(_BULLET.sub("", line)) for line in (lines[:-1] if cut else lines)]
+    # talk around the captions is no caption: an answer without a single one is nothing else
+    return tuple(line for line in found if line and line[-1] != ":") if any(map(object_phrase, found)) else ()
+
+
+def clean(caption: str) -> str:
+    """A caption as one line, without the quotes, stars and brackets that a model may put around it."""
+    return one_line(caption).strip(_QUOTES + " ").replace("[", "").replace("]", "")
+
+
+def _quoted(text: str) -> str:
+    return repr(one_line(text, SHOWN))

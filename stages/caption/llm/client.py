@@ -1,0 +1,163 @@
+"""One request to an OpenAI-compatible endpoint: retries, and every fault as a code and one line."""
+
+from __future__ import annotations
+
+import difflib
+import random
+import threading
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import openai
+
+from bootpig.stages.caption.llm.config import OpenAIConfig
+from bootpig.stages.caption.llm.faults import Fault, SchemaRefused
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.plain_text import one_line
+
+LONGEST_WAIT = 3600.0
+"""Seconds: a Retry-After above it is not waited for."""
+
+MASK = "***"
+
+T = TypeVar("T")
+
+
+class LLMClient:
+    """A client of one endpoint.
+
+    Raises:
+        InputError: the variable that should hold the key is not set.
+    """
+
+    def __init__(self, config: OpenAIConfig) -> None:
+        self.config = config
+        self._key = config.key()
+        self._stopped = threading.Event()
+        # the client's own retries do not wait out a Retry-After above two minutes, and cannot be stopped
+        self.api = openai.OpenAI(
+            api_key=self._key or "none",
+            base_url=config.base_url,
+            max_retries=0,
+            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 10.0)),
+        )
+
+    def stop(self) -> None:
+        """No further tries: who waits for one gives up."""
+        self._stopped.set()
+
+    def ask(self, request: dict[str, Any]) -> tuple[str, int]:
+        """A chat completion: its body as it came, but for the key, and how many tries there were before.
+
+        Raises:
+            Fault: there was no answer.
+            SchemaRefused: the endpoint takes no `response_format`, or something else in the request.
+            InputError: the key, the model or the request cannot be used.
+        """
+        api = self.api.chat.completions.with_raw_response
+        schema = "response_format" in request
+        response, retries = self.call(lambda: api.create(**_arguments(request)), schema=schema)
+        return self.mask(response.text), retries
+
+    def call(self, request: Callable[[], T], *, schema: bool = False) -> tuple[T, int]:
+        """`request()`, with retries of what passes: (result, tries before). Raises as `ask`."""
+        for attempt in range(self.config.max_retries + 1):
+            try:
+                return request(), attempt
+            except openai.APIError as error:
+                wait = _wait(error, attempt)
+                if wait is None or attempt == self.config.max_retries or self._stopped.wait(wait):
+                    raise self._explained(error, attempt + 1, schema) from None
+        raise AssertionError("unreachable")
+
+    def mask(self, text: str) -> str:
+        """`text` without the key."""
+        return text.replace(self._key, MASK) if self._key else text
+
+    def _explained(self, error: openai.APIError, tries: int, schema: bool) -> Exception:
+        url, tried = self.config.base_url, f"{tries} tries" if tries > 1 else "1 try"
+        said = one_line(self.mask(_message(error)), 200)
+        if isinstance(error, openai.APITimeoutError):
+            return Fault("timeout", f"no answer from {url} within {self.config.timeout:g} s ({tried})")
+        if isinstance(error, openai.APIConnectionError):
+            return Fault(
+                "unreachable", f"{url}: {one_line(str(error.__cause__ or error), 100)} ({tried}); is it running?"
+            )
+        if not isinstance(error, openai.APIStatusError):
+            return Fault("server_error", f"{url}: {said} ({tried})")
+        status = error.status_code
+        if status in (401, 403):
+            code = "unauthorized" if status == 401 else "forbidden"
+            name = self.config.api_key_env
+            mend = f"export a valid one in {name}" if name else "name the variable that holds one"
+            return InputError(
+                f"caption.openai.api_key_env: {name!r} → {code}: {url} refuses the key ({status}); {mend}"
+            )
+        if status == 404:
+            return InputError(
+                f"caption.openai.model: {self.config.model!r} → no_model: {url} answers 404; {self._models()}"
+            )
+        if status == 429:
+            code = "quota" if error.code == "insufficient_quota" else "rate_limited"
+            return Fault(code, f"{url} answers 429 ({tried}): {said}")
+        if status >= 500 or status in (408, 409):
+            return Fault("server_error", f"{url} answers {status} ({tried}): {said}")
+        if error.code == "content_filter":
+            return Fault("content_filter", f"{url} answers {status}: {said}")
+        if schema and status in (400, 422):
+            return SchemaRefused(said)
+        return InputError(
+            f"caption.openai: bad_request: {url} answers {status}: {said}; see model, temperature, extra_body"
+        )
+
+    def _models(self) -> str:
+        """What to do about a model that is not there, by the endpoint's own list."""
+        try:
+            names = [model.id for model in self.api.models.list()]
+        except openai.OpenAIError:
+            return "name one that it serves, and see that base_url ends in /v1"
+        near = difflib.get_close_matches(self.config.model, names, n=3, cutoff=0.4) or names[:5]
+        return f"it serves {', '.join(one_line(name, 60) for name in near)}" if near else "it serves none"
+
+
+def _arguments(request: dict[str, Any]) -> dict[str, Any]:
+    """The client's own arguments by name; what it may not know goes in as `extra_body`."""
+    own = {"messages", "model", "response_format", "temperature"}
+    known = {name: value for name, value in request.items() if name in own}
+    return known | {"extra_body": {name: value for name, value in request.items() if name not in own}}
+
+
+def _wait(error: openai.APIError, attempt: int) -> float | None:
+    """Seconds until the next try; None if there is no use in one."""
+    if isinstance(error, openai.APIStatusError):
+        if not (error.status_code in (408, 409, 429) or error.status_code >= 500) or error.code == "insufficient_quota":
+            return None
+        if (asked := _retry_after(error.response.headers.get("retry-after"))) is not None:
+            return asked * random.uniform(1.0, 1.1) if asked <= LONGEST_WAIT else None
+    elif not isinstance(error, openai.APIConnectionError):
+        return None
+    return min(60.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """The header's seconds, or those until its date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _message(error: openai.APIError) -> str:
+    """What the endpoint itself says."""
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"])
+    return str(body or error.message)

@@ -1,0 +1,191 @@
+"""What `source: openai` is told: the endpoint, the prompt, and how much it may cost."""
+
+from __future__ import annotations
+
+import os
+from string import Formatter
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from bootpig.stages.engine.contract import MODEL, SPEED, InputError, StageConfig
+
+PROMPT = (
+    "Write {count} captions of photographs, each in the form\n"
+    "A photo of a [object], [position in the scene] [scene]\n"
+    "Each caption shows one main object, with an adjective or two where they fit. The object is finite and solid, "
+    "something that could be picked up, walked around or driven: never a lake, a field, the sky. It stands between "
+    "'A photo of a' and the first comma, and nothing else does. Let objects, positions and scenes differ from one "
+    "caption to the next. An example: A photo of a faded Polaroid camera, lying on a sun-warmed picnic blanket"
+)
+"""What BootPIG, section 3.3, asks of its captions."""
+
+STEERING = "Choose objects other than these, which are covered already: {objects}."
+
+RESERVED = ("messages", "model", "n", "response_format", "stream", "temperature")
+"""Fields of a request that are set here, and so not in `extra_body`."""
+
+
+class OpenAIConfig(StageConfig):
+    """An OpenAI-compatible endpoint, what it is asked, and how much it may cost.
+
+    The prompt and the model's name change what comes back and are hashed. Where the model is served, how the answers
+    are carried and what they cost is not: whoever moves an endpoint or raises a cap keeps what was paid for.
+    """
+
+    base_url: str = Field(
+        default="https://api.openai.com/v1",
+        json_schema_extra=MODEL,
+        description="The endpoint, up to and with its /v1. `model` stands in the fingerprint in its place.",
+    )
+    model: str = Field(min_length=1, description="The model's name, as the endpoint knows it.")
+    api_key_env: str | None = Field(
+        default="OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra=SPEED,
+        description="Name of the environment variable that holds the key; null for an endpoint that asks for none.",
+    )
+    api_key_secret: str | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=SPEED,
+        description="Name of a Prefect Secret block, read into the variable `api_key_env` where that is not set.",
+    )
+    system: str = Field(
+        default="You are a writer of simple scene descriptions under 18 words.",
+        description="The system message; empty for none.",
+    )
+    prompt: str = Field(
+        default=PROMPT, min_length=1, description="The user message; {count} is the number of captions asked for."
+    )
+    steering: str = Field(
+        default=STEERING, description="Added to the prompt; {objects} are subjects that have captions already."
+    )
+    steering_objects: int = Field(
+        default=100, ge=0, le=2000, description="Subjects that a request names as covered, at most; 0: no steering."
+    )
+    temperature: float | None = Field(
+        default=1.2, ge=0, le=2, description="Sampling temperature; null leaves it out of the request."
+    )
+    captions_per_request: int = Field(default=50, ge=1, le=1000, description="Captions asked for in one request.")
+    extra_body: dict[str, Any] = Field(
+        default={}, description="Further fields of each request, such as {max_completion_tokens: 4000}."
+    )
+    near_duplicate: float = Field(
+        default=0.9,
+        gt=0.5,
+        le=1,
+        description="Two captions of one subject are near-duplicates when this share of their words is the same, in "
+        "order; 1: only captions that are equal after normalisation are duplicates.",
+    )
+    format: Literal["auto", "json", "lines"] = Field(
+        default="auto",
+        json_schema_extra=SPEED,
+        description="How captions come: json by a JSON schema, lines one a line; auto: json, or lines where the "
+        "endpoint answers 400 to a schema.",
+    )
+    rounds: int = Field(
+        default=3,
+        ge=1,
+        le=20,
+        json_schema_extra=SPEED,
+        description="How often a run asks for what is missing of a unit after short, refused or unreadable answers.",
+    )
+    concurrency: int = Field(
+        default=8, ge=1, le=256, json_schema_extra=SPEED, description="Requests in flight at the same time."
+    )
+    timeout: float = Field(
+        default=180.0, gt=0, le=3600, json_schema_extra=SPEED, description="Of one request, in seconds."
+    )
+    max_retries: int = Field(
+        default=8,
+        ge=0,
+        le=100,
+        json_schema_extra=SPEED,
+        description="Tries of a request after the first, on 408, 409, 429, 5xx, a timeout or no connection: with "
+        "exponential backoff and jitter, or after the Retry-After that the endpoint names.",
+    )
+    batch: bool = Field(
+        default=False,
+        json_schema_extra=SPEED,
+        description="First requests go through the endpoint's /batches: half the price, an answer within 24 hours.",
+    )
+    batch_units: int = Field(
+        default=50, ge=1, le=10_000, json_schema_extra=SPEED, description="Units whose requests share one batch."
+    )
+    batch_poll: float = Field(
+        default=30.0, gt=0, le=3600, json_schema_extra=SPEED, description="Seconds between two looks at a batch."
+    )
+    price_input: float | None = Field(
+        default=None, ge=0, json_schema_extra=SPEED, description="USD per million prompt tokens, not in a batch."
+    )
+    price_output: float | None = Field(
+        default=None, ge=0, json_schema_extra=SPEED, description="USD per million answer tokens, not in a batch."
+    )
+    cap_usd: float | None = Field(
+        default=None,
+        gt=0,
+        json_schema_extra=SPEED,
+        description="Spending cap of this prompt and model over all runs, in USD. What does not fit stays pending.",
+    )
+    cap_tokens: int | None = Field(
+        default=None, gt=0, json_schema_extra=SPEED, description="Likewise in tokens, prompt and answer together."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give the endpoint's address, such as https://api.openai.com/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("leave out user, password and query; the key belongs into the variable of api_key_env")
+        return url.rstrip("/")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(set(extra) & set(RESERVED)):
+            raise ValueError(f"{', '.join(taken)} cannot be set here; leave it out")
+        return extra
+
+    @field_validator("prompt", "steering")
+    @classmethod
+    def _blanks(cls, text: str, info: Any) -> str:
+        blank = "count" if info.field_name == "prompt" else "objects"
+        try:
+            found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"{error}; write {{{{ and }}}} for braces that are text") from None
+        if found - {blank}:
+            raise ValueError(f"it may have the blank {{{blank}}} only; write {{{{ and }}}} for braces that are text")
+        return text
+
+    @model_validator(mode="after")
+    def _prices(self) -> OpenAIConfig:
+        if self.cap_usd is not None and (self.price_input is None or self.price_output is None):
+            raise ValueError("cap_usd needs price_input and price_output, in USD per million tokens")
+        if self.api_key_secret is not None and self.api_key_env is None:
+            raise ValueError("api_key_secret needs api_key_env: the variable that it is read into")
+        return self
+
+    def key(self) -> str:
+        """The key, from its variable; empty for an endpoint that asks for none. Raises InputError."""
+        name = self.api_key_env
+        if name is None:
+            return ""
+        if key := os.environ.get(name, "").strip():
+            return key
+        block = f" and there is no Prefect Secret block {self.api_key_secret!r}" if self.api_key_secret else ""
+        raise InputError(
+            f"caption.openai.api_key_env: {name!r} → this environment variable is not set{block}; export the key of "
+            f"{self.base_url} in it, or set api_key_env to null for an endpoint that asks for none"
+        )
+
+    def usd(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float | None:
+        """What tokens cost, in USD; half of it in a batch. None where the prices are not given."""
+        if self.price_input is None or self.price_output is None:
+            return None
+        price = (input_tokens * self.price_input + output_tokens * self.price_output) / 1e6
+        return price / 2 if batch else price

@@ -1,0 +1,120 @@
+"""The journal: every answer that was paid for, as it came, in the store beside the parts it became.
+
+`caption/<fingerprint>/journal/00017-00-00-0003.json` is the answer to request 3 of round 0 of generation 0 of unit
+17. It is written before anything is read from it, stands outside every identity, and is never changed: what is asked
+once is replayed ever after. A later generation is what a forced unit asked anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, Spent
+from bootpig.storage.parts import Parts
+
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.json")
+
+
+class Key(NamedTuple):
+    """Which request of a unit."""
+
+    unit: int
+    generation: int
+    round: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.unit:05d}-{self.generation:02d}-{self.round:02d}-{self.number:04d}.json"
+
+    @classmethod
+    def parse(cls, name: str) -> Key | None:
+        match = _NAME.fullmatch(name)
+        return cls(*map(int, match.groups())) if match else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer."""
+
+    asked: int
+    """Captions that were asked for."""
+    structured: bool
+    """By a JSON schema."""
+    request: dict[str, Any]
+    body: str
+    """As it came; what stood there of the key is masked."""
+    batch: bool = False
+    retries: int = 0
+
+    def tokens(self) -> tuple[float, float]:
+        """(prompt, answer) tokens as the endpoint counts them; where it does not, by the length of the texts."""
+        try:
+            usage = json.loads(self.body)["usage"]
+            return float(usage["prompt_tokens"]), float(usage["completion_tokens"])
+        except (ValueError, LookupError, TypeError):
+            prompt = sum(len(str(message.get("content", ""))) for message in self.request.get("messages", ()))
+            return prompt / CHARACTERS_PER_TOKEN, len(self.body) / CHARACTERS_PER_TOKEN
+
+
+class Journal:
+    """The journal of one caption fingerprint. One instance serves the units of a process, one after the other."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.root = parts.root
+        self.folder = f"{parts.folder}/journal"
+        self.spent = Spent()
+        self._keys: set[Key] = set()
+
+    def refresh(self) -> None:
+        """Read what is new since the last look: another process may have written."""
+        found = {key for name in self.root.names(self.folder) if (key := Key.parse(name))}
+        if self._keys - found:  # somebody has cleared it
+            self._keys, self.spent = set(), Spent()
+        for key, record in self.records(sorted(found - self._keys)).items():
+            self.count(key, record)
+
+    def generation(self, unit: int) -> int:
+        """The newest generation of a unit; 0 where there is none."""
+        return max((key.generation for key in self._keys if key.unit == unit), default=0)
+
+    def answers(self, unit: int, generation: int) -> dict[Key, Record]:
+        """All answers of one generation of a unit."""
+        return self.records(sorted(k for k in self._keys if k.unit == unit and k.generation == generation))
+
+    def has(self, key: Key) -> bool:
+        return key in self._keys
+
+    def keep(self, key: Key, record: Record) -> None:
+        """Write an answer, as it came. Raises StoreError, OSError: then it was not kept."""
+        self.write(key.name, vars(record))
+
+    def count(self, key: Key, record: Record) -> None:
+        """Add a kept answer to what is spent; once only."""
+        if key not in self._keys:
+            self._keys.add(key)
+            self.spent.add(record.asked, *record.tokens(), record.batch)
+
+    def records(self, keys: list[Key]) -> dict[Key, Record]:
+        """Those of `keys` that are there and readable; what somebody has damaged is asked for again."""
+        paths = {f"{self.folder}/{key.name}": key for key in keys}
+        found: dict[Key, Record] = {}
+        for path, value in self.root.read_many(list(paths)).items():
+            with suppress(ValueError, TypeError):
+                found[paths[path]] = Record(**json.loads(value))
+        return found
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A note beside the answers, or None."""
+        try:
+            note: dict[str, Any] = json.loads(self.root.read(f"{self.folder}/{name}"))
+        except FileNotFoundError:
+            return None
+        return note
+
+    def write(self, name: str, note: dict[str, Any]) -> None:
+        self.root.write(f"{self.folder}/{name}", json.dumps(note, ensure_ascii=False, indent=1).encode())

@@ -1,0 +1,61 @@
+"""What the units of one caption fingerprint share in a process: journal, committed captions, money spent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from bootpig.stages.caption.duplicates import DuplicateIndex, subject_of
+from bootpig.stages.caption.llm.config import OpenAIConfig
+from bootpig.stages.caption.llm.journal import Journal
+from bootpig.storage.parts import Marker, Parts
+
+
+class Ledger:
+    """See `open_ledger`. Kept from unit to unit, so that a unit reads only what is new."""
+
+    def __init__(self, parts: Parts, config: OpenAIConfig) -> None:
+        self.parts = parts
+        self.config = config
+        self.journal = Journal(parts)
+        self.structured = config.format != "lines"
+        """Whether answers are asked for by a JSON schema; `auto` finds out."""
+        self._clear()
+
+    def _clear(self) -> None:
+        self.index = DuplicateIndex(self.config.near_duplicate)
+        """The `ok` captions of the committed units, but for the one at work."""
+        self.subjects: dict[int, Counter[str]] = {}
+        """Unit → its captions by subject."""
+        self._included: dict[int, str] = {}
+
+    def refresh(self, units: Iterable[int], leave_out: int) -> dict[int, Marker]:
+        """Look at the store. Returns the markers of the run's committed units; `index` holds all but `leave_out`."""
+        self.journal.refresh()
+        markers = self.parts.listing(units).markers
+        wanted = {unit: marker for unit, marker in markers.items() if unit != leave_out}
+        if any(unit not in wanted or wanted[unit].digest != digest for unit, digest in self._included.items()):
+            self._clear()
+        for unit in sorted(wanted.keys() - self._included.keys()):
+            captions = [row["caption"] for row in wanted[unit].rows if row["status"] == "ok"]
+            for caption in captions:
+                self.index.add(caption)
+            self.subjects[unit] = Counter(map(subject_of, captions))
+            self._included[unit] = wanted[unit].digest
+        return markers
+
+    def over_cap(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> str:
+        """The cap that requests of these (prompt, answer) tokens would pass, on top of what is spent; empty if none."""
+        return self.journal.spent.with_more(expected, batch).over_cap(self.config)
+
+
+_open: tuple[tuple[str, str], Ledger] | None = None
+
+
+def open_ledger(parts: Parts, config: OpenAIConfig) -> Ledger:
+    """The ledger of `parts` in this process; one at a time is kept."""
+    global _open
+    key = (parts.root.url, parts.folder)
+    if _open is None or _open[0] != key or _open[1].config != config:
+        _open = (key, Ledger(parts, config))
+    return _open[1]

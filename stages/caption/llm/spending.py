@@ -1,0 +1,88 @@
+"""What captions cost: tokens, money, and what a request that is not yet sent will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bootpig.stages.caption.llm.config import OpenAIConfig
+
+CHARACTERS_PER_TOKEN = 4.0
+TOKENS_PER_CAPTION = 30.0
+"""Of an answer, with its quotes and commas: METHOD's captions have under 18 words."""
+TOKENS_PER_SUBJECT = 2.0
+"""Of a subject that steering names."""
+
+
+@dataclass
+class Spent:
+    """Tokens and money; `batch_*` of what went through a batch, at half the price."""
+
+    requests: int = 0
+    captions: int = 0
+    """Asked for."""
+    input: float = 0
+    output: float = 0
+    batch_input: float = 0
+    batch_output: float = 0
+
+    @property
+    def tokens(self) -> float:
+        return self.input + self.output + self.batch_input + self.batch_output
+
+    def add(self, asked: int, input: float, output: float, batch: bool) -> None:
+        self.requests += 1
+        self.captions += asked
+        if batch:
+            self.batch_input, self.batch_output = self.batch_input + input, self.batch_output + output
+        else:
+            self.input, self.output = self.input + input, self.output + output
+
+    def usd(self, config: OpenAIConfig) -> float | None:
+        """None where the prices are not given."""
+        direct = config.usd(self.input, self.output)
+        batched = config.usd(self.batch_input, self.batch_output, batch=True)
+        return None if direct is None or batched is None else direct + batched
+
+    def over_cap(self, config: OpenAIConfig) -> str:
+        """Which cap this would be above, in words; empty if none."""
+        usd = self.usd(config)
+        if config.cap_usd is not None and usd is not None and usd > config.cap_usd:
+            return f"cap_usd {config.cap_usd:g}"
+        if config.cap_tokens is not None and self.tokens > config.cap_tokens:
+            return f"cap_tokens {config.cap_tokens}"
+        return ""
+
+    def expected(self, asked: int, characters: int) -> tuple[float, float]:
+        """(prompt, answer) tokens of a request for `asked` captions: by the mean of those before, where there are."""
+        output = (self.output + self.batch_output) / self.captions if self.captions else TOKENS_PER_CAPTION
+        return characters / CHARACTERS_PER_TOKEN, asked * output
+
+    def with_more(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> Spent:
+        """What it would be after requests of these (prompt, answer) tokens."""
+        more = replace(self)
+        for input, output in expected:
+            more.add(0, input, output, batch)
+        return more
+
+    def summary(self, config: OpenAIConfig) -> str:
+        """`4.98 USD, 1,204,331 tokens`."""
+        usd = self.usd(config)
+        money = "" if usd is None else f"{usd:.4g} USD, "
+        return f"{money}{self.tokens:,.0f} tokens"
+
+
+def estimate(config: OpenAIConfig, units: int, unit_size: int) -> dict[str, float | int | None]:
+    """What `units` units of captions are expected to take: requests, tokens, USD (None without prices)."""
+    per_unit = -(-unit_size // config.captions_per_request)
+    prompt = len(config.system) + len(config.prompt) + len(config.steering) + 200
+    named = config.steering_objects * TOKENS_PER_SUBJECT
+    requests = units * per_unit
+    input_tokens = requests * (prompt / CHARACTERS_PER_TOKEN + named)
+    output_tokens = units * unit_size * TOKENS_PER_CAPTION
+    return {
+        "requests": requests,
+        "input_tokens": round(input_tokens),
+        "output_tokens": round(output_tokens),
+        "cost_usd": config.usd(input_tokens, output_tokens, batch=config.batch),
+    }

@@ -1,0 +1,119 @@
+"""Where captions come from. Each source gives the captions at chosen positions of the whole data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from bootpig.stages.caption.drafts import Draft
+from bootpig.stages.caption.llm.source import OpenAISource
+from bootpig.stages.caption.phrases import object_phrase
+from bootpig.stages.engine.contract import InputError, SourceContext
+
+if TYPE_CHECKING:
+    from bootpig.stages.caption.stage import CaptionConfig
+
+
+class CaptionSource(Protocol):
+    """Made from (config, seed)."""
+
+    def __init__(self, config: CaptionConfig, seed: int) -> None: ...
+
+    def check(self) -> None:
+        """Raises InputError if there is nothing to draw from. Looks only."""
+
+    def check_ready(self) -> None:
+        """Raises InputError if what drawing takes (a key) is missing."""
+
+    def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
+        """The captions at `indices`, fewer if the source ends there."""
+
+    def digest(self, indices: range) -> str:
+        """What outside the config these captions depend on; empty if nothing."""
+
+
+class GrammarSource:
+    """Each blank of the template filled with one of its list's entries, drawn from (seed, unit, index)."""
+
+    def __init__(self, config: CaptionConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    def check(self) -> None:
+        """The config's own validation has seen to it."""
+
+    def check_ready(self) -> None:
+        """A grammar needs nothing."""
+
+    def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
+        return [Draft(self._caption(unit, index)) for index in indices]
+
+    def digest(self, indices: range) -> str:
+        return ""
+
+    def _caption(self, unit: int, index: int) -> str:
+        rng = random.Random(f"{self.seed}/caption/{unit}/{index}")
+        return self.config.template.format(
+            object=rng.choice(self.config.objects),
+            position=rng.choice(self.config.positions or [""]),
+            scene=rng.choice(self.config.scenes or [""]),
+        )
+
+
+class FileSource:
+    """One caption a line, UTF-8; blank lines don't count. Position k is the k-th caption."""
+
+    def __init__(self, config: CaptionConfig, seed: int) -> None:
+        assert config.file is not None
+        self.path = Path(os.path.expanduser(config.file))
+        self.count = config.count
+
+    def check(self) -> None:
+        if self.count > len(self._lines):
+            raise InputError(
+                f"caption.count: {self.count} is more than the {len(self._lines)} captions of {str(self.path)!r}; "
+                "lower it or add captions"
+            )
+
+    def check_ready(self) -> None:
+        """The file is all it needs."""
+
+    def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
+        self.check()
+        return [Draft(line) for line in self._lines[indices.start : indices.stop]]
+
+    def digest(self, indices: range) -> str:
+        lines = self._lines[indices.start : indices.stop]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        name = repr(str(self.path))
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"caption.file: {name} cannot be read ({error.strerror}); give a text file, one caption a line"
+            ) from error
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            bad = data.count(b"\n", 0, error.start) + 1
+            raise InputError(f"caption.file: {name}, line {bad}: not UTF-8; save the file as UTF-8") from error
+        numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if not numbered:
+            raise InputError(f"caption.file: {name} holds no caption; write one caption a line")
+        if not any(object_phrase(line) for _, line in numbered):
+            first, text = numbered[0]
+            raise InputError(
+                f"caption.file: {name}, line {first}: {text[:80]!r} has no object phrase, nor has any other line; "
+                "write captions as 'A photo of a <object>, <position> <scene>'"
+            )
+        return [line for _, line in numbered]
+
+
+SOURCES: dict[str, type[CaptionSource]] = {"grammar": GrammarSource, "file": FileSource, "openai": OpenAISource}

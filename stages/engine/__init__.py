@@ -1,0 +1,1 @@
+"""The contract of a stage, and the engine that runs stages."""

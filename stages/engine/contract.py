@@ -1,0 +1,257 @@
+"""The contract of a stage: its config, its samples, and the one method a subclass writes."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from bootpig.storage.parts import Parts
+from bootpig.storage.root import holds_credentials
+
+Status = Literal["ok", "rejected", "failed"]
+
+SPEED: dict[str, Any] = {"affects": "speed"}
+"""`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never what it makes; out of the fingerprint."""
+
+EXTENT: dict[str, Any] = {"affects": "extent"}
+"""How much is made, not what: growing it keeps every unit already made."""
+
+MODEL: dict[str, Any] = {"affects": "model"}
+"""Where a model lies: the model's identity stands in the fingerprint in its place."""
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used. One line: the field, the value, the mend. The command line exits with 2."""
+
+
+class FatalError(RuntimeError):
+    """A fault that every further sample would meet too (no disk, a broken device): the unit is not committed."""
+
+
+class Postponed(RuntimeError):
+    """A unit cannot be made now, though nothing is wrong with it (a spending cap): it stays pending. One line."""
+
+
+class StageConfig(BaseModel):
+    """A stage's part of the YAML file. Every field says its unit, its bounds, and whether it changes output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_credentials(cls, value: Any) -> Any:
+        if isinstance(value, str) and holds_credentials(value):
+            raise ValueError(
+                "holds credentials, which every record of a run would repeat; give them in the environment"
+            )
+        return value
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of the fields `names` that say something else than their default. Which were given does not tell:
+        a form of parameters gives all of them.
+        """
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
+        return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
+
+    def hashed(self) -> dict[str, Any]:
+        """The fields that change output, as they stand in the fingerprint; nested configs are filtered likewise."""
+        fields: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and "affects" in extra:
+                continue
+            value = getattr(self, name)
+            fields[name] = value.hashed() if isinstance(value, StageConfig) else value
+        return fields
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample on its way through a stage."""
+
+    id: str
+    unit: int
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What later stages need to know (`caption`, `object`): the payload's `<id>.json`."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The payload's other members, by extension: `{"png": …}` is `<id>.png`."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """The stage's own columns of the sample's row. A missing column is null."""
+    status: Status = "ok"
+    reason: str = ""
+    message: str = ""
+    """Goes to the unit's log, never into the row."""
+
+    def ok(self, *, files: dict[str, bytes], meta: dict[str, Any] | None = None, **columns: Any) -> Sample:
+        """This sample, made. `files` replaces the upstream members; `meta` is added to the upstream meta."""
+        return Sample(self.id, self.unit, {**self.meta, **(meta or {})}, files, columns)
+
+    def rejected(self, reason: str, **columns: Any) -> Sample:
+        """This sample, filtered out for `reason`, one of the stage's `reasons`."""
+        return Sample(self.id, self.unit, self.meta, {}, columns, "rejected", reason)
+
+    def failed(self, reason: str, message: str = "", **columns: Any) -> Sample:
+        """This sample, lost to an error that a retry may mend."""
+        return Sample(self.id, self.unit, self.meta, {}, columns, "failed", reason, message)
+
+    def renamed(self, id: str) -> Sample:
+        return replace(self, id=id)
+
+
+def sample_seed(seed: int, stage: str, sample_id: str, draw: int = 0) -> int:
+    """The seed of a sample's draws in a stage: 63 bits of sha256 over (seed, stage, sample id, draw)."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{sample_id}/{draw}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class ModelIdentity(Protocol):
+    """What stands for a model in a fingerprint, see `bootpig.models.pretrained.sources`."""
+
+    def as_json(self) -> dict[str, str]: ...
+
+
+class Stage(ABC):
+    """What map and reduce stages share. `config` is the stage's own part of the YAML file, `seed` the run's."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised whenever the same input would give another output; a golden test guards it."""
+    upstream: ClassVar[str | None]
+    config_class: ClassVar[type[StageConfig]]
+
+    def __init__(self, config: Any, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    def models(self) -> Mapping[str, ModelIdentity]:
+        """The identity of each model and folder that changes the output, resolved in seconds, nothing loaded.
+
+        Raises:
+            InputError: one is missing; says which field names it and what to do.
+        """
+        return {}
+
+    def device(self) -> str:
+        """Where its models run, as a `device` setting says it; `cpu` for a stage that has none."""
+        return str(getattr(self.config, "device", "cpu"))
+
+    def setup(self) -> None:  # noqa: B027 - a stage without models has nothing to load
+        """Load the models: once a process, before the first unit."""
+
+    def teardown(self) -> None:  # noqa: B027
+        """Free what `setup` loaded."""
+
+
+Progress = Callable[[int, int, str], None]
+"""`progress(done, total, text)`: called as often as one likes; the engine draws it."""
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source may know of the store and the run. Most sources need none of it."""
+
+    parts: Parts
+    """The stage's folder."""
+    units: range
+    """The run's units."""
+    force: bool
+    """The unit is wanted anew although it may be complete."""
+    progress: Progress
+    usage: dict[str, Any] = field(default_factory=dict)
+    """What the source puts here goes to the unit's log."""
+
+
+class MapStage(Stage):
+    """Turns the `ok` samples of one unit above into the rows and the shard of the same unit.
+
+    A source (`upstream = None`) implements `draw` in place of reading a unit above.
+    """
+
+    columns: ClassVar[pa.Schema] = pa.schema([])
+    """The stage's own columns, behind id, unit, status, reason."""
+    reasons: ClassVar[Mapping[str, str]] = {}
+    """Code → what it means. A row's `reason` is one of these, or `error`."""
+
+    @property
+    def slice_size(self) -> int:
+        """Samples a call of `process`: fixed slices of a unit, so that a retry sees the same batches."""
+        return 1
+
+    @abstractmethod
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        """One result a sample, in order: `sample.ok(…)`, `sample.rejected(…)` or `sample.failed(…)`.
+
+        What is raised is taken as the fault of one sample: the engine runs the slice again one by one to find it.
+        `FatalError` and `InputError` end the unit.
+        """
+
+    @property
+    def sequential(self) -> bool:
+        """Whether unit k is made from the committed units below it, so that its units run one after the other."""
+        return False
+
+    def check_ready(self) -> None:
+        """What is needed to make units, though not to look at them: a key. Raises InputError."""
+
+    def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
+        """A source's samples of one unit, before `process`; `indices` are positions in the whole data set.
+
+        Raises:
+            Postponed: not now.
+        """
+        raise TypeError(f"{self.name} is not a source")
+
+    def source_digest(self, unit: int, indices: range) -> str:
+        """A source's stand-in for the upstream marker's digest: what outside the config its unit was made from."""
+        return ""
+
+
+@dataclass(frozen=True)
+class UnitRef:
+    """One unit that a reduce stage reads."""
+
+    unit: int
+    digest: str
+    """sha256 of its marker."""
+    samples: int
+    """Its `ok` rows: the members of its shard."""
+
+
+class Checkpoints(Protocol):
+    """Where a reduce stage keeps its way back; lies under its fingerprint, whole folders only, manifest last."""
+
+    def save(self, step: int, folder: Path) -> None:
+        """Publish `folder` as `checkpoint-<step>`; older ones than the last two go afterwards."""
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest complete checkpoint as (step, local folder), or None. A damaged one is passed over and said."""
+
+
+@dataclass(frozen=True)
+class ReduceInput:
+    """What a reduce stage reads."""
+
+    units: Sequence[UnitRef]
+    """The units of the map stage above, in order; empty when a reduce stage is above."""
+    shard: Callable[[int], bytes]
+    """A unit's shard, its checksum checked. Raises `CorruptPart`."""
+    result: Path | None
+    """The result folder of the reduce stage above."""
+
+
+class ReduceStage(Stage):
+    """Reads a list of units and makes one folder."""
+
+    identity_prefix: ClassVar[str] = ""
+    """Only the result's files below this prefix change what is made from it; logs beside them do not."""
+
+    @abstractmethod
+    def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
+        """Write the result into `workdir` (empty, local). The engine publishes it whole."""

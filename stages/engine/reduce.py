@@ -1,0 +1,126 @@
+"""What a reduce stage reads and where its result and checkpoints go."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
+from bootpig.stages.engine.survey import StageSurvey
+from bootpig.storage.cache import PayloadCache
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest, withdraw_folder
+from bootpig.storage.parts import Parts
+from bootpig.storage.root import Root
+
+KEEP = 2
+"""Checkpoints kept."""
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a run, or the first of those that torchrun or accelerate has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class StoredCheckpoints:
+    """`bootpig.stages.engine.contract.Checkpoints` in the store, below the stage's fingerprint."""
+
+    def __init__(self, root: Root, path: str, scratch: Path) -> None:
+        self.root = root
+        self.path = path
+        self.scratch = scratch
+
+    def _steps(self) -> list[int]:
+        matches = (re.fullmatch(r"checkpoint-(\d+)", name) for name in self.root.folders(self.path))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def _folder(self, step: int) -> str:
+        return f"{self.path}/checkpoint-{step:05d}"
+
+    def save(self, step: int, folder: Path) -> None:
+        publish_folder(self.root, self._folder(step), folder)
+        for old in self._steps()[:-KEEP]:
+            self._remove(old)
+
+    def clear(self) -> None:
+        """Begin at the beginning: no checkpoint is left."""
+        for step in self._steps():
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # The manifest goes first: a half-removed checkpoint is no checkpoint.
+        self.root.remove(f"{self._folder(step)}/manifest.json")
+        self.root.remove(self._folder(step), recursive=True)
+
+    def latest(self) -> tuple[int, Path] | None:
+        for step in reversed(self._steps()):
+            try:
+                published = read_manifest(self.root, self._folder(step))
+                if published is not None:
+                    return step, fetch_folder(self.root, published, self.scratch)
+            except CorruptPart as error:
+                print(f"train: passing over a damaged checkpoint: {error}", flush=True)
+        return None
+
+
+def publish_result(
+    root: Root,
+    stage: ReduceStage,
+    survey: StageSurvey,
+    upstream: StageSurvey,
+    progress: Progress,
+    *,
+    anew: bool = False,
+) -> None:
+    """Run a reduce stage in a local work folder and publish its result, manifest last.
+
+    Args:
+        anew: from the beginning, not from the newest checkpoint.
+
+    Raises:
+        CorruptPart: something it reads is damaged; the damaged part is stale from then on.
+    """
+    with tempfile.TemporaryDirectory(prefix="bootpig-") as scratch_name:
+        scratch = Path(scratch_name)
+        workdir = scratch / "result"
+        workdir.mkdir()
+        checkpoints = StoredCheckpoints(root, survey.path, scratch)
+        if anew:
+            checkpoints.clear()
+        stage.run(_input(root, upstream, scratch), workdir, checkpoints, progress)
+        if not is_first_process():
+            return
+        # Another process may have made it meanwhile, and evaluated it: other bytes would leave that stale.
+        if anew or read_manifest(root, f"{survey.path}/result") is None:
+            publish_folder(root, f"{survey.path}/result", workdir)
+
+
+def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
+    if upstream.result is not None:
+        try:
+            return ReduceInput((), _no_shard, fetch_folder(root, upstream.result, scratch))
+        except CorruptPart:
+            withdraw_folder(root, f"{upstream.path}/result", upstream.result)
+            raise
+    parts = Parts(root, upstream.stage, upstream.fingerprint)
+    markers = dict(sorted(upstream.markers.items()))
+    units = [UnitRef(unit, marker.digest, marker.counts["ok", ""]) for unit, marker in markers.items()]
+    cache = PayloadCache.of_environment()
+
+    def shard(unit: int) -> bytes:
+        marker = markers[unit]
+        try:
+            if root.local is not None:
+                return parts.payload(unit, marker)
+            return cache.get(marker.payload_sha256, lambda: parts.payload(unit, marker))
+        except CorruptPart:
+            parts.discard_payload(unit)
+            raise
+
+    return ReduceInput(units, shard, None)
+
+
+def _no_shard(unit: int) -> bytes:
+    raise LookupError(f"unit {unit}: the stage above makes one result, no shards")

@@ -1,0 +1,42 @@
+"""Samples to shard members and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bootpig.stages.engine.contract import Sample
+from bootpig.storage.fingerprint import canonical_json
+from bootpig.storage.parts import ROW_SCHEMA
+from bootpig.storage.shards import read_shard, write_shard
+
+
+def pack(samples: Sequence[Sample]) -> bytes:
+    """The shard of the `ok` samples, in order: `<id>.json`, then the other members by extension."""
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        for sample in samples:
+            if sample.status == "ok":
+                yield f"{sample.id}.json", canonical_json(sample.meta)
+                for extension, data in sorted(sample.files.items()):
+                    yield f"{sample.id}.{extension}", data
+
+    return write_shard(members())
+
+
+UNPACKED = ("id", "unit", "status")
+"""The columns that `unpack` needs."""
+
+
+def unpack(rows: Sequence[Mapping[str, Any]], payload: bytes) -> list[Sample]:
+    """The `ok` samples of a part, in row order, with what columns of their stage the rows have."""
+    members = dict(read_shard(payload))
+    samples = []
+    for row in rows:
+        if row["status"] == "ok":
+            files = dict(members[row["id"]])
+            meta = json.loads(files.pop("json"))
+            columns = {name: value for name, value in row.items() if name not in ROW_SCHEMA.names}
+            samples.append(Sample(row["id"], row["unit"], meta, files, columns))
+    return samples

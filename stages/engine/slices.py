@@ -1,0 +1,126 @@
+"""How a slice of a unit goes through its stage: the transient again, halves on out of memory, one bad sample found."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from bootpig.models.memory import free_memory, is_out_of_memory
+from bootpig.stages.engine.contract import FatalError, InputError, MapStage, Sample
+from bootpig.storage.errors import StoreError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TRANSIENT = (ConnectionError, TimeoutError)
+"""Worth another try: the same slice, after a pause."""
+
+ATTEMPTS = 3
+
+TOO_LARGE = (
+    "out of memory with a single sample; take smaller pictures, a smaller model or dtype, or a device with more memory"
+)
+
+_LOG = logging.getLogger(__name__)
+
+
+def halving(
+    rows: Sequence[T], size: int, process: Callable[[Sequence[T]], R], halved: Callable[[int], None]
+) -> Iterator[R]:
+    """`process` on batches of `size` rows, in order; one for which memory runs out is halved, as are all after it.
+
+    Args:
+        halved: told each new size.
+
+    Raises:
+        FatalError: a single row is too large.
+    """
+    begin = 0
+    while begin < len(rows):
+        batch = rows[begin : begin + size]
+        made = _unless_too_large(process, batch)
+        if made is not None:
+            yield made
+            begin += len(batch)
+            continue
+        if len(batch) == 1:
+            raise FatalError(TOO_LARGE)
+        size = -(-len(batch) // 2)
+        free_memory()
+        halved(size)
+
+
+def _unless_too_large(process: Callable[[Sequence[T]], R], batch: Sequence[T]) -> R | None:
+    # Left at once: whoever holds the exception holds the tensors of all its frames.
+    try:
+        return process(batch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+class Slices:
+    """Sends the slices of one unit through a loaded stage."""
+
+    def __init__(self, stage: MapStage, unit: int) -> None:
+        self.stage = stage
+        self.unit = unit
+        self.size = stage.slice_size
+        self.halved: list[int] = []
+        """Samples a call, each time after memory ran out."""
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The results of one slice, in order.
+
+        Raises:
+            FatalError, InputError, StoreError: further samples would meet it too.
+        """
+        return [result for made in halving(samples, self.size, self._batch, self._halve) for result in made]
+
+    def _halve(self, size: int) -> None:
+        self.size = size
+        self.halved.append(size)
+        name = self.stage.name
+        _LOG.warning("%s unit %d: out of memory; going on with %d at once (%s.batch_size)", name, self.unit, size, name)
+
+    def _batch(self, batch: Sequence[Sample]) -> list[Sample]:
+        """A batch that raises is run again one by one to find the sample."""
+        try:
+            return _with_retries(self.stage, batch)
+        except (FatalError, InputError, StoreError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if _is_fatal(error):
+                raise FatalError(f"{type(error).__name__}: {_first_line(error)}") from error
+            if len(batch) == 1:
+                return [batch[0].failed("error", f"{type(error).__name__}: {_first_line(error)}")]
+        return [result for sample in batch for result in self._batch([sample])]
+
+
+def _with_retries(stage: MapStage, batch: Sequence[Sample]) -> list[Sample]:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return stage.process(batch)
+        except TRANSIENT:
+            if attempt == ATTEMPTS:
+                raise
+            time.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+    raise AssertionError("unreachable")
+
+
+def _is_fatal(error: Exception) -> bool:
+    """Whether every further sample would meet it too."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+    return type(error).__name__ == "AcceleratorError"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

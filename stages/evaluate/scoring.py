@@ -1,0 +1,107 @@
+"""CLIP-T, CLIP-I and DINO of drawn pictures, one value a picture, a subject, and a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from bootpig.stages.evaluate.drawing import Drawing
+from bootpig.stages.evaluate.metrics import METRICS, aligned_cosine, collect, gap_closed, mean_cosine, mean_cosine_among
+from bootpig.stages.evaluate.subjects import Subject, on_white, read_picture
+
+
+class ImageEmbedder(Protocol):
+    """Pictures to vectors, see `bootpig.models.pretrained.embedders`."""
+
+    def images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]: ...
+
+
+class TextEmbedder(ImageEmbedder, Protocol):
+    """Captions to vectors in the same space."""
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+
+@dataclass
+class Scores:
+    """What has been measured so far: per picture and method, and per subject for real pictures."""
+
+    subjects: Sequence[Subject]
+    rows: Sequence[Drawing]
+    pictures: Mapping[str, Sequence[Image.Image]]
+    """Method → one picture a row."""
+
+    def __post_init__(self) -> None:
+        self.drawn: dict[str, dict[str, NDArray[np.float64]]] = {method: {} for method in self.pictures}
+        """Method → metric → one value a row."""
+        self.real: dict[str, list[float]] = {}
+        """Metric → one value a subject."""
+        self._photos = {s.name: [on_white(read_picture(path)) for path in s.real] for s in self.subjects}
+
+    def add_likeness(self, metric: str, embedder: ImageEmbedder) -> None:
+        """`clip_i` or `dino`: the mean cosine with all real pictures of the subject; real ones with each other."""
+        real = {name: embedder.images(photos) for name, photos in self._photos.items()}
+        for method, pictures in self.pictures.items():
+            values = [
+                mean_cosine(row, real[drawing.subject.name])[0]
+                for row, drawing in zip(embedder.images(pictures), self.rows, strict=True)
+            ]
+            self.drawn[method][metric] = np.array(values)
+        self.real[metric] = [mean_cosine_among(embeddings) for embeddings in real.values()]
+
+    def add_fidelity(self, metric: str, embedder: TextEmbedder) -> None:
+        """`clip_t`: the cosine with the caption; of real pictures, with their own caption where it is known."""
+        captions = embedder.texts([drawing.prompt for drawing in self.rows])
+        for method, pictures in self.pictures.items():
+            self.drawn[method][metric] = aligned_cosine(embedder.images(pictures), captions)
+        self.real[metric] = []
+        for subject in self.subjects:
+            known = [i for i, path in enumerate(subject.real) if path.name in subject.captions]
+            if known:
+                photos = embedder.images([self._photos[subject.name][i] for i in known])
+                texts = embedder.texts([subject.captions[subject.real[i].name] for i in known])
+                self.real[metric].append(float(aligned_cosine(photos, texts).mean()))
+
+    def metrics(self, seed: int) -> dict[str, Any]:
+        """The content of `metrics.json`: means over subjects, with bootstrap intervals over subjects."""
+        names = np.array([drawing.subject.name for drawing in self.rows])
+        by_subject: dict[str, dict[str, Sequence[float]]] = {
+            method: {
+                metric: [float(values[metric][names == subject.name].mean()) for subject in self.subjects]
+                for metric in METRICS
+            }
+            for method, values in self.drawn.items()
+        }
+        by_subject["real"] = {metric: self.real[metric] for metric in METRICS}
+        table = collect(by_subject, seed)
+        means = {method: table[method]["dino"]["mean"] for method in ("text_only", "bootpig", "real")}
+        return {
+            "subjects": len(self.subjects),
+            "images": len(self.rows),
+            "methods": table,
+            "gap_closed_dino": gap_closed(**means),
+        }
+
+    def table(self) -> pa.Table:
+        """`scores.parquet`: a row a method and picture, with caption, seed, file and the three scores."""
+        return pa.Table.from_pylist(
+            [
+                {
+                    "method": method,
+                    "subject": drawing.subject.name,
+                    "object": drawing.subject.object,
+                    "prompt": drawing.prompt,
+                    "seed": drawing.seed,
+                    "file": f"images/{method}/{drawing.file}",
+                    **{metric: float(values[metric][index]) for metric in METRICS},
+                }
+                for method, values in self.drawn.items()
+                for index, drawing in enumerate(self.rows)
+            ]
+        )

@@ -1,0 +1,288 @@
+"""evaluate: the DreamBooth protocol over a folder of subjects that the model has never met.
+
+Every method draws the same captions from the same noise. Drawn pictures are compared with the subject's real pictures
+*without* its references (unless every picture is a reference, as in the paper's table): a model that merely copies its
+reference gains nothing from that picture's own background.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from bootpig.models.pretrained.sources import (
+    PIPELINE,
+    TRANSFORMER,
+    ModelSource,
+    loading,
+    local_path,
+    resolve,
+    resolve_all,
+)
+from bootpig.stages.engine.contract import (
+    MODEL,
+    Checkpoints,
+    InputError,
+    Progress,
+    ReduceInput,
+    ReduceStage,
+    StageConfig,
+)
+from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
+from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from bootpig.stages.evaluate.drawing import Drawing
+    from bootpig.stages.evaluate.scoring import Scores
+
+SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
+"""The contact sheet's columns behind the reference."""
+
+SHEET_ROWS = 64
+
+_LOG = logging.getLogger(__name__)
+
+
+class EvaluateConfig(StageConfig):
+    """How a trained model is measured."""
+
+    model: ModelName | None = Field(
+        default=None,
+        json_schema_extra=MODEL,
+        description="The base pipeline, a diffusers folder or a hub id; null: the one that the trained model names.",
+    )
+    revision: Revision = None
+    clip: ModelName = Field(default="openai/clip-vit-base-patch32", description="A CLIPModel, for clip_t and clip_i.")
+    clip_revision: Revision = None
+    dino: ModelName = Field(default="facebook/dino-vits16", description="A ViT whose class token gives dino.")
+    dino_revision: Revision = None
+    subjects: str = Field(
+        min_length=1,
+        json_schema_extra=MODEL,
+        description="Folder in DreamBooth layout: <subject>/00.png (the reference), 01.png, …; see stages/subjects.py.",
+    )
+    prompts: tuple[str, ...] = Field(
+        default=(),
+        description="Captions for subjects that list none in subjects.yaml; {object} stands for the subject's class.",
+    )
+    references: Annotated[int, Field(ge=1, le=16)] | Literal["all"] = Field(
+        default=1,
+        description="How many of a subject's pictures, the first by name, are references and kept out of the "
+        "comparison; all: every picture is a reference and is compared with, as in the paper's table.",
+    )
+    images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures a caption and method.")
+    scheduler: Scheduler = None
+    steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
+    guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Text guidance, eta_text+im of eq. 4.")
+    reference_guidance_scale: float = Field(
+        default=5.0, ge=0, le=100, description="Reference guidance, eta_im of eq. 4."
+    )
+    dtype: Dtype = "float32"
+    seed: int = Field(default=0, ge=0, lt=2**62, description="Of the noise and the bootstrap; the data has its own.")
+    batch_size: BatchSize = 16
+    device: Device = "auto"
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_the_object(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if missing := [prompt for prompt in prompts if OBJECT not in prompt]:
+            raise ValueError(f"{missing[0]!r} has no {OBJECT}; write it where the subject's class goes")
+        return prompts
+
+
+class Evaluate(ReduceStage):
+    """Writes `metrics.json`, `scores.parquet`, `contact_sheet.png`, and every picture below `images/<method>/`."""
+
+    name = "evaluate"
+    version = 1
+    upstream = "train"
+    config_class = EvaluateConfig
+    config: EvaluateConfig
+
+    def models(self) -> Mapping[str, ModelSource]:
+        c = self.config
+        lookups = {
+            "clip": lambda: resolve("evaluate.clip", c.clip, c.clip_revision, TRANSFORMER),
+            "dino": lambda: resolve("evaluate.dino", c.dino, c.dino_revision, TRANSFORMER),
+            "subjects": self._subjects_source,
+        }
+        if (model := c.model) is not None:
+            lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE)
+        return resolve_all(self.name, lookups)
+
+    def _subjects_source(self) -> ModelSource:
+        self.subjects()
+        return resolve("evaluate.subjects", self.config.subjects)
+
+    def base(self, model: Path) -> ModelSource:
+        """The base of a trained model: what the config names, else what its `bootpig.json` does.
+
+        Raises:
+            InputError: `bootpig.json` is missing or names none.
+            ModelError: the base is gone.
+        """
+        try:
+            info = json.loads((model / "bootpig.json").read_text(encoding="utf-8"))
+            name, revision = info["base"], info.get("revision")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(
+                f"evaluate: {str(model)!r} is no trained model (bootpig.json is missing or names no base); give the "
+                "folder that train or save_bootpig wrote"
+            ) from None
+        if self.config.model is not None:
+            name, revision = self.config.model, self.config.revision
+        source = resolve("evaluate.model", name, revision, PIPELINE)
+        known = info.get("models", {}).get("model")
+        if known is not None and known != source.as_json():
+            _LOG.warning("evaluate.model: %r is not the very base that %s was trained on", name, model)
+        return source
+
+    def subjects(self) -> list[Subject]:
+        """The folder of subjects, each picture's header read.
+
+        Raises:
+            InputError: it is missing or cannot be used.
+        """
+        folder = local_path(self.config.subjects)
+        if folder is None or not folder.is_dir():
+            raise InputError(
+                f"evaluate.subjects: there is no folder {self.config.subjects!r}; give one with <subject>/00.png, …"
+            )
+        return read_subjects(folder, self.config.prompts, self.config.references)
+
+    def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
+        assert data.result is not None
+        self.measure(data.result / "model", workdir, progress)
+
+    def measure(self, model: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
+        """Measure a trained model into `workdir`.
+
+        Args:
+            model: a folder of `BootPIGPipeline.save_bootpig`.
+
+        Returns:
+            What stands in `metrics.json`.
+
+        Raises:
+            InputError, ModelError: the subjects, the trained weights or one of the models cannot be used.
+        """
+        import torch
+
+        from bootpig.models.devices import torch_device
+        from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+        from bootpig.stages.evaluate.drawing import METHODS, drawings
+        from bootpig.stages.evaluate.scoring import Scores
+
+        sources = self.models()
+        subjects = self.subjects()
+        device = torch_device("evaluate.device", self.config.device)
+        rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
+        references, pictures = self._draw(model, self.base(model), subjects, rows, device, progress)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+        total = len(METHODS) * len(rows)
+        progress(total, total, "scores")
+        scores = Scores(subjects, rows, pictures)
+        with loading("evaluate.clip", self.config.clip):
+            clip = ClipEmbedder(sources["clip"].path, sources["clip"].revision, device=str(device))
+        scores.add_fidelity("clip_t", clip)
+        scores.add_likeness("clip_i", clip)
+        with loading("evaluate.dino", self.config.dino):
+            dino = DinoEmbedder(sources["dino"].path, sources["dino"].revision, device=str(device))
+        scores.add_likeness("dino", dino)
+        metrics = scores.metrics(self.config.seed)
+        _write(workdir, scores, references, metrics)
+        return metrics
+
+    def _draw(
+        self,
+        model: Path,
+        base: ModelSource,
+        subjects: Sequence[Subject],
+        rows: Sequence[Drawing],
+        device: torch.device,
+        progress: Progress,
+    ) -> tuple[dict[str, list[Image.Image]], dict[str, list[Image.Image]]]:
+        """The prepared references by subject, and every method's pictures, one a row."""
+        from bootpig.models.devices import torch_dtype
+        from bootpig.models.pipelines.bases import load_base
+        from bootpig.models.pretrained.painters import set_scheduler
+        from bootpig.stages.evaluate.drawing import (
+            METHODS,
+            WITH_REFERENCE,
+            Sampling,
+            draw,
+            latent_shape,
+            prepared_references,
+            warn_of_blank,
+        )
+
+        pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
+        if self.config.scheduler is not None:
+            set_scheduler(pipeline, base, self.config.scheduler)
+        pipeline.to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        references = prepared_references(subjects, min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor)
+        sampling = Sampling(
+            self.config.steps, self.config.guidance_scale, self.config.reference_guidance_scale, self.config.batch_size
+        )
+        pictures: dict[str, list[Image.Image]] = {}
+        for done, method in enumerate(METHODS):
+            if method == "bootpig":
+                with loading("evaluate: the trained model", str(model)):
+                    pipeline.load_bootpig(model)
+            pictures[method] = []
+            for batch in draw(pipeline, rows, references if method in WITH_REFERENCE else None, sampling):
+                pictures[method] += batch
+                progress(done * len(rows) + len(pictures[method]), len(METHODS) * len(rows), method.replace("_", " "))
+            warn_of_blank(method, pictures[method])
+        return references, pictures
+
+
+def _write(
+    workdir: Path, scores: Scores, references: Mapping[str, Sequence[Image.Image]], metrics: Mapping[str, Any]
+) -> None:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
+
+    named = {
+        method: {row.file: picture for row, picture in zip(scores.rows, pictures, strict=True)}
+        for method, pictures in scores.pictures.items()
+    }
+    named["reference"] = {
+        f"{subject}-{number:02d}.png": picture
+        for subject, pictures in references.items()
+        for number, picture in enumerate(pictures)
+    }
+    for method, files in named.items():
+        folder = workdir / "images" / method
+        folder.mkdir(parents=True)
+        for name, picture in files.items():
+            picture.save(folder / name)
+
+    firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
+    # Spread over the subjects where there are more captions than a sheet can hold.
+    shown = [firsts[int(i)] for i in np.linspace(0, len(firsts) - 1, min(len(firsts), SHEET_ROWS))]
+    sheet = contact_sheet(
+        ("reference", *SHEET.values()),
+        [
+            SheetRow(row.prompt, [references[row.subject.name][0], *(named[method][row.file] for method in SHEET)])
+            for row in shown
+        ],
+    )
+    sheet.save(workdir / "contact_sheet.png")
+    pq.write_table(scores.table(), workdir / "scores.parquet", compression="zstd")
+    (workdir / "metrics.json").write_text(f"{json.dumps(metrics, indent=2)}\n", encoding="utf-8")

@@ -1,0 +1,176 @@
+"""A folder of subjects in DreamBooth layout: `<folder>/<subject>/<picture>`, one folder a subject.
+
+The first pictures by name are the references. What a subject is called comes from, in this order: `subjects.yaml`
+(`<subject>: {class: mug, prompts: […], captions: {01.png: …}}`), the `subject,class` lines of DreamBooth's own
+`prompts_and_classes.txt`, the folder's name without its number (`berry_bowl`, `dog6`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from bootpig.stages.engine.contract import InputError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+OBJECT = "{object}"
+
+References = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject to draw, and the real pictures that the drawings are compared with."""
+
+    name: str
+    object: str
+    """The class word: `mug`."""
+    prompts: tuple[str, ...]
+    references: tuple[Path, ...]
+    real: tuple[Path, ...]
+    """At least two. Without the references, unless every picture is one."""
+    captions: Mapping[str, str]
+    """What a real picture shows, by file name, where that is known."""
+
+
+class _Entry(BaseModel):
+    """One subject's part of subjects.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    object: str | None = Field(None, alias="class", min_length=1)
+    prompts: list[str] = []
+    captions: dict[str, str] = {}
+
+
+def read_subjects(folder: Path, prompts: Sequence[str], references: References) -> list[Subject]:
+    """The subjects of `folder` by name, every picture's header read.
+
+    Args:
+        prompts: for subjects that list none of their own; `{object}` stands for the class word.
+        references: how many pictures of a subject are references; the others are compared with. `"all"`: every picture
+            is both, as in the paper's table.
+
+    Raises:
+        InputError: no subject, an unreadable picture, too few pictures or no prompt for a subject; one line.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise InputError(
+            f"evaluate.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, 01.png, …"
+        )
+    entries, classes = _entries(folder, names), _classes(folder)
+    subjects = []
+    for name in names:
+        entry = entries.get(name, _Entry.model_validate({}))
+        noun = entry.object or classes.get(name) or re.sub(r"[\d_-]+$", "", name).replace("_", " ") or name
+        own = tuple(fill(prompt, noun) for prompt in entry.prompts or prompts)
+        if not own:
+            raise InputError(
+                f"evaluate.prompts: subject {name!r} has no prompt; list some in subjects.yaml or in evaluate.prompts"
+            )
+        chosen, real = _split(name, _pictures(folder / name), references)
+        subjects.append(Subject(name, noun, own, chosen, real, entry.captions))
+    return subjects
+
+
+def fill(prompt: str, noun: str) -> str:
+    """`prompt` with `{object}` replaced, its article mended: `a {object}` → `an umbrella`."""
+
+    def replacement(match: re.Match[str]) -> str:
+        article = match["article"] or ""
+        if article:
+            article = f"{article[0]}{'n' if noun[0].lower() in 'aeiou' else ''} "
+        return f"{article}{noun}"
+
+    return re.sub(r"(?P<article>\b[Aa] )?\{object\}", replacement, prompt)
+
+
+def read_picture(path: Path, field: str = "evaluate.subjects") -> Image.Image:
+    """A picture upright, RGB; or RGBA where the file has transparency.
+
+    Args:
+        field: the setting or option that names it, for messages.
+
+    Raises:
+        InputError: the file is not a readable picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error, field) from None
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent turns white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _split(name: str, pictures: list[Path], references: References) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    if references == "all":
+        chosen, real = tuple(pictures), tuple(pictures)
+        need = "at least 2 are needed"
+    else:
+        chosen, real = tuple(pictures[:references]), tuple(pictures[references:])
+        need = f"{references} as reference and 2 or more to compare with are needed"
+    if len(real) < 2:
+        mend = "" if references in ("all", 1) else ", or lower evaluate.references"
+        raise InputError(f"evaluate.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{mend}")
+    return chosen, real
+
+
+def _pictures(folder: Path) -> list[Path]:
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise _unreadable(path, error) from None
+    return paths
+
+
+def _unreadable(path: Path, error: Exception, field: str = "evaluate.subjects") -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{field}: {str(path)!r} is not a readable picture ({reason}); replace or remove it")
+
+
+def _entries(folder: Path, names: Sequence[str]) -> dict[str, _Entry]:
+    path = folder / "subjects.yaml"
+    if not path.exists():
+        return {}
+    try:
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = TypeAdapter(dict[str, _Entry]).validate_python(text or {})
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"evaluate.subjects: {str(path)!r} is not readable YAML ({_one_line(error)})") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"evaluate.subjects: {str(path)!r}: {problems}") from None
+    if unknown := sorted(set(entries) - set(names)):
+        raise InputError(f"evaluate.subjects: {str(path)!r} names {', '.join(unknown)}, but there is no such folder")
+    return entries
+
+
+def _classes(folder: Path) -> dict[str, str]:
+    path = folder / "prompts_and_classes.txt"
+    if not path.exists():
+        return {}
+    rows = re.findall(r"^([\w-]+),([\w -]+)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return {name: noun.strip() for name, noun in rows}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,354 @@
+"""What a report shows, read from the store: counts of every stage, a few samples on their way, results."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from bootpig.stages.caption.phrases import head_noun
+from bootpig.stages.engine.contract import MapStage
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.evaluate.results import METHOD_NAMES
+from bootpig.stages.pictures import decode_cut_out
+from bootpig.stages.registry import STAGES
+from bootpig.storage.errors import StoreError
+from bootpig.storage.parts import Parts
+from bootpig.storage.root import Root
+from bootpig.storage.shards import read_shard
+
+THUMBNAIL = 192
+"""Longer side of an inlined picture, in pixels, at most."""
+
+EXAMPLES = 6
+REJECTED = 6
+SHEET_ROWS = 64
+LOOK = 200
+"""Samples among which examples of different objects are looked for."""
+
+Payload = Callable[[str, int], bytes | Path]
+"""`payload(stage, unit)`: the shard of a complete unit, as bytes or as a local file."""
+
+UNREADABLE = (StoreError, OSError, ValueError, KeyError)
+"""What a damaged or vanished file raises. A report leaves out what it cannot show: the run's own checks name it."""
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """What this very run did in a stage."""
+
+    made: int = 0
+    """Units."""
+    seconds: float = 0.0
+    """Of all its units together."""
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """One stage in the table of what ran."""
+
+    name: str
+    units: int
+    states: Mapping[str, int]
+    """How many units are complete, stale, failed, pending."""
+    made: int
+    """Of the complete ones, made by this run; the others were there."""
+    seconds: float
+    is_map: bool
+    ok: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[str, int] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Unit → why its last attempt was not committed."""
+
+    @property
+    def rows(self) -> int:
+        return self.ok + sum(self.rejected.values()) + sum(self.failed.values())
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample on its way; pictures are data URIs."""
+
+    caption: str
+    image: str
+    mask: str
+    """The picture, pale where the mask is not."""
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A picture that a filter took out."""
+
+    caption: str
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SheetEntry:
+    """One caption of one subject, drawn by each method."""
+
+    caption: str
+    pictures: tuple[tuple[str, str], ...]
+    """(title, data URI)."""
+    dino: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SubjectCount:
+    """One subject (the head noun of object phrases) and its captions."""
+
+    name: str
+    captions: int
+    """That passed the caption stage."""
+    arrived: int
+    """Of these, samples in encoded shards."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows. What is empty or None is left out of the page."""
+
+    name: str
+    run_id: str
+    when: str = ""
+    stages: Sequence[StageFacts] = ()
+    examples: Sequence[Example] = ()
+    rejected: Sequence[Rejected] = ()
+    subjects: Sequence[SubjectCount] = ()
+    """The most frequent first."""
+    loss: Sequence[tuple[int, float]] = ()
+    metrics: Mapping[str, Any] | None = None
+    sheet: Sequence[SheetEntry] = ()
+    config: str = ""
+    """The YAML as run."""
+
+
+def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config: str = "", when: str = "") -> Report:
+    """Read a report's content from the engine's store, as it is now.
+
+    Args:
+        done: what this run did, by stage; a stage that is missing did nothing.
+        config: the YAML as run.
+        when: the run's date, for the page's head.
+    """
+    surveys = engine.survey_all()
+    root = engine.root
+
+    def payload(stage: str, unit: int) -> bytes | Path:
+        survey = surveys[stage]
+        parts, marker = Parts(root, stage, survey.fingerprint), survey.markers[unit]
+        # A local shard is read only as far as it is needed.
+        return root.local / parts.folder / marker.payload if root.local else parts.payload(unit, marker)
+
+    shown = [unit for unit in surveys["augment"].markers if unit in surveys["synthesize"].markers]
+    rejected_rows = [row for marker in surveys["segment"].markers.values() for row in marker.rows]
+    evaluated, trained = surveys["evaluate"], surveys["train"]
+    return Report(
+        name=engine.config.name,
+        run_id=run_id,
+        when=when,
+        stages=[stage_facts(survey, done.get(name, StageDone())) for name, survey in surveys.items()],
+        examples=collect_examples(payload, shown),
+        rejected=collect_rejected(payload, rejected_rows),
+        subjects=count_subjects(
+            (row for marker in surveys["caption"].markers.values() for row in marker.rows),
+            (row for marker in surveys["encode"].markers.values() for row in marker.rows),
+        ),
+        loss=[] if trained.result is None else read_loss(root, trained.result.path),
+        metrics=None if evaluated.result is None else read_metrics(root, evaluated.result.path),
+        sheet=[] if evaluated.result is None else read_sheet(root, evaluated.result.path),
+        config=config,
+    )
+
+
+def stage_facts(survey: StageSurvey, done: StageDone) -> StageFacts:
+    """A stage's line, from its survey and what this run did."""
+    stage = STAGES[survey.stage]
+    rows = survey.rows()
+    return StageFacts(
+        name=survey.stage,
+        units=len(survey.units),
+        states={state: survey.count(state) for state in ("complete", "stale", "failed", "pending")},
+        made=done.made,
+        seconds=done.seconds,
+        is_map=issubclass(stage, MapStage),
+        ok=rows["ok"],
+        rejected=rows["rejected"],
+        failed=rows["failed"],
+        meanings=stage.reasons if issubclass(stage, MapStage) else {},
+        failures=survey.failures,
+    )
+
+
+def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPLES) -> list[Example]:
+    """Up to `count` samples, of different objects where there are such, with picture, mask and references.
+
+    Args:
+        units: complete in synthesize, segment and augment; they are looked through in order.
+    """
+    examples: list[Example] = []
+    try:
+        for unit in units:
+            chosen = _different_objects(read_shard(payload("augment", unit)), count - len(examples))
+            images = _find(payload("synthesize", unit), chosen)
+            cut_outs = _find(payload("segment", unit), chosen)
+            for key, members in chosen.items():
+                names = sorted((name for name in members if name.startswith("reference")), key=_number)
+                examples.append(
+                    Example(
+                        caption=str(json.loads(members["json"])["caption"]),
+                        image=data_uri(images[key]["png"]),
+                        mask=_masked(decode_cut_out(cut_outs[key])),
+                        references=tuple(data_uri(members[name]) for name in names),
+                    )
+                )
+            if len(examples) >= count:
+                break
+    except UNREADABLE:
+        pass
+    return examples
+
+
+def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count: int = REJECTED) -> list[Rejected]:
+    """Up to `count` pictures that segment has rejected, its reasons in turn. `rows` are segment's."""
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["status"] == "rejected":
+            by_reason.setdefault(row["reason"], []).append(row)
+    turns = [group[turn] for turn in range(count) for group in by_reason.values() if turn < len(group)][:count]
+    shown = []
+    try:
+        for unit in dict.fromkeys(row["unit"] for row in turns):
+            reasons = {row["id"]: row["reason"] for row in turns if row["unit"] == unit}
+            for key, members in _find(payload("synthesize", unit), reasons).items():
+                caption = str(json.loads(members["json"])["caption"])
+                shown.append(Rejected(caption, data_uri(members["png"]), reasons[key]))
+    except UNREADABLE:
+        pass
+    return sorted(shown, key=lambda entry: entry.reason)
+
+
+def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapping[str, Any]]) -> list[SubjectCount]:
+    """Captions and encoded samples by subject, from the rows of both stages."""
+    arrived = {row["id"] for row in encoded if row["status"] == "ok"}
+    counts: Counter[str] = Counter()
+    ends: Counter[str] = Counter()
+    for row in captions:
+        if row["status"] == "ok":
+            subject = head_noun(row["object"])
+            counts[subject] += 1
+            ends[subject] += row["id"] in arrived
+    ordered = sorted(counts, key=lambda subject: (-counts[subject], subject))
+    return [SubjectCount(subject, counts[subject], ends[subject]) for subject in ordered]
+
+
+def read_loss(root: Root, folder: str) -> list[tuple[int, float]]:
+    """(step, loss) from the `log.jsonl` of a training result; empty when there is none."""
+    try:
+        lines = [json.loads(line) for line in root.read(f"{folder}/log.jsonl").splitlines() if line.strip()]
+        return [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
+    except UNREADABLE:
+        return []
+
+
+def read_metrics(root: Root, folder: str) -> dict[str, Any] | None:
+    """The `metrics.json` of an evaluate result; None when it is missing or unreadable."""
+    try:
+        metrics: dict[str, Any] = json.loads(root.read(f"{folder}/metrics.json"))
+        return metrics if "methods" in metrics else None
+    except UNREADABLE:
+        return None
+
+
+def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEntry]:
+    """The first picture of every caption by every method, at most `count` captions, evenly spread; not chosen."""
+    titles = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
+    try:
+        rows = pq.read_table(io.BytesIO(root.read(f"{folder}/scores.parquet"))).to_pylist()
+        rows = [row for row in rows if row["method"] in titles and row["file"].endswith("-00.png")]
+        captions: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in rows:
+            captions.setdefault((row["subject"], row["prompt"]), {})[row["method"]] = row
+        keys = list(captions)
+        shown = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
+        entries = []
+        for subject, prompt in shown:
+            by_method = captions[subject, prompt]
+            files = {"reference": f"images/reference/{subject}-00.png"}
+            files |= {title: by_method[method]["file"] for method, title in titles.items()}
+            pictures = tuple((title, data_uri(root.read(f"{folder}/{file}"))) for title, file in files.items())
+            entries.append(
+                SheetEntry(prompt, pictures, {m: float(by_method[m]["dino"]) for m in METHOD_NAMES if m in by_method})
+            )
+        return entries
+    except UNREADABLE:
+        return []
+
+
+def data_uri(picture: bytes | Image.Image) -> str:
+    """A picture, at most `THUMBNAIL` a side, as a data URI: PNG where it is small already, else JPEG.
+
+    Raises:
+        OSError: the bytes are no picture.
+    """
+    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+    image = image.convert("RGB")
+    small = max(image.size) <= THUMBNAIL
+    if not small:
+        image = ImageOps.contain(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, *(("PNG",) if small else ("JPEG",)), **({"optimize": True} if small else {"quality": 88}))
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _masked(image: Image.Image) -> str:
+    pale = Image.blend(
+        ImageOps.grayscale(image.convert("RGB")).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75
+    )
+    return data_uri(Image.composite(image.convert("RGB"), pale, image.getchannel("A")))
+
+
+def _different_objects(samples: Iterator[tuple[str, dict[str, bytes]]], count: int) -> dict[str, dict[str, bytes]]:
+    """`count` of the first samples: the first of each object, then others."""
+    firsts: dict[str, dict[str, bytes]] = {}
+    others: dict[str, dict[str, bytes]] = {}
+    seen = set()
+    for looked, (key, members) in enumerate(samples):
+        noun = json.loads(members["json"]).get("object")
+        if noun not in seen:
+            seen.add(noun)
+            firsts[key] = members
+        elif len(others) < count:
+            others[key] = members
+        if len(firsts) >= count or looked >= LOOK:
+            break
+    return dict(list({**firsts, **others}.items())[:count])
+
+
+def _find(shard: bytes | Path, keys: Iterable[str]) -> dict[str, dict[str, bytes]]:
+    """Those samples of a shard, read no further than the last of them."""
+    wanted, found = set(keys), {}
+    for key, members in read_shard(shard):
+        if key in wanted:
+            found[key] = members
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _number(name: str) -> int:
+    return int("".join(filter(str.isdigit, name)) or 0)

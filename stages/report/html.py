@@ -1,0 +1,106 @@
+"""The report: one HTML page that needs nothing beside it, made from `bootpig.stages.report.gather.Report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows, results_table
+from bootpig.stages.report.charts import loss_curve
+from bootpig.stages.report.gather import Report
+
+__all__ = ["build_report", "results_table"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+FIRST_ENTRIES = 12
+"""Captions of the contact sheet that are shown at once; the others unfold."""
+FIRST_SUBJECTS = 20
+MOST_SUBJECTS = 1000
+"""Subjects that unfold; a data set of an LLM has thousands."""
+
+
+def build_report(report: Report) -> str:
+    """The page, UTF-8. Whatever comes from a caption, a file or an error is escaped, and the page forbids scripts."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "words": words}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        widest=max((stage.rows for stage in report.stages), default=0) or 1,
+        reasons=[
+            (stage.name, reason, count, stage.meanings.get(reason, "an error; its message is in the unit's log"))
+            for stage in report.stages
+            for reason, count in [*stage.rejected.items(), *stage.failed.items()]
+        ],
+        curve=loss_curve(report.loss),
+        results=result_rows(report.metrics) if report.metrics else [],
+        metrics=METRIC_NAMES,
+        headlines=headlines(report),
+        first_entries=FIRST_ENTRIES,
+        first_subjects=FIRST_SUBJECTS,
+        most_subjects=MOST_SUBJECTS,
+    )
+
+
+def headlines(report: Report) -> list[tuple[str, str, str]]:
+    """(figure, what it is, beside it), the few that matter most."""
+    found = []
+    if report.metrics:
+        methods, gap = report.metrics["methods"], report.metrics["gap_closed_dino"]
+        means = {
+            (method, metric): facts[metric]["mean"]
+            for method, facts in methods.items()
+            for metric in METRIC_NAMES
+            if facts.get(metric)
+        }
+        likeness = [means.get((method, "dino")) for method in ("text_only", "bootpig", "real")]
+        if gap is not None and None not in likeness:
+            text, trained, real = likeness
+            found.append(
+                (
+                    f"{gap:.0%}",
+                    "of the gap closed",
+                    f"DINO: {text:.3f} from text only, {trained:.3f} with BootPIG, {real:.3f} among real pictures",
+                )
+            )
+        before, after = means.get(("text_only", "clip_t")), means.get(("bootpig", "clip_t"))
+        if before and after:
+            found.append(
+                (
+                    f"{after / before - 1:+.1%}".replace("-", "−"),
+                    "fidelity to the caption",
+                    f"CLIP-T: {before:.3f} from text only, {after:.3f} with BootPIG",
+                )
+            )
+    maps = [stage for stage in report.stages if stage.is_map]
+    if maps and maps[0].rows:
+        found.append(
+            (
+                f"{maps[-1].ok:,}",
+                "samples to train on",
+                f"{maps[-1].ok / maps[0].rows:.0%} of {maps[0].rows:,} captions came through every stage",
+            )
+        )
+    return found
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `41 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def words(code: str) -> str:
+    """`touches_border` → `touches border`."""
+    return code.replace("_", " ")

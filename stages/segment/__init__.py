@@ -1,0 +1,1 @@
+"""segment: the subject's mask."""

@@ -1,0 +1,42 @@
+"""Cut a subject out of a plain photo with the models of the segment stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from bootpig.stages.engine.contract import InputError, Sample
+from bootpig.stages.pictures import decode_cut_out, encode_png
+from bootpig.stages.segment.stage import Segment, SegmentConfig
+
+
+def cut_out(
+    pictures: Sequence[Image.Image], names: Sequence[str], phrase: str, config: SegmentConfig
+) -> list[Image.Image]:
+    """RGBA pictures, transparent but for the subject.
+
+    Args:
+        pictures: RGB.
+        names: of the pictures, for messages.
+        phrase: what the subject is: "a mug".
+        config: a photo's subject may touch the frame and be of any size, whatever it says of border and area.
+
+    Raises:
+        InputError: the detector or SAM finds no subject in a picture.
+        ModelError: one of the models cannot be used.
+    """
+    stage = Segment(config.model_copy(update={"border": 0.0, "min_area": 0.0, "max_area": 1.0}), seed=0)
+    stage.setup()
+    found = []
+    try:
+        for picture, name in zip(pictures, names, strict=True):
+            sample = Sample(name, 0, {"object": phrase}, {"png": encode_png(picture)})
+            (judged,) = stage.process([sample])
+            if judged.status != "ok":
+                problem = f"{stage.reasons[judged.reason]} ({phrase!r})"
+                raise InputError(f"--ref: {name!r} → {problem}; name it with --object, or give a cut-out PNG")
+            found.append(decode_cut_out(judged.files))
+    finally:
+        stage.teardown()
+    return found

@@ -1,0 +1,1 @@
+"""train: the reference network and the RSA layers."""

@@ -1,0 +1,311 @@
+"""The training stream: encode's shards in a seeded order, every sample once an epoch, to be entered at any batch."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from bootpig.stages.engine.contract import InputError, ReduceInput, UnitRef, sample_seed
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.shards import read_shard
+
+T = TypeVar("T")
+
+TENSORS = ("target", "references", "prompt_embeds", "reference_prompt_embeds")
+AHEAD = 2
+"""Batches made ready while the step before them runs."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One decoded member of an encode shard."""
+
+    id: str
+    meta: bytes
+    """The sample's `.json`: caption and object."""
+    tensors: dict[str, torch.Tensor]
+    """float16: target (C, h, w), references (K, C, h, w), prompt_embeds (S, D), reference_prompt_embeds (S, D); with an
+    SDXL base pooled_prompt_embeds (P) and pooled_reference_prompt_embeds (P)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's samples, on the CPU, one visit each."""
+
+    ids: list[str]
+    seeds: list[int]
+    """Of all draws of the visit: a function of (train seed, epoch, sample id)."""
+    tensors: dict[str, torch.Tensor]
+    """As `EncodedSample.tensors`, stacked; one of the references in place of all, as `reference` (B, C, h, w)."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Samples that are shuffled together."""
+
+    units: list[int]
+    """Positions in the list of units."""
+    begin: int
+    end: int
+    """Positions in the epoch."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over all samples."""
+
+    order: np.ndarray
+    """(samples,) int64: which sample, counted through all units, stands at each position."""
+    windows: list[Window]
+
+
+class Order:
+    """Which sample stands where in the endless stream of epochs; nothing is read for it.
+
+    In each epoch the units are shuffled and cut into windows of about `window` samples; a window is shuffled as a
+    whole. A batch may reach from one epoch into the next, so that no sample is ever dropped.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int, window: int) -> None:
+        """`counts`: samples of each unit, none empty."""
+        self.seed = seed
+        self.ends = np.cumsum(counts)
+        self.counts = np.asarray(counts)
+        self.samples = int(self.ends[-1])
+        self.windows = min(len(counts), max(1, round(self.samples / window)))
+        self.epoch = lru_cache(maxsize=3)(self._epoch)
+
+    def _epoch(self, number: int) -> Epoch:
+        generator = np.random.default_rng([self.seed, number])
+        blocks, windows, begin = [], [], 0
+        for units in np.array_split(generator.permutation(len(self.counts)), self.windows):
+            block = np.concatenate([np.arange(self.ends[u] - self.counts[u], self.ends[u]) for u in units])
+            generator.shuffle(block)
+            blocks.append(block)
+            windows.append(Window(units.tolist(), begin, begin + len(block)))
+            begin += len(block)
+        return Epoch(np.concatenate(blocks), windows)
+
+    def at(self, position: int) -> tuple[int, int, int]:
+        """(epoch, unit's position in the list, index in the unit) of a position in the stream."""
+        number, offset = divmod(position, self.samples)
+        sample = self.epoch(number).order[offset]
+        unit = int(np.searchsorted(self.ends, sample, side="right"))
+        return number, unit, int(sample - self.ends[unit] + self.counts[unit])
+
+    def ahead(self, position: int) -> tuple[list[int], list[int]]:
+        """The units of the window around `position`, and those of the next that should be there by now.
+
+        The share of the next window grows with the way gone through this one, so that reading is spread evenly.
+        """
+        number, offset = divmod(position, self.samples)
+        windows = self.epoch(number).windows
+        index = next(i for i, window in enumerate(windows) if offset < window.end)
+        here = windows[index]
+        after = windows[index + 1] if index + 1 < len(windows) else self.epoch(number + 1).windows[0]
+        share = (offset + 1 - here.begin) / (here.end - here.begin)
+        return here.units, after.units[: -int(-share * len(after.units) // 1)]
+
+
+class ShardCache:
+    """Decoded shards in memory. Those in use stay; the others go, the longest unused first, above `limit` bytes."""
+
+    def __init__(self, load: Callable[[int], list[EncodedSample]], limit: int) -> None:
+        self._load = load
+        self._limit = limit
+        self._shards: OrderedDict[int, list[EncodedSample]] = OrderedDict()
+        self._bytes: dict[int, int] = {}
+        self._locks: dict[int, threading.Lock] = {}
+        self._pinned: set[int] = set()
+        self._guard = threading.Lock()
+
+    def get(self, unit: int) -> list[EncodedSample]:
+        """A unit's samples; of several threads that ask for one unit, one reads it."""
+        with self._guard:
+            if unit in self._shards:
+                self._shards.move_to_end(unit)
+                return self._shards[unit]
+            lock = self._locks.setdefault(unit, threading.Lock())
+        with lock:
+            with self._guard:
+                if unit in self._shards:
+                    return self._shards[unit]
+            samples = self._load(unit)
+            with self._guard:
+                self._shards[unit] = samples
+                self._bytes[unit] = sum(t.nbytes for sample in samples for t in sample.tensors.values())
+                self._evict(spare=unit)
+            return samples
+
+    def pin(self, units: set[int]) -> None:
+        """Say which units are in use."""
+        with self._guard:
+            self._pinned = units
+            self._evict()
+
+    def _evict(self, spare: int | None = None) -> None:
+        total = sum(self._bytes.values())
+        for unit in [unit for unit in self._shards if unit not in self._pinned and unit != spare]:
+            if total <= self._limit:
+                break
+            total -= self._bytes.pop(unit)
+            del self._shards[unit]
+
+
+class ShardLoader:
+    """Batches from encode's shards.
+
+    Batch `step` holds the positions [step·B, (step+1)·B) of the stream, of which rank r of W takes the r-th contiguous
+    W-th: the same samples and draws at any number of ranks or threads.
+    """
+
+    def __init__(
+        self,
+        data: ReduceInput,
+        *,
+        seed: int,
+        batch_size: int,
+        window: int = 4096,
+        cache_bytes: int = 2**31,
+        workers: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """
+        Args:
+            seed: of the order, of the choice of references, and of `Batch.seeds`.
+            batch_size: samples a step over all ranks; a multiple of `ranks`.
+            window: samples that are shuffled together; about two windows are held in memory.
+            cache_bytes: what decoded shards may take beyond those of the windows in use.
+            workers: threads that read ahead; 0 reads when asked.
+
+        Raises:
+            InputError: no samples, or fewer than a batch; fewer shards than ranks.
+        """
+        self.units: list[UnitRef] = [unit for unit in data.units if unit.samples]
+        total = sum(unit.samples for unit in self.units)
+        if total < batch_size:
+            raise InputError(
+                f"train.global_batch_size: {batch_size} is more than the {total} encoded samples; make more captions "
+                "(caption.count), or lower it"
+            )
+        if len(self.units) < ranks:
+            raise InputError(
+                f"train: {ranks} processes cannot share {len(self.units)} shards; start fewer, or make more units "
+                "(a smaller unit_size, or a larger caption.count)"
+            )
+        self.order = Order([unit.samples for unit in self.units], seed, window)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.workers = workers
+        self.rank = rank
+        self.ranks = ranks
+        self._shard = data.shard
+        self.cache = ShardCache(self._load, cache_bytes)
+
+    def _load(self, index: int) -> list[EncodedSample]:
+        unit = self.units[index]
+        samples = read_samples(self._shard(unit.unit), unit.unit)
+        if len(samples) != unit.samples:
+            raise CorruptPart(f"encode: unit {unit.unit} holds {len(samples)} samples, its rows say {unit.samples}")
+        return samples
+
+    def epochs(self, step: int) -> float:
+        """Passes over the data before batch `step`."""
+        return step * self.batch_size / self.order.samples
+
+    def first(self, count: int) -> list[EncodedSample]:
+        """The first `count` samples in the order of the units, fewer when there are fewer."""
+        samples: list[EncodedSample] = []
+        for index in range(len(self.units)):
+            samples += self.cache.get(index)[: count - len(samples)]
+            if len(samples) == count:
+                break
+        return samples
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of batch `step`.
+
+        Raises:
+            InputError: the samples' shapes differ.
+        """
+        share = self.batch_size // self.ranks
+        begin = step * self.batch_size + self.rank * share
+        ids, seeds, rows = [], [], []
+        for position in range(begin, begin + share):
+            epoch, unit, index = self.order.at(position)
+            sample = self.cache.get(unit)[index]
+            seed = sample_seed(self.seed, "train", sample.id, epoch)
+            references = sample.tensors["references"]
+            row = {name: tensor for name, tensor in sample.tensors.items() if name != "references"}
+            # The choice has its own few bits: the generators of the noise use the seed as a whole.
+            row["reference"] = references[(seed >> 40) % len(references)]
+            ids.append(sample.id)
+            seeds.append(seed)
+            rows.append(row)
+        try:
+            tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"encode: samples of different shapes in one data set ({error}); encode it anew") from None
+        return Batch(ids, seeds, tensors)
+
+    def batches(self, begin: int, end: int, prepare: Callable[[int, Batch], T]) -> Iterator[T]:
+        """`prepare(step, batch)` for each step in [begin, end), in order, made ahead by the worker threads."""
+        if not self.workers:
+            for step in range(begin, end):
+                self._pin(step, step)
+                yield prepare(step, self.batch(step))
+            return
+        waiting: deque[Future[T]] = deque()
+        asked: set[int] = set()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
+        try:
+            submitted = begin
+            for step in range(begin, end):
+                while submitted < min(step + 1 + AHEAD, end):
+                    waiting.append(pool.submit(lambda number: prepare(number, self.batch(number)), submitted))
+                    wanted = self._pin(step, submitted)
+                    for unit in wanted - asked:
+                        pool.submit(self.cache.get, unit)
+                    asked = wanted
+                    submitted += 1
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pin(self, oldest: int, newest: int) -> set[int]:
+        """Keep what the batches from `oldest` to `newest` need. Returns the units that should be read by then."""
+        old, _ = self.order.ahead(oldest * self.batch_size)
+        new, soon = self.order.ahead((newest + 1) * self.batch_size - 1)
+        self.cache.pin({*old, *new, *soon})
+        return {*new, *soon}
+
+
+def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:
+    """Decode the encode shard of a unit.
+
+    Raises:
+        CorruptPart: a member is damaged.
+        InputError: a sample lacks a tensor that training needs.
+    """
+    samples = []
+    for sample_id, files in read_shard(shard):
+        try:
+            tensors = safetensors.torch.load(files["safetensors"])
+        except (KeyError, SafetensorError) as error:
+            raise CorruptPart(f"encode unit {unit}: sample {sample_id} is not readable ({error})") from None
+        missing = [name for name in TENSORS if name not in tensors]
+        if missing:
+            raise InputError(f"encode unit {unit}: sample {sample_id} lacks {', '.join(missing)}; encode it anew")
+        samples.append(EncodedSample(sample_id, files.get("json", b"{}"), tensors))
+    return samples

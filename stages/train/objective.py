@@ -1,0 +1,197 @@
+"""What one training step computes: the draws of a batch, and BootPIG's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from bootpig.stages.engine.contract import sample_seed
+from bootpig.stages.train.dataset import Batch
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch with all that is drawn for it. Tensors are float32 or float16 until `on`."""
+
+    target: torch.Tensor
+    """(B, C, h, w) latents."""
+    reference: torch.Tensor
+    """(B, C, h, w) latents."""
+    noise: torch.Tensor
+    """(B, C, h, w), of the target."""
+    reference_noise: torch.Tensor
+    """(B, C, h, w), independent of `noise`."""
+    timesteps: torch.Tensor
+    """(B,) int64: one for target and reference."""
+    prompt_embeds: torch.Tensor
+    """(B, S, D), the empty prompt's where the caption is dropped."""
+    reference_prompt_embeds: torch.Tensor
+    """(B, S, D), never dropped."""
+    use_reference: tuple[bool, ...]
+    """B truth values, known to the host so that no step waits for the device."""
+    pooled_prompt_embeds: torch.Tensor | None = None
+    """(B, P), dropped with the caption; SDXL only."""
+    pooled_reference_prompt_embeds: torch.Tensor | None = None
+    """(B, P); SDXL only."""
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "use_reference"}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def pinned(self) -> Inputs:
+        """In page-locked memory, from which the copy to a GPU runs beside the computation."""
+        return Inputs(**{name: t.pin_memory() for name, t in self._tensors().items()}, use_reference=self.use_reference)
+
+    def parts(self, size: int) -> Iterator[Inputs]:
+        """Slices of `size` samples."""
+        for begin in range(0, len(self.use_reference), size):
+            part = slice(begin, begin + size)
+            tensors = {name: t[part] for name, t in self._tensors().items()}
+            yield Inputs(**tensors, use_reference=self.use_reference[part])
+
+    def on(self, device: torch.device) -> dict[str, Any]:
+        """The arguments of `Objective.forward`: on `device`, floats as float32."""
+        arguments: dict[str, Any] = {}
+        for name, tensor in self._tensors().items():
+            moved = tensor.to(device, non_blocking=True)
+            arguments[name] = moved.float() if moved.is_floating_point() else moved
+        return {**arguments, "use_reference": self.use_reference}
+
+
+class Draws:
+    """Draws noise, timesteps and what is dropped for a batch.
+
+    A visit's draws follow from its own seed alone, a whole step's from (train seed, step): so neither the number of
+    ranks nor the size of a device's batch nor a resume changes them.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        timesteps: int,
+        empty_prompt: torch.Tensor,
+        drop_caption: float,
+        drop_reference: float,
+        drop_reference_per: Literal["sample", "step"],
+        empty_pooled: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            seed: train's.
+            timesteps: of the noise schedule; t ~ U{0 .. timesteps − 1}.
+            empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): what the base reads where there is no caption.
+        """
+        self.seed = seed
+        self.timesteps = timesteps
+        self.empty_prompt = empty_prompt
+        self.empty_pooled = empty_pooled
+        self.drop_caption = drop_caption
+        self.drop_reference = drop_reference
+        self.per_step = drop_reference_per == "step"
+
+    def __call__(self, step: int, batch: Batch) -> Inputs:
+        target = batch.tensors["target"]
+        noise, reference_noise = torch.empty(2, *target.shape)
+        timesteps = torch.empty(len(batch.ids), dtype=torch.long)
+        chances = torch.empty(len(batch.ids), 2)
+        for row, seed in enumerate(batch.seeds):
+            generator = torch.Generator().manual_seed(seed)
+            torch.randint(self.timesteps, (1,), generator=generator, out=timesteps[row : row + 1])
+            torch.rand(2, generator=generator, out=chances[row])
+            torch.randn(target.shape[1:], generator=generator, out=noise[row])
+            torch.randn(target.shape[1:], generator=generator, out=reference_noise[row])
+        if self.per_step:
+            generator = torch.Generator().manual_seed(sample_seed(self.seed, "train.step", str(step)))
+            chances[:, 1] = torch.rand(1, generator=generator)
+        prompt_embeds = batch.tensors["prompt_embeds"]
+        dropped = chances[:, 0] < self.drop_caption
+        pooled = batch.tensors.get("pooled_prompt_embeds")
+        if pooled is not None and self.empty_pooled is not None:
+            pooled = torch.where(dropped.view(-1, 1), self.empty_pooled.to(pooled.dtype), pooled)
+        return Inputs(
+            target=target,
+            reference=batch.tensors["reference"],
+            noise=noise,
+            reference_noise=reference_noise,
+            timesteps=timesteps,
+            prompt_embeds=torch.where(dropped.view(-1, 1, 1), self.empty_prompt.to(prompt_embeds.dtype), prompt_embeds),
+            reference_prompt_embeds=batch.tensors["reference_prompt_embeds"],
+            use_reference=tuple((chances[:, 1] >= self.drop_reference).tolist()),
+            pooled_prompt_embeds=pooled,
+            pooled_reference_prompt_embeds=batch.tensors.get("pooled_reference_prompt_embeds"),
+        )
+
+
+class NoiseSchedule(Protocol):
+    """The part of a diffusers scheduler that training needs."""
+
+    config: Any
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor: ...
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor: ...
+
+
+class Objective(nn.Module):
+    """BootPIG's training loss as one module, so that there is one `prepare`, one `accumulate` and one DDP wrapper.
+
+    The mean squared error against the noise (BootPIG, eq. 1), or against the velocity where the scheduler says so; the
+    paper's pseudo-code, which takes the noisy latent for the prediction's goal, is not followed.
+    """
+
+    def __init__(self, model: nn.Module, scheduler: NoiseSchedule, vae_scale_factor: int = 8) -> None:
+        """`vae_scale_factor`: pixels of a picture's side to one of its latents', for SDXL's sizes."""
+        super().__init__()
+        self.model = model
+        self.scheduler = scheduler
+        self.vae_scale_factor = vae_scale_factor
+
+    def forward(
+        self,
+        target: torch.Tensor,
+        reference: torch.Tensor,
+        noise: torch.Tensor,
+        reference_noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        reference_prompt_embeds: torch.Tensor,
+        use_reference: tuple[bool, ...],
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        pooled_reference_prompt_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Arguments as `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
+        noisy = self.scheduler.add_noise(target, noise, timesteps)
+        noisy_reference = self.scheduler.add_noise(reference, reference_noise, timesteps)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            goal = self.scheduler.get_velocity(target, noise, timesteps)
+        else:
+            goal = noise
+        batch = (noisy, timesteps, prompt_embeds, noisy_reference, reference_prompt_embeds)
+        conditions = {}
+        if pooled_prompt_embeds is not None and pooled_reference_prompt_embeds is not None:
+            conditions["added_cond_kwargs"] = self._conditions(pooled_prompt_embeds, target)
+            conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
+        if len(set(use_reference)) == 1:
+            prediction = self.model(*batch, use_reference=use_reference[0], **conditions)
+            return mse_loss(prediction.float(), goal)
+        # Samples that keep their reference and samples that drop it go through the networks apart.
+        total = torch.zeros((), device=target.device)
+        for kept in (True, False):
+            rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=target.device)
+            chosen = {name: {key: tensor[rows] for key, tensor in given.items()} for name, given in conditions.items()}
+            prediction = self.model(*(tensor[rows] for tensor in batch), use_reference=kept, **chosen)
+            total = total + mse_loss(prediction.float(), goal[rows]) * len(rows)
+        return total / len(use_reference)
+
+    def _conditions(self, pooled: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """SDXL's: pooled embeds, and original size, crop and target size in pixels: the picture's own, uncropped."""
+        time_ids = torch.zeros(len(pooled), 6, dtype=pooled.dtype, device=pooled.device)
+        time_ids[:, 0::4] = latents.shape[-2] * self.vae_scale_factor
+        time_ids[:, 1::4] = latents.shape[-1] * self.vae_scale_factor
+        return {"text_embeds": pooled, "time_ids": time_ids}

@@ -1,0 +1,341 @@
+"""train: teaches a Reference UNet and the base's RSA layers on encode's triplets, and exports the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from bootpig.models.pretrained.sources import PIPELINE, ModelSource, loading, local_path, resolve, resolve_all
+from bootpig.stages.engine.contract import (
+    MODEL,
+    SPEED,
+    Checkpoints,
+    InputError,
+    ModelIdentity,
+    Progress,
+    ReduceInput,
+    ReduceStage,
+    StageConfig,
+)
+from bootpig.stages.engine.fields import ModelName, Revision
+from bootpig.storage.fingerprint import digest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from bootpig.models.pipelines.sd import BootPIGPipeline
+    from bootpig.models.pipelines.xl import BootPIGXLPipeline
+    from bootpig.stages.train.dataset import EncodedSample
+
+
+class Trainable(StageConfig):
+    """What is trained. What is frozen still takes part: an untrained Reference UNet yields features too."""
+
+    reference: bool = Field(default=True, description="The Reference UNet.")
+    base: Literal["none", "rsa", "all"] = Field(
+        default="rsa", description="Of the base UNet: nothing, its self-attention layers (the paper), or everything."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Trainable:
+        if not self.reference and self.base == "none":
+            raise ValueError("nothing is trained; set reference to true, or base to rsa or all")
+        return self
+
+
+class TrainConfig(StageConfig):
+    """The recipe. Defaults are the paper's; where it is silent, the published code's."""
+
+    model: ModelName = Field(description="Base pipeline in diffusers' format: a folder or a hub id.")
+    revision: Revision = None
+    init_from: str | None = Field(
+        default=None, json_schema_extra=MODEL, description="A trained model's folder to go on from; null: the base."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**62, description="Of the order, noise and dropouts; the data has its own.")
+    steps: int = Field(default=10_000, ge=1, description="Updates of the weights.")
+    global_batch_size: int = Field(default=64, ge=1, description="Samples an update, over all devices.")
+    per_device_batch_size: int = Field(
+        default=4,
+        ge=1,
+        json_schema_extra=SPEED,
+        description="Samples a device holds at once, at most; gradients are accumulated up to the global batch.",
+    )
+    learning_rate_reference: float = Field(default=5e-6, ge=0, le=1, description="Of the Reference UNet.")
+    learning_rate_base: float = Field(default=1e-6, ge=0, le=1, description="Of what is trained in the base UNet.")
+    schedule: Literal["constant", "linear_tail"] = Field(
+        default="constant", description="Learning rates after the warm-up: constant, or falling linearly at the end."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Updates over which the rates rise linearly from 0.")
+    tail_from: float = Field(default=0.6, ge=0, le=1, description="linear_tail: fraction of the steps where it begins.")
+    tail_to: float = Field(default=0.03, ge=0, le=1, description="linear_tail: fraction of the rates at the last step.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's, each in [0, 1).")
+    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's.")
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
+    drop_caption: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="Chance that the base sees the empty prompt; the Reference UNet keeps its own.",
+    )
+    drop_reference: float = Field(default=0.15, ge=0, le=1, description="Chance that the reference is left out.")
+    drop_reference_per: Literal["sample", "step"] = Field(
+        default="step", description="The reference is left out for single samples, or for all of an update (published)."
+    )
+    trainable: Trainable = Field(default=Trainable(), description="What is trained.")
+    key_scale: float = Field(
+        default=1.0, gt=0, le=10, description="Factor on reference features before the keys; published code: 1.1."
+    )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        default="bf16", description="bf16: bfloat16 arithmetic, float32 weights and moments."
+    )
+    shuffle_window: int = Field(
+        default=4096, ge=1, description="Samples shuffled together; about two such windows are held in memory."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, json_schema_extra=SPEED, description="Less memory for a second forward pass."
+    )
+    cache_bytes: int = Field(
+        default=2**31,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="Memory for decoded shards beyond those in use, bytes.",
+    )
+    num_workers: int = Field(
+        default=2, ge=0, le=64, json_schema_extra=SPEED, description="Threads that read and decode ahead."
+    )
+    checkpoint_every: int = Field(
+        default=500, ge=1, json_schema_extra=SPEED, description="Updates between checkpoints."
+    )
+    sample_every: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="Updates between pictures of samples; 0: none. Changes what is logged, never the model.",
+    )
+    log_every: int = Field(
+        default=10,
+        ge=1,
+        json_schema_extra=SPEED,
+        description="Updates between lines of the log. Changes what is logged, never the model.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        problems = []
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas: {list(self.betas)} must each lie in [0, 1)")
+        if self.warmup_steps >= self.steps:
+            problems.append(f"warmup_steps: {self.warmup_steps} must be below steps, {self.steps}")
+        ignored = self.changed(["tail_from", "tail_to"])
+        if self.schedule == "constant" and ignored:
+            problems.append(f"{', '.join(ignored)}: without effect while schedule is constant; set linear_tail")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Train(ReduceStage):
+    """Reads encode's shards; writes `model/`, `log.jsonl`, `samples/` and `tensorboard/`.
+
+    `model/` follows from the input alone; the rest holds speeds and times too.
+    """
+
+    name = "train"
+    version = 1
+    upstream = "encode"
+    config_class = TrainConfig
+    config: TrainConfig
+    identity_prefix: ClassVar[str] = "model/"
+
+    def device(self) -> str:
+        # accelerate takes a GPU if there is one, and gives each rank its own
+        rank = os.environ.get("LOCAL_RANK")
+        return "auto" if rank is None else f"cuda:{rank}"
+
+    def models(self) -> Mapping[str, ModelIdentity]:
+        return self._sources()
+
+    def _sources(self) -> dict[str, ModelSource]:
+        c = self.config
+        lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE)}
+        if c.init_from is not None:
+            lookups["init_from"] = self._init_from
+        return resolve_all(self.name, lookups)
+
+    def _init_from(self) -> ModelSource:
+        name = str(self.config.init_from)
+        if local_path(name) is None:
+            raise InputError(f"train.init_from: {name!r} is no folder; give that of a trained model")
+        return resolve("train.init_from", name)
+
+    def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
+        """Train until `steps`, from the newest checkpoint if there is one.
+
+        Raises:
+            InputError: too few samples, or the base model does not fit them.
+            ModelError: the base or `init_from` cannot be loaded.
+            Interrupted: a signal came; a checkpoint is written.
+            FatalError: the loss is no longer finite.
+        """
+        import torch
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        from bootpig.stages.train.loop import micro_batch
+
+        # accelerate keeps one state a process and refuses another precision; a process may train twice.
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=self.config.mixed_precision, cpu=not torch.accelerator.is_available())
+        ranks = accelerator.num_processes
+        if self.config.global_batch_size % ranks:
+            raise InputError(
+                f"train.global_batch_size: {self.config.global_batch_size} cannot be shared among {ranks} processes; "
+                "give a multiple of their number"
+            )
+        share = self.config.global_batch_size // ranks
+        accelerator.gradient_accumulation_steps = share // micro_batch(share, self.config.per_device_batch_size)
+        try:
+            self._train(accelerator, data, workdir, checkpoints, progress)
+        finally:
+            accelerator.free_memory()
+            AcceleratorState._reset_state()
+
+    def _train(
+        self, accelerator: Accelerator, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress
+    ) -> None:
+        from diffusers import DDPMScheduler
+
+        from bootpig.models.core.bootpig import BootPIG
+        from bootpig.models.pipelines.bases import empty_prompt
+        from bootpig.models.pipelines.card import base_licence
+        from bootpig.stages.train.dataset import ShardLoader
+        from bootpig.stages.train.grid import SampleGrid
+        from bootpig.stages.train.log import TrainingLog
+        from bootpig.stages.train.loop import Trainer
+        from bootpig.stages.train.objective import Draws, Objective
+
+        config = self.config
+        loader = ShardLoader(
+            data,
+            seed=config.seed,
+            batch_size=config.global_batch_size,
+            window=config.shuffle_window,
+            cache_bytes=config.cache_bytes,
+            workers=config.num_workers,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
+        )
+        samples = loader.first(SampleGrid.ROWS)
+        sources = self._sources()
+        pipeline: Any = load_pipeline(sources)
+        check_fit(config.model, pipeline, samples[0])
+        # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
+        pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reference_caption(samples))
+        empty, empty_pooled = empty_prompt(pipeline)
+        model = BootPIG(
+            pipeline.unet,
+            pipeline.reference_unet,
+            train_reference=config.trainable.reference,
+            train_base=config.trainable.base,
+            key_scale=config.key_scale,
+        )
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        trainer = Trainer(config, model, Objective(model, scheduler, pipeline.vae_scale_factor), loader, accelerator)
+        draws = Draws(
+            seed=config.seed,
+            timesteps=scheduler.config.num_train_timesteps,
+            empty_prompt=empty,
+            empty_pooled=empty_pooled,
+            drop_caption=config.drop_caption,
+            drop_reference=config.drop_reference,
+            drop_reference_per=config.drop_reference_per,
+        )
+        facts = {
+            "recipe": config.hashed(),
+            "version": self.version,
+            "models": {name: source.as_json() for name, source in sources.items()},
+            "dataset": digest([[unit.unit, unit.digest] for unit in data.units]),
+            "samples": loader.order.samples,
+        }
+        grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every else None
+        log = TrainingLog(workdir) if accelerator.is_main_process else None
+        try:
+            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid)
+        finally:
+            if log:
+                log.close()
+        if accelerator.is_main_process:
+            base = sources["model"]
+            info = {
+                "base": config.model,
+                "revision": base.revision,
+                "base_license": base_licence(base.path, base.revision),
+                **facts,
+            }
+            pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
+        accelerator.wait_for_everyone()
+
+
+def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootPIGXLPipeline:
+    """The base pipeline in float32 on the CPU, with what `init_from` was trained to.
+
+    Raises:
+        ModelError: one of the two cannot be loaded.
+    """
+    import torch
+
+    from bootpig.models.pipelines.bases import load_base
+
+    pipeline = load_base(sources["model"], torch.float32)
+    if "init_from" in sources:
+        with loading("train.init_from", sources["init_from"].source):
+            pipeline.load_bootpig(sources["init_from"].path)
+    return pipeline
+
+
+def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
+    """Compare the base model with what encode made.
+
+    Raises:
+        InputError: latents or text embeds are not of the base's shape, or it predicts neither noise nor velocity.
+    """
+    unet = pipeline.unet.config
+    channels, *sides = sample.tensors["target"].shape
+    width = sample.tensors["prompt_embeds"].shape[-1]
+    factor = 2 ** (len(unet.block_out_channels) - 1)
+    wanted = unet.cross_attention_dim
+    widths = [wanted] if isinstance(wanted, int) else list(wanted)
+    pooled = sample.tensors["pooled_prompt_embeds"].shape[-1] if "pooled_prompt_embeds" in sample.tensors else 0
+    wanted_pooled = 0
+    if unet.addition_embed_type == "text_time":  # behind the pooled embeds come six sizes
+        wanted_pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
+    problems = []
+    if channels != unet.in_channels:
+        problems.append(f"reads latents of {unet.in_channels} channels, encode made {channels}")
+    if set(widths) != {width}:
+        problems.append(f"reads text embeds {widths[0]} wide, encode made {width}")
+    if pooled != wanted_pooled:
+        problems.append(f"reads pooled embeds {wanted_pooled} wide, encode made {pooled}")
+    if any(side % factor for side in sides):
+        problems.append(f"halves latents {factor.bit_length() - 1} times, encode made {' x '.join(map(str, sides))}")
+    if problems:
+        raise InputError(f"train.model: {source!r} {'; '.join(problems)}; give the model that encode.model names")
+    prediction = pipeline.scheduler.config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
+        raise InputError(
+            f"train.model: {source!r} predicts {prediction}; give one that predicts epsilon or v_prediction"
+        )
+
+
+def reference_caption(samples: Sequence[EncodedSample]) -> Literal["caption", "object"]:
+    """What the Reference UNet reads in this data set: encode chose it, and the model must say it at inference."""
+    alike = (bool((s.tensors["prompt_embeds"] == s.tensors["reference_prompt_embeds"]).all()) for s in samples)
+    return "caption" if all(alike) else "object"

@@ -1,0 +1,75 @@
+"""What the shipped configs would take, with no model at hand and nobody asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from bootpig.flows.loading import load_config
+from bootpig.flows.runs.plan import plan
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("OPENAI_API_KEY", "never sent")
+
+
+def facts(name: str, folder: Path, *overrides: str) -> dict:
+    local = (f"root={folder / 'store'}", "segment.sam=/none.pth", "segment.sam_sha256=null")
+    return plan(load_config(CONFIGS / f"{name}.yaml", [*local, *overrides]))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl-data", "sdxl"])
+def test_units_hours_bytes_and_what_is_missing(name: str, tmp_path: Path) -> None:
+    planned = facts(name, tmp_path)
+    for stage in ("caption", "synthesize", "segment", "augment", "encode"):
+        assert planned["stages"][stage]["units"] == {"total": 200, "cached": 0, "due": 200}
+    for key in ("gpu_hours", "cost_usd", "bytes"):
+        assert planned["total"][key] == pytest.approx(sum(stage[key] for stage in planned["stages"].values()))
+    assert all(stage["bytes"] > 0 for stage in planned["stages"].values())
+    refined = ["synthesize.refiner"] if name == "sdxl-data" else []
+    fields = ["synthesize.model", *refined, "segment.detector", "segment.sam", "encode.model", "train.model"]
+    fields += ["evaluate.clip", "evaluate.dino", "evaluate.subjects"]
+    assert [problem.split(":")[0] for problem in planned["missing"]] == fields
+    assert planned["assumptions"]
+    assert not (tmp_path / "store").exists()
+
+
+def test_figures_follow_the_operation_counts(tmp_path: Path) -> None:
+    stages = facts("sd21", tmp_path)["stages"]
+    hour = 0.4 * 800 * 3600  # TFLOP
+    assert stages["train"]["gpu_hours"] == pytest.approx(10_000 * 64 * 4.5 / hour)
+    assert stages["synthesize"]["gpu_hours"] == pytest.approx(200_000 * (50 * 2 * 0.8 + 2.5) / hour)
+    assert stages["encode"]["gpu_hours"] == pytest.approx(200_000 * 5 * 1.1 / hour)
+    assert stages["encode"]["bytes"] == 200_000 * 2 * (5 * 4 * 64 * 64 + 2 * 77 * 1024)
+    assert stages["synthesize"]["bytes"] == 200_000 * 1.5 * 512 * 512
+
+    xl = facts("sdxl", tmp_path)["stages"]
+    assert xl["synthesize"]["gpu_hours"] == pytest.approx(200_000 * (30 * 2 * 6.76 + 4 * 2.5) / hour)
+    assert xl["encode"]["bytes"] == 200_000 * 2 * (5 * 4 * 128 * 128 + 2 * (77 * 2048 + 1280))
+    refined = facts("sdxl-data", tmp_path)["stages"]["synthesize"]
+    assert refined["bytes"] == stages["synthesize"]["bytes"], "kept at 512 pixels"
+    step = 0.8 * 6.76 + 0.2 * 7.29
+    assert refined["gpu_hours"] == pytest.approx(200_000 * (25 * 2 * step + 4 * 2.5) / hour)
+
+
+def test_captions_of_an_llm_have_their_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = facts("sd21", tmp_path)
+    caption = planned["stages"]["caption"]
+    llm = caption["llm"]
+    assert llm["requests"] == 4000 and llm["output_tokens"] == 200_000 * 30
+    assert caption["cost_usd"] == llm["cost_usd"] == (llm["input_tokens"] * 0.40 + llm["output_tokens"] * 1.60) / 1e6
+    assert any("'gpt-4.1-mini', 30 tokens a caption" in line for line in planned["assumptions"])
+    batched = facts("sd21", tmp_path, "caption.openai.batch=true")["stages"]["caption"]
+    assert batched["cost_usd"] == caption["cost_usd"] / 2
+    low = facts("sd21", tmp_path, "caption.openai.cap_usd=2")
+    assert any("cap_usd 2 is less than that" in line for line in low["assumptions"])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    missing = facts("sd21", tmp_path)["missing"]
+    assert missing[0].startswith("caption.openai.api_key_env: 'OPENAI_API_KEY' → this environment variable is not set")

@@ -1,0 +1,65 @@
+"""The model card says what `bootpig.json` knows, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from bootpig.models.pipelines.card import base_licence, model_card
+
+PROJECT = Path(__file__).parents[3]
+
+METRICS = {
+    "subjects": 20,
+    "images": 80,
+    "methods": {"bootpig": {"dino": {"mean": 0.61234}, "clip_t": {"mean": 0.3}}, "real": {"dino": {"mean": 0.9}}},
+}
+
+
+def head(card: str) -> dict[str, object]:
+    loaded: dict[str, object] = yaml.safe_load(card.split("---\n")[1])
+    return loaded
+
+
+def test_all_that_is_known_is_said(tmp_path: Path) -> None:
+    info = {
+        "base": "someone/stable-diffusion",
+        "revision": "a" * 40,
+        "dataset": "f" * 64,
+        "samples": 968,
+        "recipe": {"steps": 500, "trainable": {"base": "rsa"}},
+        "key_scale": 1.1,
+        "metrics": METRICS,
+    }
+    card = model_card(info)
+    assert head(card)["base_model"] == "someone/stable-diffusion"
+    for text in (
+        "a" * 40,
+        "f" * 64,
+        "968 (reference",
+        "| steps | `500` |",
+        "| trainable.base | `rsa` |",
+        "key_scale: 1.1",
+    ):
+        assert text in card
+    assert "| bootpig | 0.300 | – | 0.612 |" in card
+    assert "20 subjects, 80 pictures" in card
+    assert "see its own model card" in card
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    card = model_card({"base": "/somewhere/base"})
+    assert "## Data" not in card
+    assert "## Recipe" not in card
+    assert "## Metrics" not in card
+    assert "base_model" not in head(card)
+
+
+def test_the_licence_is_the_bases_own(tmp_path: Path) -> None:
+    assert base_licence(str(PROJECT / "models/toy/checkpoints/stable-diffusion")) == "apache-2.0"
+    assert head(model_card({"base": "toy", "base_license": "apache-2.0"}))["license"] == "apache-2.0"
+    assert base_licence(str(tmp_path)) is None
+    for text in ("no metadata", "---\n: : :\n---\n", "---\nlicense: [a]\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert base_licence(str(tmp_path)) is None

@@ -1,0 +1,310 @@
+"""Training: the recipe's checks, exact resume, signals, what is exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from bootpig.models.core.bootpig import BootPIG
+from bootpig.models.pipelines.sd import BootPIGPipeline
+from bootpig.models.pretrained.sources import ModelError
+from bootpig.stages.engine.contract import FatalError, InputError, Progress, ReduceInput
+from bootpig.stages.train.grid import SampleGrid
+from bootpig.stages.train.loop import Interrupted, micro_batch, rate_factor
+from bootpig.stages.train.stage import Train, TrainConfig
+from tests.stages.train.training_data import FolderCheckpoints, save_base, write_units
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SampleGrid, "STEPS", 2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ReduceInput:
+    return write_units(tmp_path_factory.mktemp("units"), (5, 4, 3))
+
+
+def recipe(base: Path, **values: object) -> TrainConfig:
+    small = {
+        "steps": 6,
+        "global_batch_size": 4,
+        "per_device_batch_size": 4,
+        "learning_rate_reference": 1e-3,
+        "learning_rate_base": 1e-3,
+        "log_every": 2,
+        "drop_reference": 0.3,
+        "drop_caption": 0.3,
+    }
+    return TrainConfig(model=str(base), **{**small, **values})
+
+
+def train(
+    config: TrainConfig,
+    data: ReduceInput,
+    folder: Path,
+    checkpoints: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Train into `folder` and return the exported weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Train(config, seed=0).run(
+        data, folder, FolderCheckpoints(checkpoints or folder / "none"), progress or (lambda *_: None)
+    )
+    reference = load_file(folder / "model/reference_unet/diffusion_pytorch_model.safetensors")
+    return {**{f"reference.{k}": v for k, v in reference.items()}, **load_file(folder / "model/rsa.safetensors")}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", ["killed", "sigterm"])
+def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: str) -> None:
+    # The third step lies between two lines of the log.
+    config = recipe(base, checkpoint_every=3, sample_every=2, schedule="linear_tail", warmup_steps=2)
+    straight = train(config, data, tmp_path / "straight")
+
+    def progress(done: int, total: int, text: str) -> None:
+        if done == 4 and stop == "killed":
+            raise Killed
+        if done == 2 and stop == "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Killed if stop == "killed" else Interrupted) as caught:
+        train(config, data, tmp_path / "first", tmp_path / "kept", progress)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    if stop == "sigterm":
+        assert caught.value.code == 143
+    assert not (tmp_path / "first/model").exists()
+    names = [path.name for path in (tmp_path / "kept").iterdir()]
+    assert names == ["checkpoint-00003" if stop == "killed" else "checkpoint-00002"]
+    assert {path.suffix for path in (tmp_path / "kept" / names[0]).iterdir()} == {".safetensors", ".json", ".jsonl", ""}
+
+    told: list[tuple[int, str]] = []
+    resumed = train(
+        config, data, tmp_path / "second", tmp_path / "kept", lambda done, _, text: told.append((done, text))
+    )
+    assert told[0][0] == int(names[0][-1])
+    assert equal(straight, resumed)
+    lines = [
+        [{k: v for k, v in line.items() if k != "samples_per_second"} for line in log(tmp_path / name)]
+        for name in ("straight", "second")
+    ]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0]] == [2, 4, 6]
+    for step in (2, 4, 6):
+        name = f"samples/step-{step:06d}.png"
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert list((tmp_path / "second/tensorboard").glob("events.*"))
+
+
+def test_equal_runs_give_equal_models(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    config = recipe(base, steps=3)
+    train(config, data, tmp_path / "one")
+    # What only changes speed or the log changes no byte of the model.
+    train(config.model_copy(update={"num_workers": 0, "log_every": 1, "sample_every": 1}), data, tmp_path / "two")
+    for file in sorted((tmp_path / "one/model").rglob("*")):
+        if file.is_file():
+            assert file.read_bytes() == (tmp_path / "two/model" / file.relative_to(tmp_path / "one/model")).read_bytes()
+
+
+def test_accumulation_gives_the_same_weights(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    config = recipe(base, steps=3, mixed_precision="no", drop_reference_per="sample", drop_reference=0.5)
+    whole = train(config, data, tmp_path / "whole")
+    parts = train(config.model_copy(update={"per_device_batch_size": 2}), data, tmp_path / "parts")
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=0, atol=1e-4)
+
+
+def test_out_of_memory_makes_smaller_parts_of_the_same_batch(
+    base: Path, data: ReduceInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(base, steps=3, log_every=1)
+    expected = train(config.model_copy(update={"per_device_batch_size": 2}), data, tmp_path / "small")
+    forward, calls, limit = BootPIG.forward, [], 2
+
+    def too_large(self, noisy_latents, *arguments, **options):
+        calls.append(len(noisy_latents))
+        result = forward(self, noisy_latents, *arguments, **options)
+        if len(noisy_latents) > limit or (len(calls) == 5 and limit == 2):  # in the second part of the second step
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    monkeypatch.setattr(BootPIG, "forward", too_large)
+    halved = train(config, data, tmp_path / "halved")
+    assert calls == [4, 2, 2, 2, 2, *[1] * 8]
+    assert [line["per_device_batch_size"] for line in log(tmp_path / "halved")] == [2, 1, 1]
+    for name in expected:
+        torch.testing.assert_close(halved[name], expected[name], rtol=0, atol=2e-3)
+    limit = 0
+    with pytest.raises(FatalError, match=r"^train: out of memory with a single sample; .*gradient_checkpointing"):
+        train(config, data, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("trainable", "moved"),
+    [
+        ({"reference": True, "base": "rsa"}, {"reference", "rsa"}),
+        ({"reference": True, "base": "none"}, {"reference"}),
+        ({"reference": False, "base": "rsa"}, {"rsa"}),
+    ],
+)
+def test_only_what_is_trainable_moves(
+    base: Path, data: ReduceInput, tmp_path: Path, trainable: dict, moved: set[str]
+) -> None:
+    before = load_file(base / "unet/diffusion_pytorch_model.safetensors")
+    after = train(recipe(base, steps=2, trainable=trainable, drop_reference=0), data, tmp_path / "out")
+    # Behind its last feature the exported Reference UNet is a copy of the base's part, which no feature depends on.
+    read = BootPIGPipeline.from_pretrained(base).reference_unet.state_dict()
+    after = {name: after[name] for name in after if name.removeprefix("reference.") in read or "reference" not in name}
+    changed = {
+        "reference" if name.startswith("reference.") else "rsa"
+        for name, tensor in after.items()
+        if not torch.equal(tensor, before[name.removeprefix("reference.")])
+    }
+    assert changed == moved
+    info = json.loads((tmp_path / "out/model/bootpig.json").read_text())
+    assert info["recipe"]["trainable"] == trainable
+
+
+def test_model_loads_and_another_goes_on_from_it(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    first = train(recipe(base, steps=2, key_scale=1.1), data, tmp_path / "first")
+    model = tmp_path / "first/model"
+    pipeline = BootPIGPipeline.from_pretrained(base)
+    info = pipeline.load_bootpig(model)
+    assert info["key_scale"] == pipeline.config.key_scale == 1.1
+    assert (info["reference_caption"], info["prediction_type"]) == ("object", "v_prediction")
+    assert str(tmp_path) not in json.dumps({**info, "base": ""})
+    frozen = recipe(base, steps=1, init_from=str(model), learning_rate_reference=0, learning_rate_base=0)
+    assert equal(first, train(frozen, data, tmp_path / "second"))
+    assert Train(frozen, 0).models().keys() == {"model", "init_from"}
+
+
+def test_it_learns(data: ReduceInput, tmp_path: Path) -> None:
+    # From noise about noise only epsilon can be told: the velocity is independent of what the network sees.
+    base = save_base(tmp_path / "base", "epsilon")
+    config = recipe(base, steps=30, trainable={"base": "all"}, learning_rate_base=3e-3, log_every=10)
+    train(config, data, tmp_path / "out")
+    losses = [line["loss"] for line in log(tmp_path / "out")]
+    assert losses[-1] < 0.9 * losses[0]
+    assert json.loads((tmp_path / "out/model/bootpig.json").read_text())["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"channels": 8}, "reads latents of 4 channels, encode made 8"),
+        ({"width": 48}, "reads text embeds 32 wide, encode made 48"),
+        ({"side": 7}, "halves latents 1 times, encode made 7 x 7"),
+    ],
+)
+def test_base_must_fit_the_data(base: Path, tmp_path: Path, shape: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=rf"^train.model: .* {message}; give the model"):
+        train(recipe(base), write_units(tmp_path / "units", (4,), **shape), tmp_path / "out")
+
+
+def test_bad_input_is_one_line(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^train.model: '.*nowhere.safetensors' does not exist"):
+        Train(recipe(tmp_path / "nowhere.safetensors"), 0).models()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/bootpig.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"^train.init_from: .* rsa.safetensors is missing"):
+        train(recipe(base, init_from=str(tmp_path / "model")), data, tmp_path / "out")
+    with pytest.raises(InputError, match=r"^train.global_batch_size: 64 is more than the 12 encoded samples"):
+        train(recipe(base, global_batch_size=64), data, tmp_path / "out")
+
+
+def test_checkpoint_of_another_run_is_refused(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    train(recipe(base, steps=3, checkpoint_every=2), data, tmp_path / "one", tmp_path / "kept")
+    with pytest.raises(InputError, match="checkpoint-00002 was made by another configuration"):
+        train(recipe(base, steps=4), data, tmp_path / "two", tmp_path / "kept")
+    other = replace(data, units=[replace(unit, digest="0" * 64) for unit in data.units])
+    with pytest.raises(InputError, match="checkpoint-00002 was made by another configuration"):
+        train(recipe(base, steps=3, checkpoint_every=2), other, tmp_path / "two", tmp_path / "kept")
+    weights = tmp_path / "kept/checkpoint-00002/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="checkpoint-00002 is not readable"):
+        train(recipe(base, steps=3, checkpoint_every=2), data, tmp_path / "two", tmp_path / "kept")
+
+
+def test_a_loss_that_is_not_finite_ends_it(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    with pytest.raises(FatalError, match="the loss is nan near step"):
+        train(
+            recipe(base, steps=20, learning_rate_reference=1, learning_rate_base=1, eps=1e-30, weight_decay=1e6),
+            data,
+            tmp_path / "out",
+        )
+
+
+def test_config_says_every_problem(base: Path) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig(model="x", steps=0, learning_rate_base=-1, stepz=3)
+    assert {error["loc"][0] for error in caught.value.errors()} == {"steps", "learning_rate_base", "stepz"}
+    for wrong in ({"tail_to": 0.1}, {"warmup_steps": 6}, {"betas": (0.9, 1.0)}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            recipe(base, **wrong)
+    with pytest.raises(ValidationError, match="nothing is trained"):
+        recipe(base, trainable={"reference": False, "base": "none"})
+
+
+def test_what_is_hashed(base: Path) -> None:
+    hashed = recipe(base).hashed()
+    assert {
+        "seed",
+        "steps",
+        "global_batch_size",
+        "key_scale",
+        "mixed_precision",
+        "shuffle_window",
+        "trainable",
+    } <= hashed.keys()
+    speed = {
+        "model",
+        "revision",
+        "init_from",
+        "per_device_batch_size",
+        "num_workers",
+        "cache_bytes",
+        "log_every",
+        "gradient_checkpointing",
+        "checkpoint_every",
+        "sample_every",
+    }
+    assert not speed & hashed.keys()
+    assert hashed.keys() | speed == TrainConfig.model_fields.keys()
+
+
+def test_schedule(base: Path) -> None:
+    constant = recipe(base, steps=100, warmup_steps=4)
+    assert [rate_factor(step, constant) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
+    tail = recipe(base, steps=101, schedule="linear_tail", tail_from=0.5, tail_to=0.03)
+    assert rate_factor(50, tail) == 1.0
+    assert rate_factor(100, tail) == pytest.approx(0.03)
+    assert rate_factor(75, tail) == pytest.approx(1 - 0.97 * 24.5 / 49.5)
+
+
+def test_micro_batch() -> None:
+    assert [micro_batch(*values) for values in ((32, 32), (32, 100), (32, 12), (7, 4), (6, 4))] == [32, 32, 8, 1, 3]
