@@ -43,8 +43,8 @@ from bootpig.flows.stage_run import StageOutcome, StageRun
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import StageSurvey
-from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.engine.preflight import fetch_models, pinned, preflight
+from bootpig.stages.engine.survey import StageSurvey, graph_of
 from bootpig.stages.report.gather import StageDone, gather
 from bootpig.stages.report.html import build_report
 from bootpig.storage.errors import StoreError
@@ -79,7 +79,7 @@ def bootstrap(
     promotes = until is None
     if run is not None and until is None:
         until = read_run(Root(config.root), run).until
-    return _run(config, run, Selection(span(first, until), None, force, retry_failed), promotes)
+    return _run(config, run, Selection(span(graph_of(config), first, until), None, force, retry_failed), promotes)
 
 
 @flow(flow_run_name="run_stage {stage}", persist_result=False)
@@ -96,8 +96,10 @@ def run_stage(
 
     Args as in `bootstrap`.
     """
-    stages = span(known_stage("stage", stage)) if downstream else (known_stage("stage", stage),)
-    units_known = known_units(config if run is None else _config_of(config, run), stages, units)
+    graph = graph_of(config)
+    known_stage("stage", stage, graph)
+    stages = graph.below(stage) if downstream else (stage,)
+    units_known = known_units(config if run is None else _config_of(config, run), graph, stages, units)
     return _run(config, run, Selection(stages, units_known, force, retry_failed), promotes=False)
 
 
@@ -135,7 +137,8 @@ def regenerate(
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
     seeded = config.model_copy(update={"seed": seed})
     until = None if train else "encode"
-    state = _run(seeded, None, Selection(span(None, until)), promotes=True, scheduled=scheduled, until=until)
+    stages = span(graph_of(config), None, until)
+    state = _run(seeded, None, Selection(stages), promotes=True, scheduled=scheduled, until=until)
     if state.is_completed() and keep is not None:
         try:
             gc.collect(root, gc.garbage(root, keep))
@@ -177,10 +180,10 @@ def _run(
             ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
         record.state, record.ended, record.message = "running", None, ""
     export_key(engine.config)
-    if problems := engine.preflight(selection.stages) + runner_problems(engine.config):
+    if problems := preflight(engine, selection.stages) + runner_problems(engine.config):
         raise InputError("\n".join(problems))
-    engine = Engine(engine.pinned(selection.stages))
-    engine.fetch(selection.stages, display.current.line)
+    engine = Engine(pinned(engine, selection.stages))
+    fetch_models(engine, selection.stages, display.current.line)
     if record is None:
         record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled, until=until)
     else:
@@ -273,14 +276,14 @@ class _Work:
 
     def _units(self, stage: str) -> list[int]:
         """The chosen units; below the first stage of a run only those that are complete above."""
-        if stage not in MAP_STAGES:
+        if not self.engine.graph.is_map(stage):
             return [0]
         chosen = self.selection.units
         units = list(self.record.units if chosen is None else chosen)
-        above = STAGES[stage].upstream
-        if above is None or stage == self.selection.stages[0]:
+        if stage == self.selection.stages[0]:
             return units
-        return [unit for unit in units if self.surveys[above].units.get(unit) == "complete"]
+        above = [self.surveys[name].units for name in self.engine.graph.upstream[stage]]
+        return [unit for unit in units if all(states.get(unit) == "complete" for states in above)]
 
     def _remember(self, forced: list[int]) -> Callable[[int], None]:
         """What notes, in the record, each unit that was made by force."""
@@ -306,7 +309,7 @@ class _Work:
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]
         self.last_task = outcome.last_task or self.last_task
-        rows = survey.rows() if stage in MAP_STAGES else {}
+        rows = survey.rows() if self.engine.graph.is_map(stage) else {}
         self.record.stages[stage] = StageRecord(
             fingerprint=survey.fingerprint,
             made=outcome.made,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
-from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.engine.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,29 @@ class Selection:
     retry_failed: bool = False
 
 
-def span(first: str | None = None, until: str | None = None) -> tuple[str, ...]:
-    """The stages from `first` to `until`, both included.
+def span(graph: Graph, first: str | None = None, until: str | None = None) -> tuple[str, ...]:
+    """The stages from `first` to `until`, both included: those that depend on the one and that the other depends on.
 
     Raises:
         InputError: no such stages, or none lies between.
     """
-    names = list(STAGES)
-    begin = names.index(known_stage("from", first)) if first else 0
-    end = names.index(known_stage("until", until)) if until else len(names) - 1
-    if begin > end:
-        raise InputError(f"until: {until!r} → lies before {first!r}; the order is {', '.join(names)}")
-    return tuple(names[begin : end + 1])
+    begin = known_stage("from", first, graph) if first else None
+    end = known_stage("until", until, graph) if until else None
+    return graph.span(begin, end)
 
 
-def known_stage(field: str, stage: str) -> str:
-    """`stage` itself. Raises InputError when there is none of that name."""
-    if stage not in STAGES:
-        close = difflib.get_close_matches(stage, STAGES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(STAGES)}"
+def known_stage(field: str, stage: str, graph: Graph) -> str:
+    """`stage` itself. Raises InputError when the run has none of that name."""
+    if stage not in graph.stages:
+        close = difflib.get_close_matches(stage, graph.stages, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(graph.stages)}"
         raise InputError(f"{field}: {stage!r} → there is no such stage; {hint}")
     return stage
 
 
-def known_units(config: PipelineConfig, stages: Sequence[str], units: Sequence[int] | None) -> tuple[int, ...] | None:
+def known_units(
+    config: PipelineConfig, graph: Graph, stages: Sequence[str], units: Sequence[int] | None
+) -> tuple[int, ...] | None:
     """`units` sorted, each once. Raises InputError for one that the run does not have, or where units mean nothing."""
     if units is None:
         return None
@@ -63,7 +62,7 @@ def known_units(config: PipelineConfig, stages: Sequence[str], units: Sequence[i
             f"units: {', '.join(map(str, wrong))} → no unit of this run; they are 0 to {len(have) - 1}"
             f" (caption.count {config.caption.count}, unit_size {config.unit_size})"
         )
-    if not any(stage in MAP_STAGES for stage in stages):
+    if not any(graph.is_map(stage) for stage in stages):
         raise InputError(f"units: {', '.join(map(str, units))} → {stages[0]} makes one result, it has no units")
     return tuple(sorted(set(units)))
 

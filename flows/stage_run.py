@@ -24,10 +24,10 @@ from bootpig.flows.cli import display
 from bootpig.flows.loading import dump_config, parse_config
 from bootpig.flows.runners import Workers
 from bootpig.flows.server import is_own
-from bootpig.stages.engine.contract import MapStage, ReduceStage, Stage
-from bootpig.stages.engine.engine import Engine, UnitReport
-from bootpig.stages.engine.survey import StageSurvey, make_stage
-from bootpig.stages.registry import STAGES
+from bootpig.stages.engine.contract import MapStage, Stage
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.engine.units import UnitReport
 
 GPU_TAG = "bootpig-gpu"
 """Of the tasks of stages that have a device. `prefect gcl create tag:bootpig-gpu --limit 1` lets one work at a time,
@@ -104,13 +104,13 @@ class StageRun:
             InputError, ModelError, StoreError: what the user gave cannot be used.
         """
         started = time.monotonic()
-        is_reduce = issubclass(STAGES[self.stage], ReduceStage)
+        is_reduce = not self.engine.graph.is_map(self.stage)
         idle = is_reduce or all(self.is_cached(unit) for unit in self.units)
         runner: TaskRunner[Any] = ThreadPoolTaskRunner(1) if idle else self.workers.task_runner()
 
         @flow(
             name=self.stage,
-            flow_run_name="units {units}" if issubclass(STAGES[self.stage], MapStage) else self.stage,
+            flow_run_name=self.stage if is_reduce else "units {units}",
             task_runner=runner,
             persist_result=False,
             validate_parameters=False,
@@ -141,7 +141,7 @@ class StageRun:
             return
         config = self.engine.config
         in_process = config.runner == "threads"
-        stage = make_stage(config, self.stage)
+        stage = self.engine.make(self.stage)
         assert isinstance(stage, MapStage)
         made_by = (make_unit if in_process else make_unit_elsewhere).with_options(name=self.stage, tags=_tags(stage))
         ahead = 0 if stage.sequential else 2 * config.workers
@@ -183,7 +183,7 @@ class StageRun:
             return
         with display.current.stage(self.stage, 1) as bar, artifacts.stage_progress(self.stage) as share:
             place = _Place(self.engine, bar, share)
-            made_by = make_result.with_options(name=self.stage, tags=_tags(make_stage(self.engine.config, self.stage)))
+            made_by = make_result.with_options(name=self.stage, tags=_tags(self.engine.make(self.stage)))
             self._note(0, made_by(place, self.stage, self.force, return_state=True))
 
     def _note(self, unit: int, state: State[Any]) -> None:

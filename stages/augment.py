@@ -72,7 +72,7 @@ class Augment(MapStage):
     """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of one size."""
 
     name = "augment"
-    upstream = "segment"
+    upstream = ("segment",)
     config_class = AugmentConfig
     config: AugmentConfig
     columns: ClassVar[pa.Schema] = pa.schema([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -34,6 +35,11 @@ class PipelineConfig(StageConfig):
         le=1,
         json_schema_extra=EXTENT,
         description="Share of the captions that must arrive in encoded shards, else the run stops before train.",
+    )
+    train_on_partial: bool = Field(
+        default=False,
+        json_schema_extra=EXTENT,
+        description="Train although some units are not complete. Once they are, the model is trained again.",
     )
     threads: int = Field(
         default=2, ge=1, le=512, json_schema_extra=SPEED, description="CPU threads of torch in every process."
@@ -78,6 +84,15 @@ class PipelineConfig(StageConfig):
                 "set runner to ray or dask, or leave it out"
             )
         return self
+
+    def pinned(self, pins: Mapping[str, Mapping[str, str]]) -> PipelineConfig:
+        """This configuration with other revisions: stage → field → commit. encode and train name one model."""
+        pins = {stage: dict(fields) for stage, fields in pins.items()}
+        for name, other in (("encode", "train"), ("train", "encode")):
+            if "revision" in pins.get(name, {}):
+                pins[other] = {**pins.get(other, {}), "revision": pins[name]["revision"]}
+        copies = {stage: getattr(self, stage).model_copy(update=fields) for stage, fields in pins.items()}
+        return self.model_copy(update=copies)
 
     def unit_numbers(self) -> range:
         """The units of this run; the last one is whole too, so a count is rounded up to a multiple of `unit_size`."""

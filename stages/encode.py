@@ -46,7 +46,7 @@ class Encode(MapStage):
     """
 
     name = "encode"
-    upstream = "augment"
+    upstream = ("augment",)
     config_class = EncodeConfig
     config: EncodeConfig
     columns: ClassVar[pa.Schema] = pa.schema([])

@@ -61,7 +61,7 @@ class Synthesize(MapStage):
     """Caption → target picture; `<id>.png`, RGB."""
 
     name = "synthesize"
-    upstream = "caption"
+    upstream = ("caption",)
     config_class = SynthesizeConfig
     config: SynthesizeConfig
     columns: ClassVar[pa.Schema] = pa.schema([("seed", pa.int64())])

@@ -42,9 +42,10 @@ from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import preflight
 from bootpig.stages.engine.reduce import is_first_process
+from bootpig.stages.engine.survey import graph_of
 from bootpig.stages.plain_text import one_line, printable
-from bootpig.stages.registry import STAGES
 from bootpig.storage.errors import StoreFull, StoreUnavailable
 from bootpig.storage.root import Root
 
@@ -79,8 +80,8 @@ def run(asked: argparse.Namespace) -> int:
     """`bootpig run`. All that can be found out without Prefect is found out before it is started."""
     config, stages = _what_to_run(asked)
     units = None if asked.units is None else parse_units(asked.units)
-    known_units(config, stages, units)
-    if problems := Engine(config).preflight(stages) + runner_problems(config):
+    known_units(config, graph_of(config), stages, units)
+    if problems := preflight(Engine(config), stages) + runner_problems(config):
         raise InputError("\n".join(problems))
     if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
         rounded = config.unit_size * len(config.unit_numbers())
@@ -123,11 +124,12 @@ def _what_to_run(asked: argparse.Namespace) -> tuple[PipelineConfig, tuple[str, 
         for option in ("units", "downstream"):
             if getattr(asked, option):
                 raise InputError(f"--{option}: → goes with --only STAGE")
-        return config, span(asked.first, asked.until)
+        return config, span(graph_of(config), asked.first, asked.until)
     if asked.first or asked.until:
         raise InputError(f"--only: {asked.only!r} → leave out --from and --until; --downstream carries it on")
-    stage = known_stage("--only", asked.only)
-    return config, span(stage) if asked.downstream else (stage,)
+    graph = graph_of(config)
+    stage = known_stage("--only", asked.only, graph)
+    return config, graph.below(stage) if asked.downstream else (stage,)
 
 
 def _record_of(config: PipelineConfig, flow_run: str, run: str | None) -> RunRecord | None:
@@ -237,7 +239,7 @@ def verify(asked: argparse.Namespace) -> int:
     engine = Engine(load_config(asked.config, asked.set))
     problems: list[str] = []
     with display.shown_on(Console(stderr=True)) as screen:
-        for stage in STAGES:
+        for stage in engine.graph.stages:
             with screen.stage(stage, 1) as bar:
                 problems += engine.verify(stage, bar.whole())
     _complain(*problems)
@@ -249,7 +251,7 @@ def train(asked: argparse.Namespace) -> int:
     """`bootpig train`: the train stage alone and without Prefect, in each of the processes that torchrun starts."""
     config = load_config(asked.config, asked.set)
     engine = Engine(config)
-    if problems := engine.preflight(("train",)):
+    if problems := preflight(engine, ("train",)):
         raise InputError("\n".join(problems))
     first = is_first_process()
     with _recorded(engine) if first else contextlib.nullcontext() as record:

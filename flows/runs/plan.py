@@ -19,8 +19,8 @@ from bootpig.stages.caption.llm.spending import estimate
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, MapStage, Stage
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import StageSurvey, make_stage
-from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.engine.preflight import missing_models
+from bootpig.stages.engine.survey import StageSurvey
 from bootpig.storage.root import Root
 
 
@@ -32,17 +32,17 @@ def plan(config: PipelineConfig) -> dict[str, Any]:
         StoreError: the root cannot be opened.
     """
     engine = Engine(config)
-    missing = engine.missing_models()
+    missing = missing_models(engine, engine.graph.stages)
     stages: dict[str, Any] = {}
     blocked = False
     dirty = False
-    for name in STAGES:
+    for name in engine.graph.stages:
         blocked = blocked or bool(missing[name])
         survey = None if blocked else engine.survey(name)
         facts = _stage(engine, name, survey, dirty)
         dirty = dirty or facts["units"]["due"] > 0
         stages[name] = facts
-        missing[name] += _unready(make_stage(config, name), facts)
+        missing[name] += _unready(engine.make(name), facts)
     total = {key: sum(stage[key] for stage in stages.values()) for key in ("gpu_hours", "cost_usd", "bytes")}
     return {
         "root": config.root,
@@ -65,12 +65,12 @@ def _unready(stage: Stage, facts: dict[str, Any]) -> list[str]:
 
 def _stage(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -> dict[str, Any]:
     config = engine.config
-    units = len(engine.units()) if name in MAP_STAGES else 1
+    units = len(engine.units()) if engine.graph.is_map(name) else 1
     cached = survey.count("complete") if survey is not None else 0
-    if name not in MAP_STAGES and dirty:
+    if not engine.graph.is_map(name) and dirty:
         cached = 0  # its data set is about to change
     due = units - cached
-    samples = due * config.unit_size if name in MAP_STAGES else due
+    samples = due * config.unit_size if engine.graph.is_map(name) else due
     gpu_hours = samples * operations(config, name) / GPU_TFLOP_PER_SECOND / 3600
     pace = _measured(engine.root, survey) if survey is not None else None
     size = _measured_bytes(engine.root, survey) if survey is not None else None

@@ -109,7 +109,7 @@ class Caption(MapStage):
     """The source of the chain: draws captions and parses the object phrase out of them."""
 
     name = "caption"
-    upstream = None
+    upstream = ()
     config_class = CaptionConfig
     config: CaptionConfig
     columns: ClassVar[pa.Schema] = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())])

@@ -88,6 +88,8 @@ class Sample:
     reason: str = ""
     message: str = ""
     """Goes to the unit's log, never into the row."""
+    beside: Mapping[str, Sample] = field(default_factory=dict)
+    """Stage → the same sample as a further upstream made it. One that is not `ok` there is missing."""
 
     def ok(self, *, files: dict[str, bytes], meta: dict[str, Any] | None = None, **columns: Any) -> Sample:
         """This sample, made. `files` replaces the upstream members; `meta` is added to the upstream meta."""
@@ -123,7 +125,8 @@ class Stage(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     """Raised whenever the same input would give another output; a golden test guards it."""
-    upstream: ClassVar[str | None]
+    upstream: ClassVar[tuple[str, ...]] = ()
+    """The stages it reads. The first gives a map stage its rows; a source reads none. See `engine.graph`."""
     config_class: ClassVar[type[StageConfig]]
 
     def __init__(self, config: Any, seed: int) -> None:
@@ -169,9 +172,9 @@ class SourceContext:
 
 
 class MapStage(Stage):
-    """Turns the `ok` samples of one unit above into the rows and the shard of the same unit.
+    """Turns the `ok` samples of its first upstream's unit into the rows and the shard of the same unit.
 
-    A source (`upstream = None`) implements `draw` in place of reading a unit above.
+    A source (`upstream = ()`) implements `draw` in place of reading a unit above.
     """
 
     columns: ClassVar[pa.Schema] = pa.schema([])
@@ -234,16 +237,26 @@ class Checkpoints(Protocol):
         """The newest complete checkpoint as (step, local folder), or None. A damaged one is passed over and said."""
 
 
+def _no_rows(unit: int) -> list[dict[str, Any]]:
+    raise LookupError(f"unit {unit}: there are no rows to read")
+
+
 @dataclass(frozen=True)
 class ReduceInput:
-    """What a reduce stage reads."""
+    """What a reduce stage reads of its first upstream; what it reads of the others is in `beside`."""
 
     units: Sequence[UnitRef]
-    """The units of the map stage above, in order; empty when a reduce stage is above."""
+    """The complete units of a map stage, in order; empty for a reduce stage."""
     shard: Callable[[int], bytes]
-    """A unit's shard, its checksum checked. Raises `CorruptPart`."""
+    """A unit's shard, its checksum verified. Raises `CorruptPart`."""
     result: Path | None
-    """The result folder of the reduce stage above."""
+    """The result folder of a reduce stage."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the upstream that are part of its fingerprint."""
+    rows: Callable[[int], list[dict[str, Any]]] = _no_rows
+    """A unit's rows, whatever their status."""
+    beside: Mapping[str, ReduceInput] = field(default_factory=dict)
+    """Stage → likewise, for each further upstream."""
 
 
 class ReduceStage(Stage):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
@@ -69,7 +71,7 @@ def publish_result(
     root: Root,
     stage: ReduceStage,
     survey: StageSurvey,
-    upstream: StageSurvey,
+    above: Sequence[StageSurvey],
     progress: Progress,
     *,
     anew: bool = False,
@@ -77,6 +79,7 @@ def publish_result(
     """Run a reduce stage in a local work folder and publish its result, manifest last.
 
     Args:
+        above: the stages that it reads.
         anew: from the beginning, not from the newest checkpoint.
 
     Raises:
@@ -89,7 +92,7 @@ def publish_result(
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
         if anew:
             checkpoints.clear()
-        stage.run(_input(root, upstream, scratch), workdir, checkpoints, progress)
+        stage.run(_inputs(root, above, scratch), workdir, checkpoints, progress)
         if not is_first_process():
             return
         # Another process may have made it meanwhile, and evaluated it: other bytes would leave that stale.
@@ -97,10 +100,16 @@ def publish_result(
             publish_folder(root, f"{survey.path}/result", workdir)
 
 
+def _inputs(root: Root, above: Sequence[StageSurvey], scratch: Path) -> ReduceInput:
+    first, *others = (_input(root, survey, scratch) for survey in above)
+    return replace(first, beside={survey.stage: data for survey, data in zip(above[1:], others, strict=True)})
+
+
 def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
+    config = upstream.identity["config"]
     if upstream.result is not None:
         try:
-            return ReduceInput((), _no_shard, fetch_folder(root, upstream.result, scratch))
+            return ReduceInput((), _no_shard, fetch_folder(root, upstream.result, scratch), config)
         except CorruptPart:
             withdraw_folder(root, f"{upstream.path}/result", upstream.result)
             raise
@@ -119,7 +128,7 @@ def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
             parts.discard_payload(unit)
             raise
 
-    return ReduceInput(units, shard, None)
+    return ReduceInput(units, shard, None, config, lambda unit: markers[unit].rows)
 
 
 def _no_shard(unit: int) -> bytes:

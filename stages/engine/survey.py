@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import MapStage, ReduceStage, Stage
+from bootpig.stages.engine.graph import Graph
 from bootpig.stages.registry import STAGES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.folders import Published, read_manifest
@@ -53,12 +54,22 @@ class StageSurvey:
         return sum(1 for value in self.units.values() if value == state)
 
 
+def graph_of(config: PipelineConfig, stages: Mapping[str, type[Stage]] | None = None) -> Graph:
+    """The stages of a run: all of `stages` (the registry's, by default) that its configuration has settings for."""
+    known = STAGES if stages is None else stages
+    return Graph.of(known, {name for name in known if getattr(config, name, None) is None})
+
+
 def make_stage(config: PipelineConfig, name: str) -> Stage:
+    """A stage of the registry, with its settings."""
     return STAGES[name](getattr(config, name), config.seed)
 
 
-def identity_of(stage: Stage, config: PipelineConfig, upstream: str) -> dict[str, Any]:
-    """The fingerprint's input: stage, version, hashed config, model identities, the upstream fingerprint.
+def identity_of(stage: Stage, config: PipelineConfig, upstream: str | Mapping[str, str]) -> dict[str, Any]:
+    """The fingerprint's input: stage, version, hashed config, model identities, the fingerprints of the stages above.
+
+    Args:
+        upstream: the fingerprint of the one stage above, empty for a source; of several, by their names.
 
     Raises:
         InputError, ModelError: a model is missing.
@@ -70,7 +81,7 @@ def identity_of(stage: Stage, config: PipelineConfig, upstream: str) -> dict[str
         "models": {name: model.as_json() for name, model in sorted(stage.models().items())},
         "upstream": upstream,
     }
-    if stage.upstream is None:
+    if not stage.upstream:
         identity |= {"seed": config.seed, "unit_size": config.unit_size}
     return identity
 
@@ -80,52 +91,59 @@ def fingerprint_of(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
-class Surveyor:
-    """Surveys stages in DAG order, each against the one above it."""
+def input_digest(markers: Mapping[str, Marker]) -> str:
+    """What a unit is made from: the digest of the one marker above it, or of all of them by the names of their stages.
 
-    def __init__(self, config: PipelineConfig, root: Root) -> None:
+    Args:
+        markers: one for each stage above, at least one.
+    """
+    digests = {name: marker.digest for name, marker in markers.items()}
+    return next(iter(digests.values())) if len(digests) == 1 else digest(digests)
+
+
+def _alone(values: Mapping[str, Any]) -> Any:
+    """The value itself where there is one stage above; so a chain keeps the fingerprints it had before the graph."""
+    return next(iter(values.values())) if len(values) == 1 else dict(values)
+
+
+class Surveyor:
+    """Surveys stages in the order of the graph, each against those above it."""
+
+    def __init__(self, config: PipelineConfig, root: Root, graph: Graph) -> None:
         self.config = config
         self.root = root
+        self.graph = graph
         self._identities: dict[tuple[str, str], dict[str, Any]] = {}
 
+    def make(self, name: str) -> Stage:
+        """A stage with its settings."""
+        return self.graph.stages[name](getattr(self.config, name), self.config.seed)
+
     def survey(self, names: Iterable[str]) -> dict[str, StageSurvey]:
-        """Survey the stages `names` and all those above them, in DAG order."""
-        needed: set[str] = set()
-        for name in names:
-            above: str | None = name
-            while above is not None:
-                needed.add(above)
-                above = STAGES[above].upstream
+        """Survey the stages `names` and all those above them, in the graph's order."""
         surveys: dict[str, StageSurvey] = {}
-        for name in STAGES:
-            if name in needed:
-                upstream = STAGES[name].upstream
-                surveys[name] = self._one(name, surveys[upstream] if upstream else None)
+        for name in self.graph.above(names):
+            above = [surveys[upstream] for upstream in self.graph.upstream[name]]
+            stage = self.make(name)
+            if isinstance(stage, MapStage):
+                surveys[name] = self._map(stage, self.identities(name)[name], above)
+            else:
+                assert isinstance(stage, ReduceStage)
+                surveys[name] = self._reduce(stage, above)
         return surveys
 
-    def chain(self, name: str) -> dict[str, dict[str, Any]]:
+    def identities(self, name: str) -> dict[str, dict[str, Any]]:
         """The identities of a map stage and of all those above it; the store is not read."""
-        names = [name]
-        while (above := STAGES[names[-1]].upstream) is not None:
-            names.append(above)
         identities: dict[str, dict[str, Any]] = {}
-        fingerprint = ""
-        for stage in reversed(names):
-            if (stage, fingerprint) not in self._identities:
-                made = identity_of(make_stage(self.config, stage), self.config, fingerprint)
-                self._identities[stage, fingerprint] = made
-            identities[stage] = self._identities[stage, fingerprint]
-            fingerprint = fingerprint_of(identities[stage])
+        for stage in self.graph.above([name]):
+            above = {upstream: fingerprint_of(identities[upstream]) for upstream in self.graph.upstream[stage]}
+            key = stage, digest(above)
+            if key not in self._identities:
+                self._identities[key] = identity_of(self.make(stage), self.config, _alone(above) if above else "")
+            identities[stage] = self._identities[key]
         return identities
 
-    def _one(self, name: str, upstream: StageSurvey | None) -> StageSurvey:
-        stage = make_stage(self.config, name)
-        if isinstance(stage, MapStage):
-            return self._map(stage, self.chain(name)[name], upstream)
-        assert isinstance(stage, ReduceStage) and upstream is not None
-        return self._reduce(stage, identity_of(stage, self.config, upstream.fingerprint), upstream)
-
-    def _map(self, stage: MapStage, identity: dict[str, Any], upstream: StageSurvey | None) -> StageSurvey:
+    def _map(self, stage: MapStage, identity: dict[str, Any], above: Sequence[StageSurvey]) -> StageSurvey:
         fingerprint = fingerprint_of(identity)
         parts = Parts(self.root, stage.name, fingerprint)
         numbers = self.config.unit_numbers()
@@ -136,31 +154,35 @@ class Surveyor:
             marker = markers.get(unit)
             if marker is None:
                 units[unit] = "stale" if unit in broken else "failed" if unit in failures else "pending"
-            elif upstream is None:
+            elif not above:
                 fresh = marker.input == stage.source_digest(unit, self.config.indices(unit))
                 units[unit] = "complete" if fresh else "stale"
             else:
-                above = upstream.markers.get(unit)
-                units[unit] = "complete" if above is not None and above.digest == marker.input else "stale"
+                read = {survey.stage: survey.markers[unit] for survey in above if unit in survey.markers}
+                fresh = len(read) == len(above) and marker.input == input_digest(read)
+                units[unit] = "complete" if fresh else "stale"
             if units[unit] != "complete":
                 markers.pop(unit, None)
         return StageSurvey(stage.name, fingerprint, parts.folder, identity, units, markers, failures)
 
-    def _reduce(self, stage: ReduceStage, identity: dict[str, Any], upstream: StageSurvey) -> StageSurvey:
-        above = STAGES[upstream.stage]
-        if not issubclass(above, ReduceStage):
-            due = not upstream.markers
-            dataset: Any = [[unit, marker.digest] for unit, marker in sorted(upstream.markers.items())]
-        else:
-            due = upstream.result is None
-            made = [] if upstream.result is None else sorted(upstream.result.files.items())
-            dataset = [[name, facts["sha256"]] for name, facts in made if name.startswith(above.identity_prefix)]
-        if due:
+    def _reduce(self, stage: ReduceStage, above: Sequence[StageSurvey]) -> StageSurvey:
+        upstream = _alone({survey.stage: survey.fingerprint for survey in above})
+        identity = identity_of(stage, self.config, upstream)
+        datasets = {survey.stage: self._dataset(survey) for survey in above}
+        if not all(datasets.values()):
             return StageSurvey(stage.name, "", "", identity, {0: "pending"})
-        identity = {**identity, "dataset": dataset}
+        identity = {**identity, "dataset": _alone(datasets)}
         fingerprint = fingerprint_of(identity)
         folder = f"{stage.name}/{fingerprint}"
         result = read_manifest(self.root, f"{folder}/result")
         failures = Parts(self.root, stage.name, fingerprint).listing(()).failures
         state: UnitState = "complete" if result is not None else "failed" if 0 in failures else "pending"
         return StageSurvey(stage.name, fingerprint, folder, identity, {0: state}, failures=failures, result=result)
+
+    def _dataset(self, survey: StageSurvey) -> list[list[Any]]:
+        """What a reduce stage reads: a stage's complete units, or its result's files; empty while there is none."""
+        above = self.graph.stages[survey.stage]
+        if not issubclass(above, ReduceStage):
+            return [[unit, marker.digest] for unit, marker in sorted(survey.markers.items())]
+        made = [] if survey.result is None else sorted(survey.result.files.items())
+        return [[name, facts["sha256"]] for name, facts in made if name.startswith(above.identity_prefix)]

@@ -104,7 +104,7 @@ class Evaluate(ReduceStage):
 
     name = "evaluate"
     version = 1
-    upstream = "train"
+    upstream = ("train",)
     config_class = EvaluateConfig
     config: EvaluateConfig
 

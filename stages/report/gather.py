@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from bootpig.stages.caption.phrases import head_noun
-from bootpig.stages.engine.contract import MapStage
+from bootpig.stages.engine.contract import MapStage, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.evaluate.results import METHOD_NAMES
 from bootpig.stages.pictures import decode_cut_out
-from bootpig.stages.registry import STAGES
 from bootpig.storage.errors import StoreError
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
@@ -160,7 +159,10 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
         name=engine.config.name,
         run_id=run_id,
         when=when,
-        stages=[stage_facts(survey, done.get(name, StageDone())) for name, survey in surveys.items()],
+        stages=[
+            stage_facts(engine.graph.stages[name], survey, done.get(name, StageDone()))
+            for name, survey in surveys.items()
+        ],
         examples=collect_examples(payload, shown),
         rejected=collect_rejected(payload, rejected_rows),
         subjects=count_subjects(
@@ -174,9 +176,8 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
     )
 
 
-def stage_facts(survey: StageSurvey, done: StageDone) -> StageFacts:
+def stage_facts(stage: type[Stage], survey: StageSurvey, done: StageDone) -> StageFacts:
     """A stage's line, from its survey and what this run did."""
-    stage = STAGES[survey.stage]
     rows = survey.rows()
     return StageFacts(
         name=survey.stage,

@@ -95,7 +95,7 @@ class Segment(MapStage):
 
     name = "segment"
     version = 4  # 1: the mask was the alpha of a picture that was encoded anew; 2 and 3: a PNG
-    upstream = "synthesize"
+    upstream = ("synthesize",)
     config_class = SegmentConfig
     config: SegmentConfig
     columns: ClassVar[pa.Schema] = pa.schema(

@@ -147,7 +147,7 @@ class Train(ReduceStage):
 
     name = "train"
     version = 1
-    upstream = "encode"
+    upstream = ("encode",)
     config_class = TrainConfig
     config: TrainConfig
     identity_prefix: ClassVar[str] = "model/"

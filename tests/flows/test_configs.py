@@ -11,6 +11,7 @@ from bootpig.flows.loading import load_config
 from bootpig.flows.runs.plan import plan
 from bootpig.models.toy.subject_folder import write_folder
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import preflight
 from bootpig.stages.registry import MAP_STAGES
 from tests.models.families import save_refiner, save_sd15, save_sd21, save_sdxl
 from tests.models.pretrained.test_segmenters import SAM, save_grounding_dino
@@ -85,7 +86,7 @@ def test_caption_to_evaluate(name: str, models: Path, tmp_path: Path) -> None:
     assert planned["total"]["gpu_hours"] > 0 and planned["total"]["bytes"] > 0
 
     engine = Engine(config)
-    assert engine.preflight() == []
+    assert preflight(engine, engine.graph.stages) == []
     for stage in MAP_STAGES:
         for unit in engine.units():
             report = engine.run_unit(stage, unit)

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from bootpig.flows.loading import dump_config, load_config, parse_config
 from bootpig.models.pretrained.sources import ModelError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import fetch_models, pinned
 from bootpig.stages.engine.survey import fingerprint_of
 from tests.models.hub import Hub, Repository, hub
 from tests.stages.train.training_data import save_base
@@ -92,14 +93,14 @@ def test_pinned_revisions_hold_together_and_read_back(server: Hub, tmp_path: Pat
     config = load_config(TOY, [f"root={tmp_path / 'store'}", *models, "evaluate.dino=/nowhere"])
     engine = Engine(config)
     for stage in ("encode", "train"):
-        pinned = engine.pinned([stage])
-        assert pinned.encode.revision == pinned.train.revision == repository.commit
-        assert pinned.segment.detector_revision is None, "what a run does not touch stays as it is"
-        assert parse_config(dump_config(pinned)) == pinned
-    fingerprints = [Engine(each).survey("encode").fingerprint for each in (config, pinned)]
+        fixed = pinned(engine, [stage])
+        assert fixed.encode.revision == fixed.train.revision == repository.commit
+        assert fixed.segment.detector_revision is None, "what a run does not touch stays as it is"
+        assert parse_config(dump_config(fixed)) == fixed
+    fingerprints = [Engine(each).survey("encode").fingerprint for each in (config, fixed)]
     assert fingerprints[0] == fingerprints[1] != ""
-    assert engine.pinned(["segment"]).segment.detector_revision == repository.commit
-    assert engine.pinned(["caption"]) == config
+    assert pinned(engine, ["segment"]).segment.detector_revision == repository.commit
+    assert pinned(engine, ["caption"]) == config
 
 
 def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,13 +110,13 @@ def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: P
     sam = f"segment.sam={server.url}/sam.pth"
     wrong = load_config(TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={'f' * 64}"])
     with pytest.raises(ModelError, match=r"^segment\.sam: .* has sha256 .*, not f+; mend segment\.sam_sha256"):
-        Engine(wrong).fetch(["caption", "segment"], said.append)
+        fetch_models(Engine(wrong), ["caption", "segment"], said.append)
     right = load_config(
         TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={sha256(b'weights').hexdigest()}"]
     )
-    Engine(right).fetch(["caption"], said.append)
+    fetch_models(Engine(right), ["caption"], said.append)
     for _ in range(2):
-        Engine(right).fetch(["segment"], said.append)
+        fetch_models(Engine(right), ["segment"], said.append)
     assert said == [f"segment.sam: downloading {server.url}/sam.pth"] * 2, "the wrong one, and once the right one"
 
 
@@ -124,10 +125,11 @@ import sys
 from bootpig.flows.loading import dump_config, load_config
 from bootpig.models.pretrained.sources import ModelError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import pinned, preflight
 config = load_config(sys.argv[1], sys.argv[2:])
 engine = Engine(config)
-assert engine.preflight(["caption", "synthesize"]) == []
-print(Engine(engine.pinned(["caption", "synthesize"])).config.synthesize.revision)
+assert preflight(engine, ["caption", "synthesize"]) == []
+print(Engine(pinned(engine, ["caption", "synthesize"])).config.synthesize.revision)
 print([engine.run_unit(stage, 0).rows for stage in ("caption", "synthesize")])
 """
 

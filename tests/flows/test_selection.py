@@ -8,31 +8,35 @@ from bootpig.flows.selection import known_units, parse_units, span
 from bootpig.flows.stage_run import numbers
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.graph import Graph
+from bootpig.stages.registry import STAGES
+
+GRAPH = Graph.of(STAGES)
 
 
 def test_span_is_inclusive_and_in_order() -> None:
-    assert span("segment", "encode") == ("segment", "augment", "encode")
-    assert span()[0] == "caption"
-    assert span(None, "caption") == ("caption",)
+    assert span(GRAPH, "segment", "encode") == ("segment", "augment", "encode")
+    assert span(GRAPH)[0] == "caption"
+    assert span(GRAPH, None, "caption") == ("caption",)
 
 
 def test_unknown_and_reversed_stages() -> None:
     with pytest.raises(InputError, match="did you mean 'segment'"):
-        span("segmnet")
-    with pytest.raises(InputError, match="lies before"):
-        span("encode", "segment")
+        span(GRAPH, "segmnet")
+    with pytest.raises(InputError, match="does not depend on"):
+        span(GRAPH, "encode", "segment")
 
 
 def test_units_are_parsed_and_checked(config: PipelineConfig) -> None:
     assert parse_units("3, 1-2,3") == [3, 1, 2, 3]
-    assert known_units(config, ("segment",), [3, 1, 1]) == (1, 3)
-    assert known_units(config, ("train",), None) is None
+    assert known_units(config, GRAPH, ("segment",), [3, 1, 1]) == (1, 3)
+    assert known_units(config, GRAPH, ("train",), None) is None
     with pytest.raises(InputError, match=r"units: 4, 9 → no unit of this run; they are 0 to 3"):
-        known_units(config, ("segment",), [4, 0, 9])
+        known_units(config, GRAPH, ("segment",), [4, 0, 9])
     with pytest.raises(InputError, match="names no unit"):
-        known_units(config, ("segment",), [])
+        known_units(config, GRAPH, ("segment",), [])
     with pytest.raises(InputError, match="makes one result"):
-        known_units(config, ("train",), [0])
+        known_units(config, GRAPH, ("train",), [0])
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "-3", "1-", "2-x"])

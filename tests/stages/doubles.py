@@ -61,7 +61,7 @@ class _Double(MapStage):
 
 
 class Painter(_Double):
-    name, upstream, config_class = "synthesize", "caption", SynthesizeConfig
+    name, upstream, config_class = "synthesize", ("caption",), SynthesizeConfig
     columns = pa.schema([("brightness", pa.float64())])
 
     def make(self, sample: Sample) -> Sample:
@@ -71,7 +71,7 @@ class Painter(_Double):
 
 
 class Cutter(_Double):
-    name, upstream, config_class = "segment", "synthesize", SegmentConfig
+    name, upstream, config_class = "segment", ("synthesize",), SegmentConfig
 
     def make(self, sample: Sample) -> Sample:
         if int(sample.id, 16) % 4 == 0:
@@ -81,7 +81,7 @@ class Cutter(_Double):
 
 
 class Encoder(_Double):
-    name, upstream, config_class = "encode", "augment", EncodeConfig
+    name, upstream, config_class = "encode", ("augment",), EncodeConfig
 
     def make(self, sample: Sample) -> Sample:
         target = np.asarray(Image.open(io.BytesIO(sample.files["target.png"])), np.float16)
@@ -91,7 +91,7 @@ class Encoder(_Double):
 class Counter(ReduceStage):
     """In train's place: its model is the list of sample ids it read."""
 
-    name, upstream, config_class, identity_prefix = "train", "encode", TrainConfig, "model/"
+    name, upstream, config_class, identity_prefix = "train", ("encode",), TrainConfig, "model/"
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         CALLS.append((self.name, 0))
@@ -101,7 +101,7 @@ class Counter(ReduceStage):
 
 
 class Judge(ReduceStage):
-    name, upstream, config_class = "evaluate", "train", EvaluateConfig
+    name, upstream, config_class = "evaluate", ("train",), EvaluateConfig
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         CALLS.append((self.name, 0))

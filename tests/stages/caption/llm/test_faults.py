@@ -9,6 +9,7 @@ import pytest
 
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import preflight
 from tests.servers.llm import KEY, Endpoint
 from tests.stages.caption.llm.runs import VARIABLE, configured, rows, run
 from tests.stages.doubles import image_bytes
@@ -119,15 +120,15 @@ def test_a_missing_key_is_found_before_any_work_and_only_where_it_is_needed(
 ) -> None:
     config = configured(tmp_path, url, units=1)
     monkeypatch.delenv(VARIABLE)
-    (problem,) = Engine(config).preflight(["caption"])
+    (problem,) = preflight(Engine(config), ["caption"])
     assert problem.startswith(
         f"caption.openai.api_key_env: '{VARIABLE}' → this environment variable is not set; export"
     )
-    assert Engine(configured(tmp_path, url, api_key_secret="llm")).preflight(["caption"]) == []
+    assert preflight(Engine(configured(tmp_path, url, api_key_secret="llm")), ["caption"]) == []
     monkeypatch.setenv(VARIABLE, KEY)
     run(config)
     monkeypatch.delenv(VARIABLE)
-    assert Engine(config).preflight(["caption"]) == []
+    assert preflight(Engine(config), ["caption"]) == []
 
 
 def test_an_endpoint_without_a_key(endpoint: Endpoint, url: str, tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""One unit of a map stage, from the units it reads to its commit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from bootpig.models.memory import is_out_of_memory
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import FatalError, MapStage, Progress, Sample, SourceContext
+from bootpig.stages.engine.loaded import load_count, loaded
+from bootpig.stages.engine.shardio import UNPACKED, pack, unpack
+from bootpig.stages.engine.slices import Slices
+from bootpig.stages.engine.survey import Surveyor, fingerprint_of, input_digest
+from bootpig.storage.errors import CorruptPart, StoreError
+from bootpig.storage.parts import Marker, Parts
+
+WAITS = "waits for the GPU"
+
+
+class UnitFailed(RuntimeError):
+    """A unit was not committed. The message is one line."""
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What became of one unit, or of a reduce stage's result (unit 0)."""
+
+    stage: str
+    unit: int
+    state: Literal["done", "cached", "failed", "pending"]
+    """pending: not now, though nothing is wrong with it."""
+    message: str = ""
+    seconds: float = 0.0
+    samples: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows by status."""
+
+
+class UnitWork:
+    """Makes one unit of one map stage.
+
+    Args:
+        config: of the run.
+        surveyor: knows the stages above and their fingerprints.
+        stage: the map stage.
+        unit: its number.
+    """
+
+    def __init__(self, config: PipelineConfig, surveyor: Surveyor, stage: MapStage, unit: int) -> None:
+        self.config = config
+        self.stage = stage
+        self.unit = unit
+        self.identities = surveyor.identities(stage.name)
+        self.upstream = surveyor.graph.upstream[stage.name]
+        self.root = surveyor.root
+        self.parts = self._parts(stage.name)
+
+    def _parts(self, stage: str) -> Parts:
+        return Parts(self.root, stage, fingerprint_of(self.identities[stage]))
+
+    def note_failure(self, message: str, started: float) -> None:
+        """Remember why the unit was not committed. A store that takes no more is no further failure."""
+        quietly(self.parts.note_failure, self.unit, message)
+        quietly(self.parts.log, self.unit, log_record("failed", started, message=message))
+
+    def run(self, force: bool, retry_failed: bool, progress: Progress) -> UnitReport:
+        started = time.monotonic()
+        above = self._above()
+        made_from = input_digest(above) if above else self._source_digest()
+        before = self._committed(made_from)
+        if before is not None and not force:
+            failed = any(status == "failed" for status, _ in before.counts)
+            if not (retry_failed and failed):
+                return UnitReport(self.stage.name, self.unit, "cached", samples=before.counts.total())
+        kept = {} if before is None or force else self._kept(before)
+        context = SourceContext(self.parts, self.config.unit_numbers(), force, progress)
+        results: list[Sample] = []
+        try:
+            samples = self._samples(above, context)
+            with loaded(self.stage, self.config, lambda: progress(0, len(samples), WAITS)) as stage:
+                assert isinstance(stage, MapStage)
+                size = stage.slice_size
+                slices = Slices(stage, self.unit)
+                for begin in range(0, len(samples), size):
+                    batch = samples[begin : begin + size]
+                    if all(sample.id in kept for sample in batch):
+                        results += [kept[sample.id] for sample in batch]
+                    else:
+                        results += slices.process(batch)
+                    progress(min(begin + size, len(samples)), len(samples), "")
+        except FatalError as error:
+            raise UnitFailed(f"{self.stage.name} unit {self.unit}: {first_line(error)}") from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UnitFailed(
+                f"{self.stage.name} unit {self.unit}: out of memory while its models were loaded; take smaller ones "
+                "or a device with more memory"
+            ) from error
+        facts: dict[str, Any] = {"usage": context.usage} if context.usage else {}
+        if slices.halved:
+            facts["out_of_memory"] = slices.halved
+        return self._commit(samples, results, made_from, started, facts)
+
+    def _above(self) -> dict[str, Marker]:
+        """The markers of the units it reads, by stage."""
+        markers: dict[str, Marker] = {}
+        for name in self.upstream:
+            marker = None
+            with suppress(CorruptPart):
+                marker = self._parts(name).marker(self.unit)
+            if marker is None:
+                raise UnitFailed(f"{self.stage.name} unit {self.unit}: its unit of {name} is not complete")
+            markers[name] = marker
+        return markers
+
+    def _source_digest(self) -> str:
+        return self.stage.source_digest(self.unit, self.config.indices(self.unit))
+
+    def _committed(self, made_from: str) -> Marker | None:
+        """The unit's own marker, if it is complete."""
+        marker = self.parts.whole(self.unit)
+        return marker if marker is not None and marker.input == made_from else None
+
+    def _samples(self, above: Mapping[str, Marker], context: SourceContext) -> list[Sample]:
+        """A source's own samples, or the `ok` rows of the first upstream with what the others made of them."""
+        if not above:
+            return self.stage.draw(self.unit, self.config.indices(self.unit), context)
+        first, *others = (self._unpacked(name, marker) for name, marker in above.items())
+        if not others:
+            return first
+        by_id = {name: {s.id: s for s in samples} for name, samples in zip(self.upstream[1:], others, strict=True)}
+        return [
+            replace(sample, beside={name: made[sample.id] for name, made in by_id.items() if sample.id in made})
+            for sample in first
+        ]
+
+    def _unpacked(self, stage: str, marker: Marker) -> list[Sample]:
+        parts = self._parts(stage)
+        try:
+            payload = parts.payload(self.unit, marker)
+        except CorruptPart as error:
+            parts.discard_payload(self.unit)
+            raise UnitFailed(str(error)) from None
+        return unpack(marker.read(UNPACKED), payload)
+
+    def _kept(self, before: Marker) -> dict[str, Sample]:
+        """The samples of a committed part that a retry need not make again."""
+        try:
+            made = {sample.id: sample for sample in unpack(before.rows, self.parts.payload(self.unit, before))}
+        except CorruptPart:
+            return {}
+        for row in before.rows:
+            if row["status"] == "rejected":
+                columns = {name: row[name] for name in self.stage.columns.names}
+                made[row["id"]] = Sample(row["id"], self.unit, {}, {}, columns, "rejected", row["reason"])
+        return made
+
+    def _commit(
+        self,
+        samples: Sequence[Sample],
+        results: Sequence[Sample],
+        made_from: str,
+        started: float,
+        facts: Mapping[str, Any],
+    ) -> UnitReport:
+        """`facts` go into the unit's log beside the rest."""
+        _check_results(self.stage, samples, results)
+        counts = {status: sum(1 for r in results if r.status == status) for status in ("ok", "rejected", "failed")}
+        messages = [{"id": r.id, "reason": r.reason, "message": r.message} for r in results if r.message]
+        if counts["failed"] > self.config.max_failed * len(results):
+            reasons = sorted({r.reason for r in results if r.status == "failed"})
+            first = f"; first: {messages[0]['message']}" if messages else ""
+            raise UnitFailed(
+                f"{self.stage.name} unit {self.unit}: {counts['failed']} of {len(results)} rows failed"
+                f" ({', '.join(reasons)}), more than max_failed={self.config.max_failed:g} allows{first}"
+            )
+        rows = [{"id": r.id, "unit": r.unit, "status": r.status, "reason": r.reason, **r.columns} for r in results]
+        try:
+            self.parts.describe(self.identities[self.stage.name])
+            self.parts.commit(self.unit, rows, self.stage.columns, pack(results), made_from)
+            self.parts.log(self.unit, log_record("done", started, rows=counts, messages=messages, **facts))
+        except StoreError as error:
+            raise UnitFailed(f"{self.stage.name} unit {self.unit}: {error}") from error
+        seconds = time.monotonic() - started
+        return UnitReport(self.stage.name, self.unit, "done", "", seconds, len(results), counts)
+
+
+def _check_results(stage: MapStage, samples: Sequence[Sample], results: Sequence[Sample]) -> None:
+    """A stage answers for every sample, in order, with reasons it has declared."""
+    if stage.upstream and [r.id for r in results] != [s.id for s in samples]:
+        raise AssertionError(f"{stage.name}: process() must return one result a sample, in order")
+    if len({r.id for r in results}) != len(results):
+        raise AssertionError(f"{stage.name}: sample ids repeat")
+    for result in results:
+        if result.status != "ok" and result.reason not in {*stage.reasons, "error"}:
+            raise AssertionError(f"{stage.name}: reason {result.reason!r} is not declared")
+
+
+def log_record(event: str, started: float, **more: Any) -> dict[str, Any]:
+    """A line of a unit's log: event, time, seconds since `started`, host, process, and `more`."""
+    seconds = round(time.monotonic() - started, 3)
+    where = {"host": socket.gethostname(), "process": os.getpid(), "loads": load_count()}
+    return {"event": event, "time": time.time(), "seconds": seconds, **where, **more}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def quietly(write: Any, *arguments: Any) -> None:
+    """`write(*arguments)`, unless the store fails."""
+    with suppress(StoreError, OSError):
+        write(*arguments)
