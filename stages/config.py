@@ -18,14 +18,14 @@ from bootpig.stages.train.stage import TrainConfig
 
 
 class PipelineConfig(StageConfig):
-    """What one YAML file says."""
+    """The content of one YAML file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", json_schema_extra=SPEED, description="Name of the run.")
     root: str = Field(
         default="./data", min_length=1, json_schema_extra=SPEED, description="Store: a folder or an fsspec URL."
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Every draw of the data set follows from it.")
-    unit_size: int = Field(default=1000, ge=1, le=100_000, description="Samples a unit, and so a shard.")
+    unit_size: int = Field(default=1000, ge=1, le=100_000, description="Samples per unit, and so per shard.")
     max_failed: float = Field(
         default=0.05, ge=0, le=1, json_schema_extra=SPEED, description="Share of failed rows above which a unit fails."
     )
@@ -50,7 +50,7 @@ class PipelineConfig(StageConfig):
     runner: Literal["threads", "processes", "ray", "dask"] = Field(
         default="threads",
         json_schema_extra=SPEED,
-        description="Where units run: in this process, in others, or on a Ray or Dask cluster.",
+        description="Where units run: in this process, in other processes, or on a Ray or Dask cluster.",
     )
     runner_address: str | None = Field(
         default=None,

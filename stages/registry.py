@@ -1,4 +1,4 @@
-"""The stages in the order of the DAG."""
+"""All stages, in an order in which each comes after those that it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bootpig plan`: what a run would do and what it would take. Touches nothing."""
+"""`bootpig plan`: what a run would do and what it would cost. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from bootpig.storage.root import Root
 
 
 def plan(config: PipelineConfig) -> dict[str, Any]:
-    """Per stage what is due: units, samples, GPU-hours, cost, bytes of the store, measured seconds; missing models;
-    assumptions.
+    """What a run would make, per stage: units, samples, GPU-hours, cost, bytes in the store, seconds as measured. Also
+    the missing models, and the assumptions behind the figures.
 
     Raises:
         StoreError: the root cannot be opened.
@@ -54,7 +54,7 @@ def plan(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _unready(stage: Stage, facts: dict[str, Any]) -> list[str]:
-    """What a source lacks that has something to do: a key."""
+    """What a source with units to make lacks, such as a key."""
     try:
         if isinstance(stage, MapStage) and facts["units"]["due"]:
             stage.check_ready()
@@ -89,7 +89,7 @@ def _stage(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -
 
 
 def _measured(root: Root, survey: StageSurvey) -> float | None:
-    """Mean seconds a unit took, by the last log line of each unit made under this very fingerprint."""
+    """Mean seconds per unit, from the last log line of each unit made under this fingerprint."""
     names = [name for name in root.names(survey.path) if name.startswith("log-")] if survey.path else []
     seconds = []
     for data in root.read_many([f"{survey.path}/{name}" for name in names]).values():
@@ -107,7 +107,7 @@ def _measured_bytes(root: Root, survey: StageSurvey) -> float | None:
 
 
 def plan_table(facts: dict[str, Any]) -> Table:
-    """The same for a person."""
+    """The plan as a table."""
     table = Table(
         "stage", "units", "cached", "due", "samples due", "seconds", "GPU-hours", "USD", "GB", title=facts["root"]
     )

@@ -1,4 +1,4 @@
-"""`bootpig status`: what is in the store and what is still due."""
+"""`bootpig status`: which units of each stage are complete in the store, and which are not."""
 
 from __future__ import annotations
 

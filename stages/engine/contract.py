@@ -1,4 +1,4 @@
-"""The contract of a stage: its config, its samples, and the one method a subclass writes."""
+"""The contract of a stage: its config, its samples, and the one method that a subclass implements."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from bootpig.storage.root import holds_credentials
 Status = Literal["ok", "rejected", "failed"]
 
 SPEED: dict[str, Any] = {"affects": "speed"}
-"""`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never what it makes; out of the fingerprint."""
+"""`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never its output. Not part of the fingerprint."""
 
 EXTENT: dict[str, Any] = {"affects": "extent"}
-"""How much is made, not what: growing it keeps every unit already made."""
+"""Changes how much is made, not what. Increasing it keeps every unit that is already made."""
 
 MODEL: dict[str, Any] = {"affects": "model"}
-"""Where a model lies: the model's identity stands in the fingerprint in its place."""
+"""Names a model. The fingerprint holds the model's identity instead of this value."""
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used. One line: the field, the value, the mend. The command line exits with 2."""
+    """The user's input cannot be used. One line with the field, the value and the fix. The command line exits with 2."""
 
 
 class FatalError(RuntimeError):
-    """A fault that every further sample would meet too (no disk, a broken device): the unit is not committed."""
+    """An error that every further sample would hit too (full disk, broken device). The unit is not committed."""
 
 
 class Postponed(RuntimeError):
-    """A unit cannot be made now, though nothing is wrong with it (a spending cap): it stays pending. One line."""
+    """A unit cannot be made now, although nothing is wrong with it (a spending cap). It stays pending. One line."""
 
 
 class StageConfig(BaseModel):
-    """A stage's part of the YAML file. Every field says its unit, its bounds, and whether it changes output."""
+    """A stage's section of the YAML file. Every field states its unit, its bounds, and whether it changes the output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -54,14 +54,14 @@ class StageConfig(BaseModel):
         return value
 
     def changed(self, names: Iterable[str]) -> list[str]:
-        """Those of the fields `names` that say something else than their default. Which were given does not tell:
-        a form of parameters gives all of them.
+        """The fields among `names` whose value is not the default. Whether a field was set explicitly says nothing:
+        a form of parameters sets all of them.
         """
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
         return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
     def hashed(self) -> dict[str, Any]:
-        """The fields that change output, as they stand in the fingerprint; nested configs are filtered likewise."""
+        """The fields that change the output, as the fingerprint holds them. Nested configs are filtered the same way."""
         fields: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
@@ -74,12 +74,12 @@ class StageConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample on its way through a stage."""
+    """One sample, as it passes through a stage."""
 
     id: str
     unit: int
     meta: dict[str, Any] = field(default_factory=dict)
-    """What later stages need to know (`caption`, `object`): the payload's `<id>.json`."""
+    """What later stages need (`caption`, `object`). The payload's `<id>.json`."""
     files: dict[str, bytes] = field(default_factory=dict)
     """The payload's other members, by extension: `{"png": …}` is `<id>.png`."""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -87,20 +87,20 @@ class Sample:
     status: Status = "ok"
     reason: str = ""
     message: str = ""
-    """Goes to the unit's log, never into the row."""
+    """Written to the unit's log, never to the row."""
     beside: Mapping[str, Sample] = field(default_factory=dict)
     """Stage → the same sample as a further upstream made it. One that is not `ok` there is missing."""
 
     def ok(self, *, files: dict[str, bytes], meta: dict[str, Any] | None = None, **columns: Any) -> Sample:
-        """This sample, made. `files` replaces the upstream members; `meta` is added to the upstream meta."""
+        """This sample, processed. `files` replaces the upstream members; `meta` is merged into the upstream meta."""
         return Sample(self.id, self.unit, {**self.meta, **(meta or {})}, files, columns)
 
     def rejected(self, reason: str, **columns: Any) -> Sample:
-        """This sample, filtered out for `reason`, one of the stage's `reasons`."""
+        """This sample, rejected for `reason`, one of the stage's `reasons`."""
         return Sample(self.id, self.unit, self.meta, {}, columns, "rejected", reason)
 
     def failed(self, reason: str, message: str = "", **columns: Any) -> Sample:
-        """This sample, lost to an error that a retry may mend."""
+        """This sample, lost to an error that a retry may fix."""
         return Sample(self.id, self.unit, self.meta, {}, columns, "failed", reason, message)
 
     def renamed(self, id: str) -> Sample:
@@ -114,17 +114,17 @@ def sample_seed(seed: int, stage: str, sample_id: str, draw: int = 0) -> int:
 
 
 class ModelIdentity(Protocol):
-    """What stands for a model in a fingerprint, see `bootpig.models.pretrained.sources`."""
+    """What a fingerprint holds for a model, see `bootpig.models.pretrained`."""
 
     def as_json(self) -> dict[str, str]: ...
 
 
 class Stage(ABC):
-    """What map and reduce stages share. `config` is the stage's own part of the YAML file, `seed` the run's."""
+    """Base of map and reduce stages. `config` is the stage's section of the YAML file, `seed` the run's seed."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raised whenever the same input would give another output; a golden test guards it."""
+    """Increased whenever the same input would give a different output. A golden test guards it."""
     upstream: ClassVar[tuple[str, ...]] = ()
     """The stages it reads. The first gives a map stage its rows; a source reads none. See `engine.graph`."""
     config_class: ClassVar[type[StageConfig]]
@@ -134,41 +134,41 @@ class Stage(ABC):
         self.seed = seed
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        """The identity of each model and folder that changes the output, resolved in seconds, nothing loaded.
+        """The identity of each model and folder that changes the output. Takes seconds; nothing is loaded.
 
         Raises:
-            InputError: one is missing; says which field names it and what to do.
+            InputError: one is missing. The message names the field and the fix.
         """
         return {}
 
     def device(self) -> str:
-        """Where its models run, as a `device` setting says it; `cpu` for a stage that has none."""
+        """Where its models run, as in a `device` setting; `cpu` for a stage without models."""
         return str(getattr(self.config, "device", "cpu"))
 
     def setup(self) -> None:  # noqa: B027 - a stage without models has nothing to load
-        """Load the models: once a process, before the first unit."""
+        """Load the models. Called once per process, before the first unit."""
 
     def teardown(self) -> None:  # noqa: B027
         """Free what `setup` loaded."""
 
 
 Progress = Callable[[int, int, str], None]
-"""`progress(done, total, text)`: called as often as one likes; the engine draws it."""
+"""`progress(done, total, text)`: may be called at any rate; the engine displays it."""
 
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source may know of the store and the run. Most sources need none of it."""
+    """What a source can see of the store and the run. Most sources need none of it."""
 
     parts: Parts
     """The stage's folder."""
     units: range
     """The run's units."""
     force: bool
-    """The unit is wanted anew although it may be complete."""
+    """Make the unit again even if it is complete."""
     progress: Progress
     usage: dict[str, Any] = field(default_factory=dict)
-    """What the source puts here goes to the unit's log."""
+    """The source's entries here are written to the unit's log."""
 
 
 class MapStage(Stage):
@@ -178,41 +178,41 @@ class MapStage(Stage):
     """
 
     columns: ClassVar[pa.Schema] = pa.schema([])
-    """The stage's own columns, behind id, unit, status, reason."""
+    """The stage's own columns, after id, unit, status and reason."""
     reasons: ClassVar[Mapping[str, str]] = {}
     """Code → what it means. A row's `reason` is one of these, or `error`."""
 
     @property
     def slice_size(self) -> int:
-        """Samples a call of `process`: fixed slices of a unit, so that a retry sees the same batches."""
+        """Samples per call of `process`. Slices of a unit are fixed, so that a retry sees the same batches."""
         return 1
 
     @abstractmethod
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        """One result a sample, in order: `sample.ok(…)`, `sample.rejected(…)` or `sample.failed(…)`.
+        """One result per sample, in order: `sample.ok(…)`, `sample.rejected(…)` or `sample.failed(…)`.
 
-        What is raised is taken as the fault of one sample: the engine runs the slice again one by one to find it.
+        An exception is taken for the fault of one sample: the engine runs the slice again sample by sample to find it.
         `FatalError` and `InputError` end the unit.
         """
 
     @property
     def sequential(self) -> bool:
-        """Whether unit k is made from the committed units below it, so that its units run one after the other."""
+        """Whether unit k depends on the units before it, so that units run one after the other."""
         return False
 
     def check_ready(self) -> None:
-        """What is needed to make units, though not to look at them: a key. Raises InputError."""
+        """Check what making units needs and looking at them does not, such as a key. Raises InputError."""
 
     def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
-        """A source's samples of one unit, before `process`; `indices` are positions in the whole data set.
+        """A source's samples of one unit, before `process`. `indices` are positions in the whole data set.
 
         Raises:
-            Postponed: not now.
+            Postponed: the unit cannot be made now.
         """
         raise TypeError(f"{self.name} is not a source")
 
     def source_digest(self, unit: int, indices: range) -> str:
-        """A source's stand-in for the upstream marker's digest: what outside the config its unit was made from."""
+        """For a source, in place of the upstream marker's digest: what its unit depends on besides the config."""
         return ""
 
 
@@ -222,19 +222,19 @@ class UnitRef:
 
     unit: int
     digest: str
-    """sha256 of its marker."""
+    """Digest of its marker, see `storage.parts`."""
     samples: int
-    """Its `ok` rows: the members of its shard."""
+    """Its `ok` rows, the samples of its shard."""
 
 
 class Checkpoints(Protocol):
-    """Where a reduce stage keeps its way back; lies under its fingerprint, whole folders only, manifest last."""
+    """Where a reduce stage saves its progress: under its fingerprint, whole folders only, manifest last."""
 
     def save(self, step: int, folder: Path) -> None:
-        """Publish `folder` as `checkpoint-<step>`; older ones than the last two go afterwards."""
+        """Publish `folder` as `checkpoint-<step>`, then remove all but the last two."""
 
     def latest(self) -> tuple[int, Path] | None:
-        """The newest complete checkpoint as (step, local folder), or None. A damaged one is passed over and said."""
+        """The newest complete checkpoint as (step, local folder), or None. Damaged ones are skipped with a message."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
@@ -263,7 +263,7 @@ class ReduceStage(Stage):
     """Reads a list of units and makes one folder."""
 
     identity_prefix: ClassVar[str] = ""
-    """Only the result's files below this prefix change what is made from it; logs beside them do not."""
+    """Only the result's files under this prefix change what is made from it. Logs beside them do not."""
 
     @abstractmethod
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:

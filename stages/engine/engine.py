@@ -20,7 +20,7 @@ from bootpig.storage.root import Root
 
 
 def quiet(done: int, total: int, text: str) -> None:
-    """A progress callback that shows nothing."""
+    """A progress callback that displays nothing."""
 
 
 class Engine:
@@ -61,18 +61,18 @@ class Engine:
         retry_failed: bool = False,
         progress: Progress = quiet,
     ) -> UnitReport:
-        """Make one unit of a map stage, or find it made.
+        """Make one unit of a map stage, unless it is complete.
 
         Args:
-            force: make it again although it is complete.
-            retry_failed: make the slices again that hold failed rows.
+            force: make it again even if it is complete.
+            retry_failed: make the slices with failed rows again.
 
         Returns:
-            A report; a unit that could not be committed is `failed` with one line of why, and what was there before
-            is kept, and one that cannot be made now is `pending`.
+            A report. A unit that could not be committed is `failed`, with the reason in one line; what was there
+            before is kept. A unit that cannot be made now is `pending`.
 
         Raises:
-            InputError, ModelError, StoreError: what the user gave cannot be used.
+            InputError, ModelError, StoreError: the user's input cannot be used.
         """
         map_stage = self.make(stage)
         assert isinstance(map_stage, MapStage)
@@ -90,17 +90,17 @@ class Engine:
         return report
 
     def run_reduce(self, stage: str, *, force: bool = False, progress: Progress = quiet) -> UnitReport:
-        """Make the result of a reduce stage over the complete units above it, or find it made.
+        """Make the result of a reduce stage, unless it is complete.
 
-        In a distributed run every process calls it; the first one publishes.
+        In a distributed run every process calls this; the first one publishes.
 
         Raises:
-            InputError, ModelError, StoreError: what the user gave cannot be used.
+            InputError, ModelError, StoreError: the user's input cannot be used.
         """
         surveys = self._surveyor.survey([stage])
         survey = surveys[stage]
         if not survey.fingerprint:
-            return UnitReport(stage, 0, "failed", f"{stage}: nothing above it is complete; run the stages above first")
+            return UnitReport(stage, 0, "failed", f"{stage}: no stage that it reads is complete; run those first")
         if survey.result is not None and not force:
             return UnitReport(stage, 0, "cached")
         if not self.config.train_on_partial and (left := self._left(stage, surveys)):
@@ -114,7 +114,7 @@ class Engine:
             with loaded(reduce_stage, self.config, lambda: progress(0, 1, WAITS)) as ready:
                 assert isinstance(ready, ReduceStage)
                 above = [surveys[name] for name in self.graph.upstream[stage]]
-                publish_result(self.root, ready, survey, above, progress, anew=force)
+                publish_result(self.root, ready, survey, above, progress, restart=force)
         except (CorruptPart, StoreUnavailable) as error:
             message = str(error)
         except (FatalError, OSError, RuntimeError) as error:
@@ -132,8 +132,10 @@ class Engine:
         return UnitReport(stage, 0, "failed", message, time.monotonic() - started)
 
     def _left(self, stage: str, surveys: Mapping[str, StageSurvey]) -> str:
-        """Which units a reduce stage waits for, in one line; empty if none. Made from a part of the data, its result
-        would be made again from the beginning once the other units are there."""
+        """Which units a reduce stage waits for, in one line; empty if none.
+
+        A result that is made from part of the data would be made again, from the beginning, after the repair.
+        """
         for name in self.graph.upstream[stage]:
             units = surveys[name].units
             if left := [unit for unit, state in units.items() if state != "complete"]:
@@ -145,7 +147,7 @@ class Engine:
         return ""
 
     def verify(self, stage: str, progress: Progress = quiet) -> list[str]:
-        """Re-read every byte of a stage against its checksum. A bad unit is made stale and named, one line each."""
+        """Check every byte of a stage against its checksum. A bad unit becomes stale and is named, one line each."""
         survey = self.survey(stage)
         if survey.result is not None:
             bad = check_folder(self.root, survey.result)

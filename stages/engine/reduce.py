@@ -1,4 +1,4 @@
-"""What a reduce stage reads and where its result and checkpoints go."""
+"""Runs a reduce stage: collects what it reads, publishes its result, keeps its checkpoints."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def publish_result(
     above: Sequence[StageSurvey],
     progress: Progress,
     *,
-    anew: bool = False,
+    restart: bool = False,
 ) -> None:
     """Run a reduce stage in a local work folder and publish its result, manifest last.
 
     Args:
         above: the stages that it reads.
-        anew: from the beginning, not from the newest checkpoint.
+        restart: start from the beginning, not from the newest checkpoint.
 
     Raises:
         CorruptPart: something it reads is damaged; the damaged part is stale from then on.
@@ -90,13 +90,13 @@ def publish_result(
         workdir = scratch / "result"
         workdir.mkdir()
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
-        if anew:
+        if restart:
             checkpoints.clear()
         stage.run(_inputs(root, above, scratch), workdir, checkpoints, progress)
         if not is_first_process():
             return
         # Another process may have made it meanwhile, and evaluated it: other bytes would leave that stale.
-        if anew or read_manifest(root, f"{survey.path}/result") is None:
+        if restart or read_manifest(root, f"{survey.path}/result") is None:
             publish_folder(root, f"{survey.path}/result", workdir)
 
 

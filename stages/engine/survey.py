@@ -1,4 +1,4 @@
-"""What is in the store and what is still due: one listing a stage, no payload read."""
+"""What is complete in the store and what is not: one listing per stage, no payload read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ UnitState = Literal["complete", "stale", "failed", "pending"]
 
 @dataclass
 class StageSurvey:
-    """One stage as the store shows it."""
+    """The state of one stage in the store."""
 
     stage: str
     fingerprint: str
-    """Empty while it is not known: a reduce stage over units that are still due."""
+    """Empty while it is not known: for a reduce stage whose input is not complete."""
     path: str
     """Relative to the root."""
     identity: dict[str, Any]
@@ -92,7 +92,7 @@ def fingerprint_of(identity: Mapping[str, Any]) -> str:
 
 
 def input_digest(markers: Mapping[str, Marker]) -> str:
-    """What a unit is made from: the digest of the one marker above it, or of all of them by the names of their stages.
+    """What a unit depends on: the digest of its one upstream marker, or of all upstream markers by stage name.
 
     Args:
         markers: one for each stage above, at least one.

@@ -1,4 +1,4 @@
-"""The loss curve as coordinates that a template draws."""
+"""The loss curve as coordinates for the report's template."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 POINTS = 400
-"""Points of a curve at most: more than that are averaged in even groups."""
+"""Maximum number of points of a curve. More points are averaged in groups of equal size."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A label and its place along its axis, in percent from the left or the top."""
+    """A label and its position on its axis, in percent from the left or the top."""
 
     label: str
     at: float
@@ -79,7 +79,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, evenly apart, that enclose [low, high]: three to six of them."""
+    """Three to six evenly spaced round numbers that enclose [low, high]."""
     span = high - low or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= span / 4)

@@ -1,4 +1,4 @@
-"""What a report shows, read from the store: counts of every stage, a few samples on their way, results."""
+"""Reads the content of a report from the store: counts of every stage, a few samples, the results."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ EXAMPLES = 6
 REJECTED = 6
 SHEET_ROWS = 64
 LOOK = 200
-"""Samples among which examples of different objects are looked for."""
+"""Samples searched for examples of different objects."""
 
 Payload = Callable[[str, int], bytes | Path]
 """`payload(stage, unit)`: the shard of a complete unit, as bytes or as a local file."""
 
 UNREADABLE = (StoreError, OSError, ValueError, KeyError)
-"""What a damaged or vanished file raises. A report leaves out what it cannot show: the run's own checks name it."""
+"""Raised by a damaged or missing file. The report leaves it out; the run's own checks name it."""
 
 
 @dataclass(frozen=True)
 class StageDone:
-    """What this very run did in a stage."""
+    """What this run did in a stage."""
 
     made: int = 0
     """Units."""
     seconds: float = 0.0
-    """Of all its units together."""
+    """Sum over its units."""
 
 
 @dataclass(frozen=True)
 class StageFacts:
-    """One stage in the table of what ran."""
+    """One stage in the table of stages."""
 
     name: str
     units: int
     states: Mapping[str, int]
     """How many units are complete, stale, failed, pending."""
     made: int
-    """Of the complete ones, made by this run; the others were there."""
+    """Complete units that this run made; the others were there before."""
     seconds: float
     is_map: bool
     ok: int = 0
@@ -77,18 +77,18 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample on its way; pictures are data URIs."""
+    """One sample after each stage; pictures are data URIs."""
 
     caption: str
     image: str
     mask: str
-    """The picture, pale where the mask is not."""
+    """The picture, faded outside the mask."""
     references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A picture that a filter took out."""
+    """A picture that a filter rejected."""
 
     caption: str
     image: str
@@ -111,14 +111,14 @@ class SubjectCount:
 
     name: str
     captions: int
-    """That passed the caption stage."""
+    """Captions that passed the caption stage."""
     arrived: int
-    """Of these, samples in encoded shards."""
+    """How many of them are samples in encoded shards."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows. What is empty or None is left out of the page."""
+    """The content of a report. The page leaves out what is empty or None."""
 
     name: str
     run_id: str
@@ -127,16 +127,16 @@ class Report:
     examples: Sequence[Example] = ()
     rejected: Sequence[Rejected] = ()
     subjects: Sequence[SubjectCount] = ()
-    """The most frequent first."""
+    """Most frequent first."""
     loss: Sequence[tuple[int, float]] = ()
     metrics: Mapping[str, Any] | None = None
     sheet: Sequence[SheetEntry] = ()
     config: str = ""
-    """The YAML as run."""
+    """The run's configuration as YAML."""
 
 
 def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config: str = "", when: str = "") -> Report:
-    """Read a report's content from the engine's store, as it is now.
+    """Read the content of a report from the engine's store, as it is now.
 
     Args:
         done: what this run did, by stage; a stage that is missing did nothing.
@@ -195,7 +195,7 @@ def stage_facts(stage: type[Stage], survey: StageSurvey, done: StageDone) -> Sta
 
 
 def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPLES) -> list[Example]:
-    """Up to `count` samples, of different objects where there are such, with picture, mask and references.
+    """Up to `count` samples, of different objects where possible, with picture, mask and references.
 
     Args:
         units: complete in synthesize, segment and augment; they are looked through in order.
@@ -224,7 +224,7 @@ def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPL
 
 
 def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count: int = REJECTED) -> list[Rejected]:
-    """Up to `count` pictures that segment has rejected, its reasons in turn. `rows` are segment's."""
+    """Up to `count` pictures that segment rejected, one reason after the other. `rows` are segment's."""
     by_reason: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["status"] == "rejected":
@@ -243,7 +243,7 @@ def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count:
 
 
 def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapping[str, Any]]) -> list[SubjectCount]:
-    """Captions and encoded samples by subject, from the rows of both stages."""
+    """Captions and encoded samples per subject, from the rows of both stages."""
     arrived = {row["id"] for row in encoded if row["status"] == "ok"}
     counts: Counter[str] = Counter()
     ends: Counter[str] = Counter()
@@ -275,7 +275,7 @@ def read_metrics(root: Root, folder: str) -> dict[str, Any] | None:
 
 
 def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEntry]:
-    """The first picture of every caption by every method, at most `count` captions, evenly spread; not chosen."""
+    """The first picture of every caption by every method, at most `count` captions, evenly spread, not selected."""
     titles = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
     try:
         rows = pq.read_table(io.BytesIO(root.read(f"{folder}/scores.parquet"))).to_pylist()
@@ -300,7 +300,7 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
 
 
 def data_uri(picture: bytes | Image.Image) -> str:
-    """A picture, at most `THUMBNAIL` a side, as a data URI: PNG where it is small already, else JPEG.
+    """A picture of at most `THUMBNAIL` pixels per side as a data URI: PNG if it is that small already, else JPEG.
 
     Raises:
         OSError: the bytes are no picture.
@@ -341,7 +341,7 @@ def _different_objects(samples: Iterator[tuple[str, dict[str, bytes]]], count: i
 
 
 def _find(shard: bytes | Path, keys: Iterable[str]) -> dict[str, dict[str, bytes]]:
-    """Those samples of a shard, read no further than the last of them."""
+    """The samples `keys` of a shard. Reads no further than the last of them."""
     wanted, found = set(keys), {}
     for key, members in read_shard(shard):
         if key in wanted:

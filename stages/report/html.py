@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing beside it, made from `bootpig.stages.report.gather.Report`."""
+"""Builds the report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["build_report", "results_table"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIRST_ENTRIES = 12
-"""Captions of the contact sheet that are shown at once; the others unfold."""
+"""Captions of the contact sheet that are shown at first; the others unfold."""
 FIRST_SUBJECTS = 20
 MOST_SUBJECTS = 1000
 """Subjects that unfold; a data set of an LLM has thousands."""
@@ -49,7 +49,7 @@ def build_report(report: Report) -> str:
 
 
 def headlines(report: Report) -> list[tuple[str, str, str]]:
-    """(figure, what it is, beside it), the few that matter most."""
+    """The most important figures, each as (figure, what it is, details)."""
     found = []
     if report.metrics:
         methods, gap = report.metrics["methods"], report.metrics["gap_closed_dino"]
