@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 
 
 def torch_device(field: str, name: str) -> torch.device:

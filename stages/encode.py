@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from bootpig.models.pretrained.sources import PIPELINE, ModelSource, resolve, resolve_all
+from bootpig.models.pretrained.source import PIPELINE, ModelSource
+from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.caption.phrases import object_caption
 from bootpig.stages.engine.contract import InputError, MapStage, ModelIdentity, Sample, StageConfig
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision

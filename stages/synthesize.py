@@ -10,7 +10,8 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field, model_validator
 
-from bootpig.models.pretrained.sources import PIPELINE, ModelSource, resolve, resolve_all
+from bootpig.models.pretrained.source import PIPELINE, ModelSource
+from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.pictures import encode_png, on_all_cores

@@ -11,7 +11,8 @@ from typing import Any
 
 from bootpig.flows.runs.records import read_config, read_run
 from bootpig.models.pipelines.card import model_card
-from bootpig.models.pretrained.sources import PIPELINE, loading, resolve
+from bootpig.models.pretrained.source import PIPELINE, loading
+from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Progress
 from bootpig.stages.engine.survey import make_stage

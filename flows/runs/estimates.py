@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from bootpig.models.pretrained.sources import local_path
+from bootpig.models.pretrained.source import local_path
 from bootpig.stages.caption.llm.spending import TOKENS_PER_CAPTION
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.reduce import KEEP

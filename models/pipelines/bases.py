@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pipelines.xl import BootPIGXLPipeline
-from bootpig.models.pretrained.sources import ModelError, ModelSource, loading
+from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
 
 def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | BootPIGXLPipeline:

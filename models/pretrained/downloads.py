@@ -1,4 +1,4 @@
-"""Checkpoint files by URL: downloaded once into a cache of this user, checked against their sha256."""
+"""Download checkpoint files by URL: once, into this user's cache, checked against their sha256."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from bootpig.models.pretrained.sources import ModelError, ModelSource, content_digest
+from bootpig.models.pretrained.source import ModelError, ModelSource, content_digest
 
 SECONDS = 10.0
-"""How long a server may be silent."""
+"""Timeout of a connection and of each read."""
 
 _CHUNK = 2**20
 
 
 def look_up(field: str, url: str, sha256: str | None) -> Path:
-    """Where the file at `url` lies or will lie; nothing is downloaded, but the server is asked whether it has it.
+    """The path in the cache of the file at `url`. Nothing is downloaded, but the server is asked whether it has it.
 
     Raises:
         ModelError: no sha256, credentials in the URL, or the server has no such file.
     """
     shown = _shown(url)
     if sha256 is None:
-        raise ModelError(f"{field}: {shown!r} is a URL; say its sha256 too ({field}_sha256)")
+        raise ModelError(f"{field}: {shown!r} is a URL; give its sha256 too ({field}_sha256)")
     if "@" in urlsplit(url).netloc:
         raise ModelError(f"{field}: {shown!r} holds a password; download it by hand and give the path")
     path = _cache() / f"{sha256}{PurePosixPath(urlsplit(url).path).suffix}"
@@ -38,21 +38,21 @@ def look_up(field: str, url: str, sha256: str | None) -> Path:
     try:
         urlopen(Request(url, method="HEAD"), timeout=SECONDS).close()
     except HTTPError as error:
-        if error.code not in (405, 501):  # some servers know no HEAD
-            raise ModelError(f"{field}: {shown!r} answers {error.code} {error.reason}; mend the URL") from None
+        if error.code not in (405, 501):  # some servers do not support HEAD
+            raise ModelError(f"{field}: {shown!r} answers {error.code} {error.reason}; fix the URL") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{field}: {shown!r} cannot be reached ({_reason(error)}); {_BY_HAND}") from None
     return path
 
 
 def fetch(source: ModelSource, told: Callable[[str], None] = lambda line: None) -> Path:
-    """The file of `source` on this machine; of several processes that want it, one downloads it.
+    """The file of `source` on this machine; if several processes need it, one of them downloads it.
 
     Args:
-        told: one line before a download begins.
+        told: called with one line before a download begins.
 
     Raises:
-        ModelError: it cannot be downloaded, or it is not the file that its sha256 says.
+        ModelError: it cannot be downloaded, or its sha256 differs.
     """
     path = Path(source.path)
     if source.sha256 is None:
@@ -69,7 +69,7 @@ _BY_HAND = "go online, or download it by hand and give the path"
 
 
 def _download(source: ModelSource, sha256: str, path: Path) -> None:
-    """Into a temporary file, which takes its name once it is whole and right."""
+    """Into a temporary file, renamed to `path` when it is complete and its sha256 is right."""
     shown = _shown(source.source)
     digest = hashlib.sha256()
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
@@ -84,7 +84,7 @@ def _download(source: ModelSource, sha256: str, path: Path) -> None:
         if digest.hexdigest() != sha256:
             raise ModelError(
                 f"{source.field}: {shown!r} has sha256 {digest.hexdigest()}, not {sha256}; "
-                f"mend {source.field}_sha256 or the URL"
+                f"fix {source.field}_sha256 or the URL"
             )
         os.replace(temporary, path)
     except OSError as error:
@@ -100,7 +100,7 @@ def _cache() -> Path:
 
 
 def _shown(url: str) -> str:
-    """Without what may be secret: user, password, query."""
+    """The URL without its parts that may be secret: user, password, query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from bootpig.models.pretrained.sources import ModelError, ModelSource, loading
+from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
 _ENCODERS = ("vae", "text_encoder", "tokenizer")
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from bootpig.models.pretrained.downloads import fetch
-from bootpig.models.pretrained.sources import ModelError, ModelSource, loading
+from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
 Box = tuple[float, float, float, float]
 """xyxy, pixels."""

@@ -28,7 +28,7 @@ MODEL: dict[str, Any] = {"affects": "model"}
 
 
 class InputError(ValueError):
-    """The user's input cannot be used. One line with the field, the value and the fix. The command line exits with 2."""
+    """The user's input cannot be used. One line: the field, the value, the fix. The command line exits with 2."""
 
 
 class FatalError(RuntimeError):
@@ -40,7 +40,7 @@ class Postponed(RuntimeError):
 
 
 class StageConfig(BaseModel):
-    """A stage's section of the YAML file. Every field states its unit, its bounds, and whether it changes the output."""
+    """A stage's section of the YAML file. Fields state their unit, bounds, and whether they change the output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -61,7 +61,7 @@ class StageConfig(BaseModel):
         return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
     def hashed(self) -> dict[str, Any]:
-        """The fields that change the output, as the fingerprint holds them. Nested configs are filtered the same way."""
+        """The fields that change the output, as the fingerprint holds them. Nested configs likewise."""
         fields: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra

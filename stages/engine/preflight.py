@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from bootpig.models.pretrained.downloads import fetch
-from bootpig.models.pretrained.sources import ModelSource
+from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import MapStage
 from bootpig.stages.engine.engine import Engine

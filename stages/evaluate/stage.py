@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from bootpig.models.pretrained.sources import (
-    PIPELINE,
-    TRANSFORMER,
-    ModelSource,
-    loading,
-    local_path,
-    resolve,
-    resolve_all,
-)
+from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelSource, loading, local_path
+from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     MODEL,
     Checkpoints,

@@ -11,7 +11,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
-from bootpig.models.pretrained.sources import TRANSFORMER, ModelSource, resolve, resolve_all, resolve_file
+from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
+from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.engine.contract import MODEL, MapStage, ModelIdentity, Sample, StageConfig
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
 from bootpig.stages.pictures import decode_pngs, encode_mask

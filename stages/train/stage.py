@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bootpig.models.pretrained.sources import PIPELINE, ModelSource, loading, local_path, resolve, resolve_all
+from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading, local_path
+from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     MODEL,
     SPEED,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bootpig.flows.loading import load_config
-from bootpig.models.pretrained.sources import PROJECT
+from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
 from tests.flows.live import Live, running
 from tests.servers.llm import KEY

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bootpig.models.pretrained.sources import PROJECT
+from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.registry import STAGES
 
 KILLS = int(os.environ.get("BOOTPIG_KILLS", "10"))

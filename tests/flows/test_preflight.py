@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from bootpig.flows.loading import dump_config, load_config, parse_config
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import fetch_models, pinned
 from bootpig.stages.engine.survey import fingerprint_of
@@ -109,7 +109,7 @@ def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: P
     said: list[str] = []
     sam = f"segment.sam={server.url}/sam.pth"
     wrong = load_config(TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={'f' * 64}"])
-    with pytest.raises(ModelError, match=r"^segment\.sam: .* has sha256 .*, not f+; mend segment\.sam_sha256"):
+    with pytest.raises(ModelError, match=r"^segment\.sam: .* has sha256 .*, not f+; fix segment\.sam_sha256"):
         fetch_models(Engine(wrong), ["caption", "segment"], said.append)
     right = load_config(
         TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={sha256(b'weights').hexdigest()}"]
@@ -123,7 +123,7 @@ def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: P
 PROGRAM = """
 import sys
 from bootpig.flows.loading import dump_config, load_config
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import pinned, preflight
 config = load_config(sys.argv[1], sys.argv[2:])

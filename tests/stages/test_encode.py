@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.encode import Encode, EncodeConfig
 from bootpig.stages.engine.contract import InputError, Sample
 from bootpig.stages.pictures import decode_png, encode_png

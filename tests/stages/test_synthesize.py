@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from pydantic import ValidationError
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.contract import Sample
 from bootpig.stages.pictures import decode_png
 from bootpig.stages.synthesize import Synthesize, SynthesizeConfig

@@ -11,8 +11,10 @@ import pytest
 from huggingface_hub import constants
 
 from bootpig.models.pretrained import downloads, sources
+from bootpig.models.pretrained import hub as hub_module
 from bootpig.models.pretrained.downloads import fetch
-from bootpig.models.pretrained.sources import PIPELINE, TRANSFORMER, ModelError, resolve, resolve_all, resolve_file
+from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelError
+from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from tests.models.hub import Hub, Repository, hub
 
 FILES = {"model_index.json": b"{}"}
@@ -27,7 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(sources, "HUB_SECONDS", 0.5)
+        monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
         monkeypatch.setattr(downloads, "SECONDS", 0.5)
         yield running
 
@@ -68,13 +70,13 @@ def test_each_refusal_says_what_to_do(server: Hub) -> None:
         "a/model", None, TRANSFORMER
     )
     assert "the hub answered 503 for 'a/broken'; try again later" in refusal("a/broken")
-    assert "the hub answered 403 for 'a/forbidden'; log in anew" in refusal("a/forbidden")
+    assert "the hub answered 403 for 'a/forbidden'; log in again" in refusal("a/forbidden")
 
 
 def test_who_does_not_answer_is_not_waited_for(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     server.repositories["a/silent"] = Repository(silent=True)
     assert "the hub cannot be asked (ReadTimeout" in refusal("a/silent")
-    monkeypatch.setattr(sources, "HUB_SECONDS", 60)
+    monkeypatch.setattr(hub_module, "HUB_SECONDS", 60)
     monkeypatch.setattr(sources, "LOOKUP_SECONDS", 0.5)
     with pytest.raises(ModelError, match=r"^encode\.model: no answer within 0\.5 seconds; give a local folder"):
         resolve_all("encode", {"model": lambda: resolve("encode.model", "a/silent")})
@@ -131,7 +133,7 @@ def test_a_download_that_fails_leaves_one_line_and_no_file(server: Hub, tmp_path
     with pytest.raises(ModelError, match=r"^segment\.sam: 'http://.*sam\.pth' ") as caught:
         fetch(source)
     expected = {
-        "wrong sha256": f"has sha256 {SHA256}, not {'0' * 64}; mend segment.sam_sha256 or the URL",
+        "wrong sha256": f"has sha256 {SHA256}, not {'0' * 64}; fix segment.sam_sha256 or the URL",
         "cut": "cannot be downloaded (ConnectionError: it ended after 35000 of 70000 bytes); run again",
         "gone": "cannot be downloaded (404 Not Found); run again",
         "silent": "timed out",
@@ -151,9 +153,9 @@ def resolve_file_at(server: Hub, path: str) -> sources.ModelSource:
 @pytest.mark.parametrize(
     ("url", "sha256", "message"),
     [
-        ("{hub}/sam.pth", None, "is a URL; say its sha256 too (segment.sam_sha256)"),
+        ("{hub}/sam.pth", None, "is a URL; give its sha256 too (segment.sam_sha256)"),
         ("http://me:secret@127.0.0.1/sam.pth", SHA256, "holds a password; download it by hand"),
-        ("{hub}/none.pth?token=secret", SHA256, "answers 404 Not Found; mend the URL"),
+        ("{hub}/none.pth?token=secret", SHA256, "answers 404 Not Found; fix the URL"),
         ("http://127.0.0.1:{free}/sam.pth", SHA256, "cannot be reached (ConnectionRefusedError"),
     ],
 )
@@ -167,7 +169,7 @@ def test_a_bad_url_is_one_line(server: Hub, url: str, sha256: str | None, messag
 def test_a_local_checkpoint_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "sam.pth").write_bytes(CHECKPOINT)
     assert resolve_file("segment.sam", str(tmp_path / "sam.pth"), SHA256).is_local
-    with pytest.raises(ModelError, match=rf"has sha256 {SHA256}, not {'0' * 64}; give the file"):
+    with pytest.raises(ModelError, match=rf"has sha256 {SHA256}, not {'0' * 64}; give the right file"):
         resolve_file("segment.sam", str(tmp_path / "sam.pth"), "0" * 64)
 
 

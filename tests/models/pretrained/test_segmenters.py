@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from bootpig.models.pretrained.segmenters import SAM_TYPES, BoxSegmenter, ZeroShotDetector
-from bootpig.models.pretrained.sources import PROJECT, ModelError, resolve, resolve_file
+from bootpig.models.pretrained.source import PROJECT, ModelError
+from bootpig.models.pretrained.sources import resolve, resolve_file
 from tests.models.hub import hub
 from tests.models.tiny import save_clip, save_tokenizer
 from tests.stages.samples import scenes

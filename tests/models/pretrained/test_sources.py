@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from bootpig.models.pretrained.sources import PROJECT, ModelError, content_digest, loading, resolve, resolve_file
+from bootpig.models.pretrained.source import PROJECT, ModelError, content_digest, loading
+from bootpig.models.pretrained.sources import resolve, resolve_file
 
 
 @pytest.fixture
@@ -89,11 +90,11 @@ def test_hub_id_is_resolved_from_the_cache(hub_cache: Path):
     repo = hub_cache / "models--someone--a-model"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    (repo / "snapshots" / commit / "model_index.json").write_text("{}")
     found = resolve("train.base", "someone/a-model")
     assert (found.path, found.revision) == ("someone/a-model", commit)
     assert found.as_json() == {"id": "someone/a-model", "commit": commit}
-
-    (repo / "snapshots" / commit).mkdir(parents=True)
     assert resolve("train.base", "someone/a-model", commit).revision == commit
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.embedders import DinoEmbedder
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 from bootpig.models.toy.subject_folder import FOLDER, write_folder
 from bootpig.models.toy.world import KINDS
 from bootpig.stages.engine.contract import InputError, ReduceInput

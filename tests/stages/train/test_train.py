@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.pipelines.sd import BootPIGPipeline
-from bootpig.models.pretrained.sources import ModelError
+from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.contract import FatalError, InputError, Progress, ReduceInput
 from bootpig.stages.train.grid import SampleGrid
 from bootpig.stages.train.loop import Interrupted, micro_batch, rate_factor

@@ -13,7 +13,8 @@ from PIL import Image
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.pipelines.bases import empty_prompt, load_base
-from bootpig.models.pretrained.sources import ModelError, resolve
+from bootpig.models.pretrained.source import ModelError
+from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.encode import Encode, EncodeConfig
 from bootpig.stages.engine.contract import InputError, ReduceInput, Sample, UnitRef
 from bootpig.stages.engine.shardio import pack
