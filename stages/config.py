@@ -14,7 +14,7 @@ from bootpig.stages.engine.contract import EXTENT, SPEED, StageConfig
 from bootpig.stages.evaluate.stage import EvaluateConfig
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.synthesize import SynthesizeConfig
-from bootpig.stages.train.stage import TrainConfig
+from bootpig.stages.train.config import TrainConfig
 
 
 class PipelineConfig(StageConfig):

@@ -11,7 +11,7 @@ from typing import Any
 from bootpig.models.pretrained.source import local_path
 from bootpig.stages.caption.llm.spending import TOKENS_PER_CAPTION
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.reduce import KEEP
+from bootpig.stages.engine.checkpoints import KEEP
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.registry import MAP_STAGES

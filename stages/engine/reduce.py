@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.storage.cache import PayloadCache
@@ -17,54 +17,10 @@ from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest,
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
-KEEP = 2
-"""Checkpoints kept."""
-
 
 def is_first_process() -> bool:
     """Whether this is the one process of a run, or the first of those that torchrun or accelerate has started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-class StoredCheckpoints:
-    """`bootpig.stages.engine.contract.Checkpoints` in the store, below the stage's fingerprint."""
-
-    def __init__(self, root: Root, path: str, scratch: Path) -> None:
-        self.root = root
-        self.path = path
-        self.scratch = scratch
-
-    def _steps(self) -> list[int]:
-        matches = (re.fullmatch(r"checkpoint-(\d+)", name) for name in self.root.folders(self.path))
-        return sorted(int(match[1]) for match in matches if match)
-
-    def _folder(self, step: int) -> str:
-        return f"{self.path}/checkpoint-{step:05d}"
-
-    def save(self, step: int, folder: Path) -> None:
-        publish_folder(self.root, self._folder(step), folder)
-        for old in self._steps()[:-KEEP]:
-            self._remove(old)
-
-    def clear(self) -> None:
-        """Begin at the beginning: no checkpoint is left."""
-        for step in self._steps():
-            self._remove(step)
-
-    def _remove(self, step: int) -> None:
-        # The manifest goes first: a half-removed checkpoint is no checkpoint.
-        self.root.remove(f"{self._folder(step)}/manifest.json")
-        self.root.remove(self._folder(step), recursive=True)
-
-    def latest(self) -> tuple[int, Path] | None:
-        for step in reversed(self._steps()):
-            try:
-                published = read_manifest(self.root, self._folder(step))
-                if published is not None:
-                    return step, fetch_folder(self.root, published, self.scratch)
-            except CorruptPart as error:
-                print(f"train: passing over a damaged checkpoint: {error}", flush=True)
-        return None
 
 
 def publish_result(

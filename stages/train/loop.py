@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from accelerate import Accelerator
@@ -24,14 +24,11 @@ from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.memory import free_memory, is_out_of_memory
 from bootpig.stages.engine.contract import Checkpoints, FatalError, InputError, Progress
 from bootpig.stages.engine.slices import TOO_LARGE
+from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import Batch, ShardLoader
 from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.objective import Draws, Inputs, Objective
 from bootpig.stages.train.state import Position, load_state, save_state
-
-if TYPE_CHECKING:
-    from bootpig.stages.train.stage import TrainConfig
-
 
 _LOG = logging.getLogger(__name__)
 

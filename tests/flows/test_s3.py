@@ -16,9 +16,10 @@ from bootpig.flows.cli.main import main
 from bootpig.flows.loading import dump_config
 from bootpig.flows.runs.records import StageRecord, list_runs, new_run
 from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.reduce import StoredCheckpoints
-from bootpig.stages.train.stage import Train, TrainConfig
+from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.stage import Train
 from bootpig.storage.folders import publish_folder
 from bootpig.storage.root import Root
 from tests.flows.runs.test_gc import mark, version

@@ -27,7 +27,7 @@ from bootpig.stages.pictures import encode_mask
 from bootpig.stages.registry import STAGES
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.synthesize import SynthesizeConfig
-from bootpig.stages.train.stage import TrainConfig
+from bootpig.stages.train.config import TrainConfig
 from bootpig.storage.shards import read_shard
 
 FAULTS: dict[str, set[str]] = {}

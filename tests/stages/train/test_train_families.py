@@ -15,8 +15,9 @@ from bootpig.stages.encode import Encode, EncodeConfig
 from bootpig.stages.engine.contract import ReduceInput, Sample, UnitRef
 from bootpig.stages.engine.shardio import pack
 from bootpig.stages.pictures import encode_png
+from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.grid import SampleGrid
-from bootpig.stages.train.stage import Train, TrainConfig
+from bootpig.stages.train.stage import Train
 from tests.models.drawing import picture
 from tests.models.networks import as_base, sd15_like, sd21_like, sd_pipeline
 from tests.stages.train.training_data import FolderCheckpoints

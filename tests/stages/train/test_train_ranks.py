@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 from safetensors.torch import save_file
 from bootpig.stages.train import loop as training_loop
-from bootpig.stages.train.stage import Train, TrainConfig
+from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.stage import Train
 from tests.stages.train.training_data import FolderCheckpoints, write_units
 
 folder = Path(sys.argv[1])

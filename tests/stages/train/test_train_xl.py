@@ -19,8 +19,9 @@ from bootpig.stages.encode import Encode, EncodeConfig
 from bootpig.stages.engine.contract import InputError, ReduceInput, Sample, UnitRef
 from bootpig.stages.engine.shardio import pack
 from bootpig.stages.pictures import encode_png
+from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.grid import SampleGrid
-from bootpig.stages.train.stage import Train, TrainConfig
+from bootpig.stages.train.stage import Train
 from tests.models.families import save_sd21, save_sdxl
 from tests.models.networks import WIDTH
 from tests.stages.train.training_data import FolderCheckpoints
