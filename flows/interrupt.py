@@ -28,9 +28,9 @@ def exit_code(error: BaseException) -> int:
 
 
 def stop(error: BaseException) -> None:
-    """Ask the units in worker threads to end."""
+    """Ask the units in worker threads to end. Where a signal is the reason, the process ends in any case."""
     _stopping.set()
-    if exits_process:
+    if exits_process and not isinstance(error, Exception):
         timer = threading.Timer(GRACE_SECONDS, os._exit, [exit_code(error)])
         timer.daemon = True
         timer.start()

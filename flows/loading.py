@@ -63,9 +63,11 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 
 
 def dump_config(config: PipelineConfig) -> str:
-    """The configuration as a YAML file that `parse_config` reads back as its equal."""
-    # unset fields stay out: what was not chosen stays open to a later default
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    """The complete configuration, defaults included, as a YAML file that `parse_config` reads back as its equal.
+
+    So a run can be repeated after a default has changed.
+    """
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def problem_lines(error: ValidationError, data: Any) -> list[str]:

@@ -26,6 +26,7 @@ from bootpig.flows.loading import dump_config, load_config
 from bootpig.flows.runners import Workers, runner_problems
 from bootpig.flows.runs import gc
 from bootpig.flows.runs.records import (
+    Process,
     RunRecord,
     RunState,
     StageRecord,
@@ -178,7 +179,7 @@ def _run(
         if record.flow_run != flow_id and record.state != "done" and not promotes:
             # a part of it was mended: whether the whole is done is for a run of the whole to say
             ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
-        record.state, record.ended, record.message = "running", None, ""
+        record.state, record.ended, record.message, record.process = "running", None, "", Process.current()
     export_key(engine.config)
     if problems := preflight(engine, selection.stages) + runner_problems(engine.config):
         raise InputError("\n".join(problems))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -26,7 +29,7 @@ LATEST = f"{FOLDER}/latest.json"
 BEAT_SECONDS = 60.0
 """How often a run says that it is alive."""
 
-LOST_AFTER = timedelta(minutes=15)
+LOST_AFTER = timedelta(minutes=5)
 """Silence after which a run that never said its end is taken for dead. Generous: hosts' clocks differ."""
 
 RunState = Literal["running", "done", "failed", "interrupted"]
@@ -52,6 +55,61 @@ class Forced(BaseModel):
     units: dict[str, list[int]] = {}
 
 
+class Process(BaseModel):
+    """A process of a host."""
+
+    host: str
+    boot: str
+    """Identifies the host's last start: no process survives a restart."""
+    namespace: str
+    """Of process numbers; each container has its own."""
+    pid: int
+    started: str
+    """Clock ticks from the host's start to the process's: tells it from a later one with the same number."""
+
+    @classmethod
+    def current(cls) -> Process:
+        return cls(
+            host=socket.gethostname(),
+            boot=_boot(),
+            namespace=_namespace(),
+            pid=os.getpid(),
+            started=_started(os.getpid()) or "",
+        )
+
+    def is_gone(self) -> bool | None:
+        """Whether it has ended; None where this host cannot tell."""
+        if not self.boot or self.host != socket.gethostname():
+            return None
+        if self.boot != _boot():
+            return True
+        return _started(self.pid) != self.started if self.namespace == _namespace() else None
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a living process started, in clock ticks since the host's start; None if there is none (or a zombie)."""
+    try:
+        # the command's name, in parentheses, may hold anything
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else fields[18]
+
+
 class RunRecord(BaseModel):
     """One run, as `run.json` holds it."""
 
@@ -73,6 +131,8 @@ class RunRecord(BaseModel):
     uses: dict[str, list[str]] = {}
     """Stage → the fingerprints it has read or written, noted before it does: `bootpig gc` spares them."""
     forced: Forced | None = None
+    process: Process | None = None
+    """Which process does its work; None in records of earlier releases."""
 
     @property
     def folder(self) -> str:
@@ -120,6 +180,7 @@ def new_run(
         until=until,
         flow_run=flow_run,
         units=list(config.unit_numbers()),
+        process=Process.current(),
     )
     root.write(f"{record.folder}/config.yaml", dump_config(config).encode())
     record.save(root)
@@ -200,8 +261,8 @@ def alive(root: Root, record: RunRecord) -> Iterator[None]:
 
 
 def is_alive(root: Root, record: RunRecord) -> bool:
-    """Whether the run is at work: it has not said its end, and not been silent for `LOST_AFTER`."""
-    if record.state != "running":
+    """Whether the run is at work: it has not ended, its process is there, and it was not silent for `LOST_AFTER`."""
+    if record.state != "running" or (record.process is not None and record.process.is_gone()):
         return False
     try:
         last = datetime.fromisoformat(root.read(f"{record.folder}/alive").decode().strip())

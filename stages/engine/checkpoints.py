@@ -10,11 +10,11 @@ from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest
 from bootpig.storage.root import Root
 
 KEEP = 2
-"""Checkpoints kept."""
+"""Whole checkpoints that stay."""
 
 
 class StoredCheckpoints:
-    """`bootpig.stages.engine.contract.Checkpoints` in the store, below the stage's fingerprint."""
+    """`Checkpoints` (see `contract`) in the store, under the stage's fingerprint."""
 
     def __init__(self, root: Root, path: str, scratch: Path) -> None:
         self.root = root
@@ -30,16 +30,29 @@ class StoredCheckpoints:
 
     def save(self, step: int, folder: Path) -> None:
         publish_folder(self.root, self._folder(step), folder)
-        for old in self._steps()[:-KEEP]:
-            self._remove(old)
+        # Training resumed below every checkpoint with a higher number, because that one was damaged.
+        kept = [step, *[old for old in reversed(self._steps()) if old < step and self._is_whole(old)]][:KEEP]
+        for other in self._steps():
+            if other not in kept:
+                self._remove(other)
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether all files of a checkpoint are there at their full size; their bytes are not read."""
+        try:
+            published = read_manifest(self.root, self._folder(step))
+        except CorruptPart:
+            return False
+        return published is not None and all(
+            self.root.size(f"{published.path}/{name}") == facts["size"] for name, facts in published.files.items()
+        )
 
     def clear(self) -> None:
-        """Begin at the beginning: no checkpoint is left."""
+        """Remove all checkpoints."""
         for step in self._steps():
             self._remove(step)
 
     def _remove(self, step: int) -> None:
-        # The manifest goes first: a half-removed checkpoint is no checkpoint.
+        # The manifest is removed first, so that a half-removed checkpoint is none.
         self.root.remove(f"{self._folder(step)}/manifest.json")
         self.root.remove(self._folder(step), recursive=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -10,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from bootpig.stages.engine.contract import InputError
 
 POLL_SECONDS = 0.2
 
@@ -34,6 +37,33 @@ def device_key(name: str) -> str | None:
     return name
 
 
+def _open_lock(name: str) -> int:
+    """A lock file that all users of this host share, open. The temporary folder is theirs too: no link is followed.
+
+    Raises:
+        InputError: somebody has put a link or a file in the place of the folder, or a link in that of the lock.
+    """
+    folder = Path(tempfile.gettempdir()) / "bootpig-locks"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o777)
+    try:
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise InputError(f"TMPDIR: {str(folder)!r} → is a link or a file, not a folder; remove it") from None
+    try:
+        with contextlib.suppress(PermissionError):  # another user owns it and has already done this
+            os.fchmod(place, 0o1777)
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=place)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"TMPDIR: {str(folder / name)!r} → is a link, not a lock file; remove it") from None
+    finally:
+        os.close(place)
+
+
 @contextlib.contextmanager
 def exclusive(key: str | None, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Have a device for this process alone until the block ends. The caller keeps its own threads apart.
@@ -45,12 +75,7 @@ def exclusive(key: str | None, waits: Callable[[], None] = lambda: None) -> Iter
     if key is None:
         yield
         return
-    folder = Path(tempfile.gettempdir()) / "bootpig-locks"
-    folder.mkdir(mode=0o777, exist_ok=True)
-    with contextlib.suppress(PermissionError):  # of another user, who has done it
-        folder.chmod(0o1777)
-    file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', key)}.lock"
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    handle = _open_lock(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', key)}.lock")
     try:
         with contextlib.suppress(PermissionError):
             os.fchmod(handle, 0o666)

@@ -72,7 +72,9 @@ class Slices:
         self.unit = unit
         self.size = stage.slice_size
         self.halved: list[int] = []
-        """Samples a call, each time after memory ran out."""
+        """Samples per call, each time after memory ran out."""
+        self.one_by_one: list[str] = []
+        """Errors of batches that had to be run sample by sample. Batches of one can differ in the last bits."""
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         """The results of one slice, in order.
@@ -88,8 +90,12 @@ class Slices:
         name = self.stage.name
         _LOG.warning("%s unit %d: out of memory; going on with %d at once (%s.batch_size)", name, self.unit, size, name)
 
-    def _batch(self, batch: Sequence[Sample]) -> list[Sample]:
-        """A batch that raises is run again one by one to find the sample."""
+    def _batch(self, batch: Sequence[Sample], second: bool = False) -> list[Sample]:
+        """A batch that fails twice is run one by one, to find the sample.
+
+        Twice, because a batch of another size can give other bytes: one that failed by chance keeps its own.
+        """
+        name = self.stage.name
         try:
             return _with_retries(self.stage, batch)
         except (FatalError, InputError, StoreError, KeyboardInterrupt):
@@ -99,8 +105,13 @@ class Slices:
                 raise
             if _is_fatal(error):
                 raise FatalError(f"{type(error).__name__}: {_first_line(error)}") from error
+            message = f"{type(error).__name__}: {_first_line(error)}"
             if len(batch) == 1:
-                return [batch[0].failed("error", f"{type(error).__name__}: {_first_line(error)}")]
+                return [batch[0].failed("error", message)]
+        if not second:
+            return self._batch(batch, second=True)
+        self.one_by_one.append(message)
+        _LOG.warning("%s unit %d: a batch of %d failed, runs one by one: %s", name, self.unit, len(batch), message)
         return [result for sample in batch for result in self._batch([sample])]
 
 

@@ -106,6 +106,8 @@ class UnitWork:
         facts: dict[str, Any] = {"usage": context.usage} if context.usage else {}
         if slices.halved:
             facts["out_of_memory"] = slices.halved
+        if slices.one_by_one:
+            facts["one_by_one"] = slices.one_by_one
         return self._commit(samples, results, made_from, started, facts)
 
     def _above(self) -> dict[str, Marker]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
+import yaml
 
 from bootpig.flows.runs.records import (
     LOST_AFTER,
+    Process,
     StageRecord,
     alive,
     compare,
@@ -99,6 +103,58 @@ def test_a_run_that_beats_is_alive(root: Root, config: PipelineConfig) -> None:
     root.write(f"{record.folder}/alive", datetime.now(UTC).isoformat().encode())
     record.state = "done"
     assert not is_alive(root, record)
+
+
+def test_a_run_whose_process_is_gone_is_known_at_once(root: Root, config: PipelineConfig) -> None:
+    record = new_run(root, config)
+    root.write(f"{record.folder}/alive", datetime.now(UTC).isoformat().encode())
+    program = "from bootpig.flows.runs.records import Process; print(Process.current().model_dump_json()); input()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    record.process = Process.model_validate_json(child.stdout.readline())
+    assert is_alive(root, record)
+    child.kill()
+    child.wait()
+    assert not is_alive(root, record)
+
+
+def test_a_process_elsewhere_is_judged_by_its_silence(root: Root, config: PipelineConfig) -> None:
+    record = new_run(root, config)
+    root.write(f"{record.folder}/alive", datetime.now(UTC).isoformat().encode())
+    here = Process.current()
+    for gone, change in (
+        (False, {}),
+        (False, {"host": "another", "pid": 2**30}),
+        (False, {"namespace": "pid:[1]", "pid": 2**30}),
+        (True, {"boot": "an earlier one"}),
+        (True, {"started": "1"}),  # another process has its number now
+    ):
+        record.process = here.model_copy(update=change)
+        assert is_alive(root, record) != gone, change
+    record.process = None  # of an earlier release
+    assert is_alive(root, record)
+
+
+def test_a_record_holds_every_setting(root: Root, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = new_run(root, config)
+    monkeypatch.setattr(PipelineConfig.model_fields["min_yield"], "default", 0.123)
+    PipelineConfig.model_rebuild(force=True)
+    try:
+        assert PipelineConfig.model_validate(config.model_dump(exclude_unset=True)).min_yield == 0.123
+        assert read_config(root, record) == config
+    finally:
+        monkeypatch.undo()
+        PipelineConfig.model_rebuild(force=True)
+
+
+def test_a_record_of_an_earlier_release_still_loads(root: Root, config: PipelineConfig) -> None:
+    record = new_run(root, config)
+    few = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True))
+    root.write(f"{record.folder}/config.yaml", few.encode())
+    facts = json.loads(root.read(f"{record.folder}/run.json"))
+    del facts["process"]
+    root.write(f"{record.folder}/run.json", json.dumps(facts).encode())
+    assert read_config(root, read_run(root, record.id)) == config
 
 
 def test_compare_counts_subjects(root: Root, config: PipelineConfig) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.device_lock import device_key, exclusive
 from bootpig.stages.engine.engine import WAITS, Engine
 from bootpig.stages.registry import STAGES
@@ -21,6 +22,7 @@ PROJECT = Path(__file__).parents[3]
 HOLD = """
 import os, sys, time
 sys.path.insert(0, {project!r})
+from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.device_lock import exclusive
 with exclusive({key!r}):
     if os.fork() == 0:  # as a loader's process: it outlives its parent
@@ -50,6 +52,49 @@ def hold() -> Callable[[str], subprocess.Popen[str]]:
     for process in started:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the host, and beside it what a planted link points to."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "victim").mkdir(mode=0o700)
+    (tmp_path / "victim" / "file").write_text("theirs")
+    (tmp_path / "victim" / "file").chmod(0o600)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return tmp_path
+
+
+def modes(shared: Path) -> list[int]:
+    return [path.stat().st_mode & 0o7777 for path in (shared / "victim", shared / "victim" / "file")]
+
+
+@pytest.mark.parametrize("kind", ["link to a folder", "link to a file", "link to nothing", "file"])
+def test_what_is_planted_in_place_of_the_folder_is_refused(shared: Path, kind: str) -> None:
+    place = shared / "temporary" / "bootpig-locks"
+    if kind == "file":
+        place.write_text("")
+    else:
+        targets = {"link to a folder": "victim", "link to a file": "victim/file", "link to nothing": "nothing"}
+        place.symlink_to(shared / targets[kind])
+    with pytest.raises(InputError, match="is a link or a file, not a folder; remove it"), exclusive("pretend:1"):
+        pass
+    assert modes(shared) == [0o700, 0o600] and not (shared / "nothing").exists()
+
+
+def test_a_link_planted_in_place_of_a_lock_is_refused(shared: Path) -> None:
+    (shared / "temporary" / "bootpig-locks").mkdir()
+    (shared / "temporary" / "bootpig-locks" / "pretend-1.lock").symlink_to(shared / "victim" / "file")
+    with pytest.raises(InputError, match="is a link, not a lock file"), exclusive("pretend:1"):
+        pass
+    assert modes(shared) == [0o700, 0o600]
+
+
+def test_every_user_may_use_the_locks(shared: Path) -> None:
+    with exclusive("pretend:1"):
+        folder = shared / "temporary" / "bootpig-locks"
+        assert folder.stat().st_mode & 0o7777 == 0o1777
+        assert (folder / "pretend-1.lock").stat().st_mode & 0o7777 == 0o666
 
 
 def test_the_cpu_is_for_all() -> None:

@@ -341,6 +341,44 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, monkeypatch:
     assert json.loads(log.read_text().splitlines()[-1])["out_of_memory"] == [2, 1]
 
 
+def test_a_batch_that_fails_once_keeps_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults, sizes = [RuntimeError("a device that hiccups")], []
+    real = Painter.process
+
+    def once(self, samples):
+        sizes.append(len(samples))
+        if faults:
+            raise faults.pop()
+        return real(self, samples)
+
+    monkeypatch.setattr(Painter, "process", once)
+    engine = Engine(config(tmp_path))
+    engine.run_unit("caption", 0)
+    assert engine.run_unit("synthesize", 0).rows["ok"] == 5
+    assert sizes == [4, 4, 1], "the whole batch again, not one by one"
+    (log,) = (tmp_path / "synthesize").glob("*/log-00000.jsonl")
+    assert "one_by_one" not in json.loads(log.read_text())
+
+
+def test_a_batch_that_fails_only_as_a_whole_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Painter.process
+
+    def whole(self, samples):
+        if len(samples) > 1:
+            raise RuntimeError("no kernel for this batch")
+        return real(self, samples)
+
+    monkeypatch.setattr(Painter, "process", whole)
+    engine = Engine(config(tmp_path))
+    engine.run_unit("caption", 0)
+    assert engine.run_unit("synthesize", 0).rows["ok"] == 5
+    (log,) = (tmp_path / "synthesize").glob("*/log-00000.jsonl")
+    assert json.loads(log.read_text())["one_by_one"] == ["RuntimeError: no kernel for this batch"]
+    assert "a batch of 4 failed, runs one by one: RuntimeError: no kernel" in caplog.text
+
+
 def test_one_sample_that_is_too_large_ends_the_unit_with_one_line(tmp_path: Path, monkeypatch) -> None:
     engine = Engine(config(tmp_path))
     engine.run_unit("caption", 0)
