@@ -44,7 +44,9 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
         # PyYAML's safe loader with one addition: a key given twice is an error, not the last one's win
         data = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
-        raise InputError(f"{name}: {_one_line(error)} → mend the YAML") from None
+        raise InputError(f"{name}: {_one_line(error)} → fix the YAML") from None
+    except RecursionError:
+        raise InputError(f"{name}: is nested too deeply → fix the YAML") from None
     if not isinstance(data, dict):
         raise InputError(f"{name}: {_shown(data)} → must hold settings, `name: …`, `caption: …` and so on")
     problems: list[str] = []
@@ -101,8 +103,8 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
         place = below
     try:
         place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set: {override!r} → the value is not YAML: {_one_line(error)}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"--set: {_shown(override)} → the value is not YAML: {_one_line(error)[:200]}") from None
 
 
 def _place(location: Sequence[int | str], data: Any) -> tuple[str, type[BaseModel] | None]:

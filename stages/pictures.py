@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bootpig.storage.fingerprint import canonical_json
+from bootpig.storage.jsonio import parse_json
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +49,7 @@ def decode_mask(data: bytes, height: int, width: int) -> np.ndarray:
         ValueError: `data` is no mask of `height` by `width` pixels.
     """
     try:
-        runs = json.loads(data)
+        runs = parse_json(data)
         counts = np.array(runs["counts"], np.int64)
         within = counts.ndim == 1 and np.all((counts >= 0) & (counts <= height * width))
         if runs["size"] != [height, width] or not within or counts.sum() != height * width:

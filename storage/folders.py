@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.fingerprint import digest, file_digest
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
 Files = dict[str, dict[str, str | int]]
@@ -59,7 +60,7 @@ def read_manifest(root: Root, path: str) -> Published | None:
         CorruptPart: the manifest is unreadable, or names a file outside its folder.
     """
     try:
-        manifest = json.loads(root.read(f"{path}/manifest.json"))
+        manifest = parse_json(root.read(f"{path}/manifest.json"))
         folder, files = str(manifest["folder"]), manifest["files"]
         names = [PurePosixPath(name) for name in files]
     except FileNotFoundError:

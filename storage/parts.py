@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bootpig.storage.errors import CorruptPart
-from bootpig.storage.fingerprint import bytes_digest
+from bootpig.storage.fingerprint import bytes_digest, digest
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
 ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa.string()), ("reason", pa.string())])
 """What every row begins with."""
 
 _METADATA = b"bootpig"
+_PAYLOAD = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.tar")
+"""A payload's name. Anything else in a marker could lead out of its folder."""
 _SEAL = b'"seal": "'
 _BLANK = "0" * 64
 
@@ -54,11 +59,9 @@ class Marker:
     """Bytes."""
     counts: Counter[tuple[str, str]]
     """Rows by (status, reason), known without reading the rows."""
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the marker's bytes: stands for rows and payload together."""
-        return bytes_digest(self.data)
+    digest: str
+    """Identifies rows and payload together, see `content_digest`. Markers of releases before it existed do not hold
+    one: theirs is the sha256 of their bytes, so that the units below them stay valid."""
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -71,17 +74,48 @@ class Marker:
         rows: list[dict[str, Any]] = file.read(columns, use_threads=False).to_pylist()  # threads cost more than rows
         return rows
 
+    def content(self) -> str:
+        """The `content_digest` of what it holds, computed from its rows."""
+        schema = pq.read_schema(pa.BufferReader(self.data)).remove_metadata()
+        return content_digest(self.rows, schema, self.payload_sha256)
+
     @classmethod
     def parse(cls, data: bytes) -> Marker:
         """Raises CorruptPart."""
         if _sealed(data) != data:
             raise CorruptPart("marker: its checksum does not hold")
         try:
-            facts = json.loads(pq.read_schema(pa.BufferReader(data)).metadata[_METADATA])
-            counts = Counter({(status, reason): count for status, reason, count in facts["counts"]})
-            return cls(data, facts["input"], facts["payload"], facts["sha256"], facts["size"], counts)
+            facts = parse_json(pq.read_schema(pa.BufferReader(data)).metadata[_METADATA])
+            counts = Counter({(str(status), str(reason)): int(count) for status, reason, count in facts["counts"]})
+            if not _PAYLOAD.fullmatch(facts["payload"]):
+                raise ValueError(f"{facts['payload']!r} is no name of a payload")
+            digest = facts.get("digest") or bytes_digest(data)
+            return cls(data, facts["input"], facts["payload"], facts["sha256"], int(facts["size"]), counts, digest)
         except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptPart(f"marker: not readable ({error})") from None
+
+
+def content_digest(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, payload_sha256: str) -> str:
+    """sha256 over columns, rows and the payload's digest in canonical form.
+
+    Not over Parquet bytes, which name the library that wrote them: the same unit made again by another version of it
+    has the same digest. Nor over `input`: if a unit comes out the same, what is below it stays valid.
+
+    Args:
+        rows: of the unit, in order, as Parquet gives them back (a float32 column holds float32 values).
+        schema: of the rows.
+        payload_sha256: hex.
+    """
+    columns = [[field.name, str(field.type)] for field in schema]
+    values = [[_canonical(row[name]) for name, _ in columns] for row in rows]
+    return digest({"columns": columns, "rows": values, "payload": payload_sha256})
+
+
+def _canonical(value: Any) -> Any:
+    """`value` as JSON can hold it. Floats as their exact hexadecimal form, which NaN and infinity have too."""
+    if isinstance(value, float):
+        return {"float": value.hex() if math.isfinite(value) else str(value)}
+    return [_canonical(entry) for entry in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -182,25 +216,53 @@ class Parts:
         sha256 = bytes_digest(payload)
         name = f"part-{unit:05d}-{sha256[:8]}.tar"
         counts = Counter((row["status"], row["reason"]) for row in rows)
-        facts: dict[str, Any] = {
+        schema = pa.schema([*ROW_SCHEMA, *columns])
+        table = pa.Table.from_pylist(list(rows), schema=schema)  # a column that a row lacks is null
+        content = content_digest(table.to_pylist(), schema, sha256)
+        if (same := self._same(unit, content, input)) is not None:
+            self.root.remove(f"{self.folder}/failed-{unit:05d}.txt")
+            return same
+        facts = {
+            "counts": [[*kind, count] for kind, count in sorted(counts.items())],
+            "digest": content,
             "input": input,
             "payload": name,
+            "seal": _BLANK,
             "sha256": sha256,
             "size": len(payload),
-            "seal": _BLANK,
         }
-        facts["counts"] = [[*kind, count] for kind, count in sorted(counts.items())]
-        schema = pa.schema([*ROW_SCHEMA, *columns]).with_metadata(
-            {_METADATA: json.dumps(facts, sort_keys=True).encode()}
-        )
-        table = pa.Table.from_pylist(list(rows), schema=schema)  # a column that a row lacks is null
+        described = schema.with_metadata({_METADATA: json.dumps(facts, sort_keys=True).encode()})
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", store_schema=True)
-        marker = Marker(_sealed(buffer.getvalue()), input, name, sha256, len(payload), counts)
+        pq.write_table(table.cast(described), buffer, compression="zstd", store_schema=True)
+        marker = Marker(_sealed(buffer.getvalue()), input, name, sha256, len(payload), counts, content)
         self.root.write(f"{self.folder}/{name}", payload)
         self.root.write(self._marker_path(unit), marker.data)
         self.root.remove(f"{self.folder}/failed-{unit:05d}.txt")
         return marker
+
+    def _same(self, unit: int, content: str, input: str) -> Marker | None:
+        """The marker that is there, if a new one would hold the same: a unit of an earlier release that comes out the
+        same keeps its digest, and the units below it stay valid."""
+        before = self.whole(unit)
+        if before is None or before.input != input or before.content() != content:
+            return None
+        try:
+            self.payload(unit, before)
+        except CorruptPart:
+            return None
+        return before
+
+    def replaced(self) -> dict[str, int]:
+        """Payloads that no marker names any more, since their unit was made again: file name → bytes.
+
+        Those of a unit without a whole marker are left out: a writer may be between its payload and its marker.
+        """
+        names = self.root.names(self.folder)
+        payloads = {name: int(name.split("-")[1]) for name in names if _PAYLOAD.fullmatch(name)}
+        markers = self.listing(set(payloads.values())).markers
+        return {
+            name: names[name] for name, unit in payloads.items() if unit in markers and markers[unit].payload != name
+        }
 
     def discard_payload(self, unit: int) -> None:
         """Drop a damaged payload, so that its unit shows as stale; a damaged marker goes likewise."""

@@ -215,6 +215,9 @@ def gc(asked: argparse.Namespace) -> int:
         print(f"{folder}  {bytes_below / 1e6:.1f} MB")
     for record in found.runs:
         print(record.folder)
+    if found.replaced:
+        total += (replaced := sum(found.replaced.values()))
+        print(f"{len(found.replaced)} payloads of units that were made again  {replaced / 1e6:.1f} MB")
     if not asked.dry_run:
         collect(root, found)
     did = "would go" if asked.dry_run else "removed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from bootpig.stages.evaluate.subjects import on_white, read_picture
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
 
@@ -270,7 +270,7 @@ def _generator(seed: int) -> Any:
 def model_info(model: Path) -> dict[str, Any]:
     """What a trained model's `bootpig.json` says. Raises InputError when it is unreadable."""
     try:
-        info: dict[str, Any] = json.loads((model / "bootpig.json").read_text(encoding="utf-8"))
+        info: dict[str, Any] = parse_json((model / "bootpig.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"model: {str(model / 'bootpig.json')!r} → cannot be read ({error})") from None
     if not info.get("base"):

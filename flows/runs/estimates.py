@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from pathlib import Path
@@ -15,6 +14,7 @@ from bootpig.stages.engine.checkpoints import KEEP
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.registry import MAP_STAGES
+from bootpig.storage.jsonio import parse_json
 
 UNET_TFLOP = 0.80
 """One forward pass of SD 2.1's UNet at 512 px, a sample; likewise the figures below (METHOD's operation counts)."""
@@ -172,7 +172,7 @@ def _unet_config(model: str) -> dict[str, Any]:
         "addition_embed_type": "text_time" if _is_xl(model) else None,
     }
     try:
-        found = json.loads((folder / "unet" / "config.json").read_bytes()) if folder is not None else {}
+        found = parse_json((folder / "unet" / "config.json").read_bytes()) if folder is not None else {}
     except (OSError, ValueError):
         found = {}
     return {name: found.get(name, value) for name, value in usual.items()}
@@ -191,5 +191,5 @@ def _parameters(model: str, part: str, usual: float) -> float:
 def _weights(file: Path) -> int:
     with file.open("rb") as stream:
         (size,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(size, 100_000_000)))
+        header = parse_json(stream.read(min(size, 100_000_000)))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

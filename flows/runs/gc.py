@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from bootpig.flows.runs.records import FOLDER, RunRecord, is_alive, latest_run, list_runs
 from bootpig.stages.engine.contract import InputError
-from bootpig.stages.registry import STAGES
+from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
 KEEP = 7
@@ -24,6 +25,8 @@ class Garbage:
     """`<stage>/<fingerprint>`, used by none of the runs that stay."""
     kept: list[RunRecord]
     """The versions that stay, the last promoted first."""
+    replaced: dict[str, int] = field(default_factory=dict)
+    """Payloads of units that were made again since, in folders that stay: path → bytes."""
 
 
 def garbage(root: Root, keep: int = KEEP) -> Garbage:
@@ -41,7 +44,7 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     try:
         latest = latest_run(root)
     except InputError:
-        return Garbage([], [], [])
+        return Garbage([], [], [], replaced(root, records))
     versions = sorted(
         (record for record in records if record.promoted is not None or record.id == latest),
         # a store of an earlier release does not say when `latest` was promoted
@@ -50,7 +53,7 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     )
     kept = versions[:keep]
     if len(versions) < keep:
-        return Garbage([], [], kept)
+        return Garbage([], [], kept, replaced(root, records))
     oldest = min(record.started for record in kept)
     go = [record for record in records if record not in kept and _is_old(record, oldest) and not is_alive(root, record)]
     stay = [record for record in records if record not in go]
@@ -59,7 +62,21 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     unused = {folder for record in go for folder in folders(record)} - used
     # a setting may point into the store, as `train.init_from` does
     unused = {folder for folder in unused if not any(folder in text for text in configs)}
-    return Garbage(go, sorted(folder for folder in unused if _is_there(root, folder)), kept)
+    gone = {folder for folder in unused if _is_there(root, folder)}
+    left = {path: size for path, size in replaced(root, records).items() if path.rsplit("/", 1)[0] not in gone}
+    return Garbage(go, sorted(gone), kept, left)
+
+
+def replaced(root: Root, records: list[RunRecord]) -> dict[str, int]:
+    """Payloads that no marker names any more: path → bytes. None while a run is at work, which may read them."""
+    if any(is_alive(root, record) for record in records):
+        return {}
+    found: dict[str, int] = {}
+    for stage in MAP_STAGES:
+        for fingerprint in root.folders(stage):
+            parts = Parts(root, stage, fingerprint)
+            found |= {f"{parts.folder}/{name}": size for name, size in parts.replaced().items()}
+    return found
 
 
 def collect(root: Root, found: Garbage) -> None:
@@ -78,6 +95,9 @@ def collect(root: Root, found: Garbage) -> None:
         # without its manifest a half-removed result is no result
         root.remove(f"{folder}/result/manifest.json")
         root.remove(folder, recursive=True)
+    if not any(is_alive(root, record) for record in list_runs(root)):
+        for path in found.replaced:
+            root.remove(path)
     stay = {record.id for record in needed()}
     for record in found.runs:
         if record.id not in stay:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.table import Table
@@ -21,6 +20,7 @@ from bootpig.stages.engine.contract import InputError, MapStage, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import missing_models
 from bootpig.stages.engine.survey import StageSurvey
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
 
@@ -93,7 +93,7 @@ def _measured(root: Root, survey: StageSurvey) -> float | None:
     names = [name for name in root.names(survey.path) if name.startswith("log-")] if survey.path else []
     seconds = []
     for data in root.read_many([f"{survey.path}/{name}" for name in names]).values():
-        done = [record for line in data.splitlines() if (record := json.loads(line)).get("event") == "done"]
+        done = [record for line in data.splitlines() if (record := parse_json(line)).get("event") == "done"]
         seconds += [done[-1]["seconds"]] if done else []
     return sum(seconds) / len(seconds) if seconds else None
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from bootpig.flows.loading import dump_config, parse_config
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
@@ -278,7 +279,7 @@ def latest_run(root: Root) -> str:
         InputError: none has been promoted yet.
     """
     try:
-        return str(json.loads(root.read(LATEST))["run"])
+        return str(parse_json(root.read(LATEST))["run"])
     except (FileNotFoundError, ValueError, KeyError):
         raise InputError(f"run: 'latest' → no run in {root.url!r} has succeeded yet; see bootpig runs") from None
 
@@ -299,7 +300,7 @@ def promote(root: Root, record: RunRecord) -> None:
 def metrics_of(root: Root, record: RunRecord) -> dict[str, Any] | None:
     """The run's `metrics.json`, or None."""
     try:
-        metrics: dict[str, Any] = json.loads(root.read(f"{record.folder}/metrics.json"))
+        metrics: dict[str, Any] = parse_json(root.read(f"{record.folder}/metrics.json"))
     except (FileNotFoundError, ValueError):
         return None
     return metrics

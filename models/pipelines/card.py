@@ -44,7 +44,7 @@ def base_licence(base: str, revision: str | None = None) -> str | None:
     parts = card.read_text(encoding="utf-8").split("---\n", 2)
     try:
         head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return None
     licence = head.get("license") if isinstance(head, dict) else None
     return licence if isinstance(licence, str) else None

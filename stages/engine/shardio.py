@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bootpig.stages.engine.contract import Sample
+from bootpig.storage.errors import CorruptPart
 from bootpig.storage.fingerprint import canonical_json
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import ROW_SCHEMA
 from bootpig.storage.shards import read_shard, write_shard
 
@@ -30,13 +31,22 @@ UNPACKED = ("id", "unit", "status")
 
 
 def unpack(rows: Sequence[Mapping[str, Any]], payload: bytes) -> list[Sample]:
-    """The `ok` samples of a part, in row order, with what columns of their stage the rows have."""
+    """The `ok` samples of a part, in row order, with the columns of their stage that the rows have.
+
+    Raises:
+        CorruptPart: the shard lacks a sample of the rows, or a sample's JSON is no object.
+    """
     members = dict(read_shard(payload))
     samples = []
     for row in rows:
         if row["status"] == "ok":
-            files = dict(members[row["id"]])
-            meta = json.loads(files.pop("json"))
+            try:
+                files = dict(members[row["id"]])
+                meta = parse_json(files.pop("json"))
+            except (KeyError, ValueError) as error:
+                raise CorruptPart(f"shard: sample {row['id']} is not readable ({error})") from None
+            if not isinstance(meta, dict):
+                raise CorruptPart(f"shard: the JSON of sample {row['id']} is no object")
             columns = {name: value for name, value in row.items() if name not in ROW_SCHEMA.names}
             samples.append(Sample(row["id"], row["unit"], meta, files, columns))
     return samples

@@ -146,11 +146,10 @@ class UnitWork:
     def _unpacked(self, stage: str, marker: Marker) -> list[Sample]:
         parts = self._parts(stage)
         try:
-            payload = parts.payload(self.unit, marker)
+            return unpack(marker.read(UNPACKED), parts.payload(self.unit, marker))
         except CorruptPart as error:
             parts.discard_payload(self.unit)
-            raise UnitFailed(str(error)) from None
-        return unpack(marker.read(UNPACKED), payload)
+            raise UnitFailed(f"{stage} unit {self.unit}: {error}; run again to make it again") from None
 
     def _kept(self, before: Marker) -> dict[str, Sample]:
         """The samples of a committed part that a retry need not make again."""

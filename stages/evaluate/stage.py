@@ -29,6 +29,7 @@ from bootpig.stages.engine.contract import (
 )
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects
+from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +125,7 @@ class Evaluate(ReduceStage):
             ModelError: the base is gone.
         """
         try:
-            info = json.loads((model / "bootpig.json").read_text(encoding="utf-8"))
+            info = parse_json((model / "bootpig.json").read_text(encoding="utf-8"))
             name, revision = info["base"], info.get("revision")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(

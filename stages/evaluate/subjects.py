@@ -154,7 +154,7 @@ def _entries(folder: Path, names: Sequence[str]) -> dict[str, _Entry]:
     try:
         text = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = TypeAdapter(dict[str, _Entry]).validate_python(text or {})
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"evaluate.subjects: {str(path)!r} is not readable YAML ({_one_line(error)})") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.evaluate.results import METHOD_NAMES
 from bootpig.stages.pictures import decode_cut_out
 from bootpig.storage.errors import StoreError
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 from bootpig.storage.shards import read_shard
@@ -210,7 +210,7 @@ def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPL
                 names = sorted((name for name in members if name.startswith("reference")), key=_number)
                 examples.append(
                     Example(
-                        caption=str(json.loads(members["json"])["caption"]),
+                        caption=str(parse_json(members["json"])["caption"]),
                         image=data_uri(images[key]["png"]),
                         mask=_masked(decode_cut_out(cut_outs[key])),
                         references=tuple(data_uri(members[name]) for name in names),
@@ -235,7 +235,7 @@ def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count:
         for unit in dict.fromkeys(row["unit"] for row in turns):
             reasons = {row["id"]: row["reason"] for row in turns if row["unit"] == unit}
             for key, members in _find(payload("synthesize", unit), reasons).items():
-                caption = str(json.loads(members["json"])["caption"])
+                caption = str(parse_json(members["json"])["caption"])
                 shown.append(Rejected(caption, data_uri(members["png"]), reasons[key]))
     except UNREADABLE:
         pass
@@ -259,7 +259,7 @@ def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapp
 def read_loss(root: Root, folder: str) -> list[tuple[int, float]]:
     """(step, loss) from the `log.jsonl` of a training result; empty when there is none."""
     try:
-        lines = [json.loads(line) for line in root.read(f"{folder}/log.jsonl").splitlines() if line.strip()]
+        lines = [parse_json(line) for line in root.read(f"{folder}/log.jsonl").splitlines() if line.strip()]
         return [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
     except UNREADABLE:
         return []
@@ -268,7 +268,7 @@ def read_loss(root: Root, folder: str) -> list[tuple[int, float]]:
 def read_metrics(root: Root, folder: str) -> dict[str, Any] | None:
     """The `metrics.json` of an evaluate result; None when it is missing or unreadable."""
     try:
-        metrics: dict[str, Any] = json.loads(root.read(f"{folder}/metrics.json"))
+        metrics: dict[str, Any] = parse_json(root.read(f"{folder}/metrics.json"))
         return metrics if "methods" in metrics else None
     except UNREADABLE:
         return None
@@ -329,7 +329,7 @@ def _different_objects(samples: Iterator[tuple[str, dict[str, bytes]]], count: i
     others: dict[str, dict[str, bytes]] = {}
     seen = set()
     for looked, (key, members) in enumerate(samples):
-        noun = json.loads(members["json"]).get("object")
+        noun = parse_json(members["json"]).get("object")
         if noun not in seen:
             seen.add(noun)
             firsts[key] = members

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from bootpig.storage.jsonio import parse_json
+
 
 class TrainingLog:
     """Writes `log.jsonl`, `samples/step-<n>.png` and `tensorboard/` into a folder.
@@ -48,7 +50,7 @@ class TrainingLog:
     def restore(self, folder: Path) -> None:
         """Take up the lines and pictures of a checkpoint."""
         for line in (folder / "log.jsonl").read_text().splitlines():
-            self.line(json.loads(line))
+            self.line(parse_json(line))
         for file in sorted((folder / "samples").glob("step-*.png")):
             with Image.open(file) as picture:
                 self.picture(int(file.stem.removeprefix("step-")), picture.convert("RGB"))

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.stages.engine.contract import InputError
+from bootpig.storage.jsonio import parse_json
 
 VERSION = 1
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -56,7 +57,7 @@ def load_state(folder: Path, model: BootPIG, optimizer: Optimizer, identity: str
     """
     hint = f"train: checkpoint {folder.name} %s; remove it to start from the one before, or anew"
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = parse_json((folder / "state.json").read_text())
         weights = safetensors.torch.load_file(folder / "weights.safetensors")
         moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
         position = Position(state["step"], state["loss_sum"], state["loss_steps"])

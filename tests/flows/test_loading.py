@@ -62,7 +62,7 @@ def test_fields_that_do_not_go_together_are_named() -> None:
 def test_unreadable_yaml_is_one_line() -> None:
     (line,) = problems("name: [toy")
     assert "line 1" in line
-    assert "mend the YAML" in line
+    assert "fix the YAML" in line
 
 
 def test_a_key_given_twice_is_an_error() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import random
 import tarfile
 import threading
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from bootpig.storage import parts as parts_module
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.fingerprint import canonical_json, digest
 from bootpig.storage.folders import check_folder, fetch_folder, publish_folder, read_manifest, withdraw_folder
@@ -194,3 +197,82 @@ def test_fingerprints() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
     with pytest.raises(ValueError, match="Out of range"):
         canonical_json(float("nan"))
+
+
+def commit(root: Root, payload: bytes = b"payload", rows: list[dict] | None = None, input: str = "up") -> Marker:
+    return Parts(root, "encode", "abc").commit(3, ROWS if rows is None else rows, COLUMNS, payload, input)
+
+
+def as_earlier_release(root: Root, marker: Marker) -> Marker:
+    """The marker rewritten as releases before the content digest wrote it."""
+    table = pq.read_table(pa.BufferReader(marker.data))
+    facts = json.loads(table.schema.metadata[b"bootpig"])
+    del facts["digest"]
+    facts["seal"] = "0" * 64
+    buffer = io.BytesIO()
+    described = table.replace_schema_metadata({b"bootpig": json.dumps(facts, sort_keys=True).encode()})
+    pq.write_table(described, buffer, compression="zstd")
+    data = parts_module._sealed(buffer.getvalue())
+    root.write("encode/abc/part-00003.parquet", data)
+    return Marker.parse(data)
+
+
+def test_the_digest_is_the_same_whatever_library_writes_the_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = commit(Root("memory://digest-1"))
+    real = pq.write_table
+    monkeypatch.setattr(pq, "write_table", lambda t, b, **k: real(t, b, compression="snappy", version="1.0"))
+    second = commit(Root("memory://digest-2"), input="another")
+    assert first.data != second.data and first.digest == second.digest == second.content()
+    assert Marker.parse(first.data).digest == first.digest
+
+
+@pytest.mark.parametrize("value", [0.25, float("nan"), float("inf"), float("-inf"), -0.0, None])
+def test_the_digest_tells_values_apart(value: float | None) -> None:
+    rows = [{**ROWS[0], "score": value}, ROWS[1]]
+    changed = commit(Root("memory://digest-3"), rows=rows)
+    assert changed.digest != commit(Root("memory://digest-4")).digest
+    assert changed.digest == commit(Root("memory://digest-5"), rows=rows).digest == changed.content()
+
+
+def test_the_digest_covers_payload_and_order() -> None:
+    made = [
+        commit(Root("memory://digest-6")),
+        commit(Root("memory://digest-7"), b"other"),
+        commit(Root("memory://digest-8"), rows=ROWS[::-1]),
+        commit(Root("memory://digest-9"), rows=ROWS[:1]),
+    ]
+    assert len({marker.digest for marker in made}) == 4
+
+
+def test_a_marker_of_an_earlier_release_keeps_its_digest_when_the_unit_comes_out_the_same() -> None:
+    root = Root("memory://earlier")
+    old = as_earlier_release(root, commit(root))
+    assert old.digest == hashlib.sha256(old.data).hexdigest() != commit(Root("memory://earlier-2")).digest
+    assert commit(root).digest == old.digest, "nothing below becomes stale"
+    root.remove(f"encode/abc/{old.payload}")
+    again = commit(root)
+    assert again.digest == again.content() and Parts(root, "encode", "abc").payload(3, again) == b"payload"
+    assert commit(root, b"changed").digest not in (old.digest, again.digest)
+
+
+@pytest.mark.parametrize("name", ["../../train/abc/part-00003-01234567.tar", "/etc/passwd", "pipe:rm -rf .", "", 7])
+def test_a_marker_cannot_name_a_payload_elsewhere(name: object) -> None:
+    root = Root("memory://hostile")
+    table = pq.read_table(pa.BufferReader(commit(root).data))
+    facts = json.loads(table.schema.metadata[b"bootpig"]) | {"payload": name, "seal": "0" * 64}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({b"bootpig": json.dumps(facts).encode()}), buffer)
+    with pytest.raises(CorruptPart):
+        Marker.parse(parts_module._sealed(buffer.getvalue()))
+
+
+def test_payloads_that_no_marker_names_are_found() -> None:
+    root = Root("memory://replaced")
+    first = commit(root)
+    parts = Parts(root, "encode", "abc")
+    assert parts.replaced() == {}
+    second = commit(root, b"another")
+    assert parts.replaced() == {first.payload: len(b"payload")}
+    root.write("encode/abc/part-00009-01234567.tar", b"a writer is about to name it")
+    root.remove(f"encode/abc/{second.payload}")
+    assert parts.replaced() == {}, "a unit without a whole marker keeps what it has"

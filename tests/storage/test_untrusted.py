@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from bootpig.flows.loading import load_config
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.shardio import unpack
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.fingerprint import canonical_json
 from bootpig.storage.folders import read_manifest
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
-from bootpig.storage.shards import read_shard
+from bootpig.storage.shards import read_shard, write_shard
 
 PROJECT = Path(__file__).parents[2]
 PICKLERS = {"pickle", "dill", "joblib", "shelve", "marshal"}
@@ -79,3 +83,43 @@ def test_no_module_unpickles_or_unpacks() -> None:
                 assert options.get("allow_pickle", "False") == "False", file
             if call == "yaml.load":
                 assert options.get("Loader") == "_UniqueKeys", file
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize("data", [DEEP, b'{"a":' * 100_000, b"9" * 100_000, b"\xff", b"{", b""], ids=range(6))
+def test_json_from_outside_raises_nothing_but_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match=""):
+        parse_json(data)
+
+
+def test_a_shard_with_deep_json_is_damaged() -> None:
+    rows = [{"id": "a", "unit": 0, "status": "ok"}]
+    for content in (DEEP, b"[]", b"3", b"null"):
+        with pytest.raises(CorruptPart):
+            unpack(rows, write_shard([("a.json", content)]))
+    with pytest.raises(CorruptPart):
+        unpack(rows, write_shard([("b.json", b"{}")]))
+
+
+def test_a_manifest_with_deep_json_is_damaged(tmp_path: Path) -> None:
+    root = Root(f"memory://{tmp_path.name}-deep")
+    root.write("result/manifest.json", DEEP)
+    with pytest.raises(CorruptPart, match="not readable"):
+        read_manifest(root, "result")
+
+
+def test_yaml_with_deep_nesting_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "deep.yaml"
+    file.write_text("a: " + "[" * 5000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_config(file)
+
+
+def test_every_parser_of_json_has_a_bound() -> None:
+    allowed = {"storage/jsonio.py", "flows/cli/commands.py"}  # the second one reads what it has just written
+    for package in ("flows", "stages", "storage"):
+        for path in (PROJECT / package).rglob("*.py"):
+            name = path.relative_to(PROJECT).as_posix()
+            assert name in allowed or "json.loads(" not in path.read_text(), name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic_core import from_json
 
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.plain_text import one_line
+from bootpig.storage.jsonio import parse_json
 
 FAULTS = {
     "refusal": "the model refused to answer",
@@ -55,7 +55,7 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
         lines_too: captions one a line are as good as JSON.
     """
     try:
-        choice = json.loads(body)["choices"][0]
+        choice = parse_json(body)["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
         refusal, text = message.get("refusal"), _text(message.get("content"))
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -22,6 +22,7 @@ from bootpig.stages.caption.llm.ledger import Ledger
 from bootpig.stages.caption.llm.requests import Asker
 from bootpig.stages.engine.contract import Postponed, SourceContext
 from bootpig.stages.plain_text import one_line
+from bootpig.storage.jsonio import parse_json
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 SLICE = 0.2
@@ -188,7 +189,7 @@ def _content(client: LLMClient, file: str) -> Callable[[], str]:
 def _line(ledger: Ledger, note: dict[str, Any], line: str) -> tuple[str, str] | None:
     """Journal one answer. Returns a fault where the endpoint gave an error in its place."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         key, response = Key.parse(entry["custom_id"]), entry.get("response") or {}
         status, body = response.get("status_code"), response.get("body")
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, Spent
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.json")
@@ -54,7 +55,7 @@ class Record:
     def tokens(self) -> tuple[float, float]:
         """(prompt, answer) tokens as the endpoint counts them; where it does not, by the length of the texts."""
         try:
-            usage = json.loads(self.body)["usage"]
+            usage = parse_json(self.body)["usage"]
             return float(usage["prompt_tokens"]), float(usage["completion_tokens"])
         except (ValueError, LookupError, TypeError):
             prompt = sum(len(str(message.get("content", ""))) for message in self.request.get("messages", ()))
@@ -105,13 +106,13 @@ class Journal:
         found: dict[Key, Record] = {}
         for path, value in self.root.read_many(list(paths)).items():
             with suppress(ValueError, TypeError):
-                found[paths[path]] = Record(**json.loads(value))
+                found[paths[path]] = Record(**parse_json(value))
         return found
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A note beside the answers, or None."""
         try:
-            note: dict[str, Any] = json.loads(self.root.read(f"{self.folder}/{name}"))
+            note: dict[str, Any] = parse_json(self.root.read(f"{self.folder}/{name}"))
         except FileNotFoundError:
             return None
         return note

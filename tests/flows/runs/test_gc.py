@@ -12,6 +12,7 @@ from bootpig.flows.runs.gc import collect, garbage
 from bootpig.flows.runs.records import RunRecord, list_runs, new_run, promote
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine
 from bootpig.storage.root import Root
 
 NOW = datetime.now(UTC)
@@ -137,3 +138,25 @@ def test_the_command(root: Root, config: PipelineConfig, capsys: pytest.CaptureF
     assert main(["gc", "--root", config.root, "--keep", "1"]) == 0
     assert "removed: 1 runs, 1 folders" in capsys.readouterr().out
     assert there(root) == {2}
+
+
+def test_what_was_made_again_leaves_no_payload_behind(
+    root: Root, config: PipelineConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Engine(config)
+    record = version(root, config, 1)
+    for unit in record.units:
+        engine.run_unit("caption", unit)
+    folder = engine.survey("caption").path
+    made = set(root.names(folder))
+    root.write(f"{folder}/part-00000-01234567.tar", b"x" * 2_000_000)
+    working = new_run(root, config)
+    root.write(f"{working.folder}/alive", datetime.now(UTC).isoformat().encode())
+    assert main(["gc", "--root", config.root]) == 0
+    assert "part-00000-01234567.tar" in root.names(folder), "a run is at work"
+    working.state = "done"
+    working.save(root)
+    for options, left in ((["--dry-run"], {"part-00000-01234567.tar"}), ([], set())):
+        assert main(["gc", "--root", config.root, *options]) == 0
+        assert "1 payloads of units that were made again  2.0 MB" in capsys.readouterr().out
+        assert set(root.names(folder)) == made | left
