@@ -43,7 +43,8 @@ class Encode(MapStage):
     """Target and references → `<id>.safetensors`, all float16.
 
     `target` (C, h, w) and `references` (K, C, h, w) are posterior modes, scaled as the UNet sees them;
-    `prompt_embeds` and `reference_prompt_embeds` are (S, D), with `pooled_…` (P) beside them where the model has them.
+    `prompt_embeds` and `reference_prompt_embeds` are (S, D), with `pooled_…` (P) beside them where the model has them;
+    the reference's are left out where they are the caption's.
     """
 
     name = "encode"
@@ -85,13 +86,13 @@ class Encode(MapStage):
         captions = [sample.meta["caption"] for sample in samples]
         texts = captions if self.config.reference_caption == "caption" else [object_caption(c) for c in captions]
         embeds = self._encoder.prompt_embeds(captions)
-        reference_embeds = embeds if texts == captions else self._encoder.prompt_embeds(texts)
+        # the same text is stored once: train reads the caption's embeds where there are no others
+        reference_embeds = {} if texts == captions else self._encoder.prompt_embeds(texts)
         results = []
         for i, sample in enumerate(samples):
             tensors = {"target": columns[0][i], "references": torch.stack([column[i] for column in columns[1:]])}
-            for name in embeds:
-                tensors[name] = embeds[name][i]
-                tensors[_reference_name(name)] = reference_embeds[name][i]
+            tensors |= {name: rows[i] for name, rows in embeds.items()}
+            tensors |= {_reference_name(name): rows[i] for name, rows in reference_embeds.items()}
             results.append(_finish(sample, tensors))
         return results
 

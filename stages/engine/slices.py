@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from bootpig.models.memory import free_memory, is_out_of_memory
@@ -68,7 +69,7 @@ class Slices:
     """Sends the slices of one unit through a loaded stage."""
 
     def __init__(self, stage: MapStage, unit: int) -> None:
-        self.stage = stage
+        self.name = stage.name
         self.unit = unit
         self.size = stage.slice_size
         self.halved: list[int] = []
@@ -76,28 +77,33 @@ class Slices:
         self.one_by_one: list[str] = []
         """Errors of batches that had to be run sample by sample. Batches of one can differ in the last bits."""
 
-    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+    def process(self, stage: MapStage, samples: Sequence[Sample]) -> list[Sample]:
         """The results of one slice, in order.
+
+        Args:
+            stage: the stage of this name that has its models loaded.
 
         Raises:
             FatalError, InputError, StoreError: further samples would meet it too.
         """
-        return [result for made in halving(samples, self.size, self._batch, self._halve) for result in made]
+        return [
+            result for made in halving(samples, self.size, partial(self._batch, stage), self._halve) for result in made
+        ]
 
     def _halve(self, size: int) -> None:
         self.size = size
         self.halved.append(size)
-        name = self.stage.name
+        name = self.name
         _LOG.warning("%s unit %d: out of memory; going on with %d at once (%s.batch_size)", name, self.unit, size, name)
 
-    def _batch(self, batch: Sequence[Sample], second: bool = False) -> list[Sample]:
+    def _batch(self, stage: MapStage, batch: Sequence[Sample], second: bool = False) -> list[Sample]:
         """A batch that fails twice is run one by one, to find the sample.
 
         Twice, because a batch of another size can give other bytes: one that failed by chance keeps its own.
         """
-        name = self.stage.name
+        name = self.name
         try:
-            return _with_retries(self.stage, batch)
+            return _with_retries(stage, batch)
         except (FatalError, InputError, StoreError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -109,10 +115,10 @@ class Slices:
             if len(batch) == 1:
                 return [batch[0].failed("error", message)]
         if not second:
-            return self._batch(batch, second=True)
+            return self._batch(stage, batch, second=True)
         self.one_by_one.append(message)
         _LOG.warning("%s unit %d: a batch of %d failed, runs one by one: %s", name, self.unit, len(batch), message)
-        return [result for sample in batch for result in self._batch([sample])]
+        return [result for sample in batch for result in self._batch(stage, [sample])]
 
 
 def _with_retries(stage: MapStage, batch: Sequence[Sample]) -> list[Sample]:

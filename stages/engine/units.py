@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from bootpig.models.memory import is_out_of_memory
@@ -83,17 +84,18 @@ class UnitWork:
         results: list[Sample] = []
         try:
             samples = self._samples(above, context)
-            with loaded(self.stage, self.config, lambda: progress(0, len(samples), WAITS)) as stage:
-                assert isinstance(stage, MapStage)
-                size = stage.slice_size
-                slices = Slices(stage, self.unit)
-                for begin in range(0, len(samples), size):
-                    batch = samples[begin : begin + size]
-                    if all(sample.id in kept for sample in batch):
-                        results += [kept[sample.id] for sample in batch]
-                    else:
-                        results += slices.process(batch)
-                    progress(min(begin + size, len(samples)), len(samples), "")
+            size = self.stage.slice_size
+            slices = Slices(self.stage, self.unit)
+            for begin in range(0, len(samples), size):
+                batch = samples[begin : begin + size]
+                if all(sample.id in kept for sample in batch):
+                    results += [kept[sample.id] for sample in batch]
+                else:
+                    # the models are taken for one slice at a time: other threads read, pack and commit their units
+                    with loaded(self.stage, self.config, partial(progress, begin, len(samples), WAITS)) as stage:
+                        assert isinstance(stage, MapStage)
+                        results += slices.process(stage, batch)
+                progress(min(begin + size, len(samples)), len(samples), "")
         except FatalError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {first_line(error)}") from error
         except Exception as error:

@@ -21,7 +21,12 @@ from bootpig.storage.shards import read_shard
 
 T = TypeVar("T")
 
-TENSORS = ("target", "references", "prompt_embeds", "reference_prompt_embeds")
+TENSORS = ("target", "references", "prompt_embeds")
+SHARED = {
+    "reference_prompt_embeds": "prompt_embeds",
+    "pooled_reference_prompt_embeds": "pooled_prompt_embeds",
+}
+"""What encode leaves out where the Reference UNet reads the caption, and what takes its place."""
 AHEAD = 2
 """Batches made ready while the step before them runs."""
 
@@ -143,7 +148,9 @@ class ShardCache:
             samples = self._load(unit)
             with self._guard:
                 self._shards[unit] = samples
-                self._bytes[unit] = sum(t.nbytes for sample in samples for t in sample.tensors.values())
+                self._bytes[unit] = sum(
+                    {id(t): t.nbytes for sample in samples for t in sample.tensors.values()}.values()
+                )
                 self._evict(spare=unit)
             return samples
 
@@ -254,7 +261,9 @@ class ShardLoader:
             seeds.append(seed)
             rows.append(row)
         try:
-            tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            own = [name for name in rows[0] if any(row[name] is not row.get(SHARED.get(name, "")) for row in rows)]
+            tensors = {name: torch.stack([row[name] for row in rows]) for name in own}
+            tensors |= {name: tensors[SHARED[name]] for name in rows[0] if name not in own}
         except (RuntimeError, KeyError) as error:
             raise InputError(f"encode: samples of different shapes in one data set ({error}); encode it anew") from None
         return Batch(ids, seeds, tensors)
@@ -307,5 +316,8 @@ def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:
         missing = [name for name in TENSORS if name not in tensors]
         if missing:
             raise InputError(f"encode unit {unit}: sample {sample_id} lacks {', '.join(missing)}; encode it anew")
+        for name, other in SHARED.items():
+            if name not in tensors and other in tensors:
+                tensors[name] = tensors[other]
         samples.append(EncodedSample(sample_id, files.get("json", b"{}"), tensors))
     return samples

@@ -1,13 +1,15 @@
-"""Pictures from a model while it is trained."""
+"""Draws sample pictures from a model during its training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
+from bootpig.models.memory import free_memory
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.stages.train.dataset import EncodedSample
 
@@ -21,7 +23,8 @@ TEXTS = {
 
 
 class SampleGrid:
-    """Draws the same few training samples anew, to watch a model learn: a row a sample, reference | target | generated.
+    """Draws the same few training samples each time, to watch a model learn. One row per sample: reference | target |
+    generated.
 
     The `BootPIGPipeline` shares its UNets with the model under training; nothing of the training's state is touched.
     """
@@ -42,15 +45,41 @@ class SampleGrid:
     def __call__(self) -> Image.Image:
         """An RGB picture of `ROWS` rows of three."""
         pipeline = self.pipeline
-        device = pipeline.unet.device
-        for name in ("vae", "text_encoder", "text_encoder_2"):
-            if name in pipeline.components:
-                pipeline.components[name].to(device)
-        side = pipeline.vae_scale_factor
         training = pipeline.unet.training
-        pipeline.unet.eval()
-        pipeline.reference_unet.eval()
-        generated = pipeline(
+        with self._on(pipeline.unet.device):
+            try:
+                pipeline.unet.eval()
+                pipeline.reference_unet.eval()
+                columns = [self._decode(self.references), self._decode(self.targets), self._generate()]
+            finally:
+                pipeline.unet.train(training)
+                pipeline.reference_unet.train(training)
+        width, height = columns[0][0].size
+        grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
+        for x, column in enumerate(columns):
+            for y, picture in enumerate(column):
+                grid.paste(picture, (x * width, y * height))
+        return grid
+
+    @contextmanager
+    def _on(self, device: torch.device) -> Iterator[None]:
+        """Have the parts that only sampling needs on `device` until the block ends."""
+        names = [name for name in ("vae", "text_encoder", "text_encoder_2") if name in self.pipeline.components]
+        parts = [self.pipeline.components[name] for name in names]
+        before = [part.device for part in parts]
+        try:
+            for part in parts:
+                part.to(device)
+            yield
+        finally:
+            for part, place in zip(parts, before, strict=True):
+                part.to(place)
+            if device.type != "cpu":
+                free_memory()
+
+    def _generate(self) -> list[Image.Image]:
+        device, side = self.pipeline.unet.device, self.pipeline.vae_scale_factor
+        images: list[Image.Image] = self.pipeline(
             reference_images=PreparedReferences.from_latents(list(self.references.to(device)[:, None])),
             **{argument: embeds.to(device) for argument, embeds in self.texts.items()},
             height=self.targets.shape[-2] * side,
@@ -58,15 +87,7 @@ class SampleGrid:
             num_inference_steps=self.STEPS,
             generator=[torch.Generator().manual_seed(self.seed + row) for row in range(len(self.targets))],
         ).images
-        pipeline.unet.train(training)
-        pipeline.reference_unet.train(training)
-        columns = [self._decode(self.references), self._decode(self.targets), generated]
-        width, height = columns[0][0].size
-        grid = Image.new("RGB", (width * len(columns), height * len(generated)))
-        for x, column in enumerate(columns):
-            for y, picture in enumerate(column):
-                grid.paste(picture, (x * width, y * height))
-        return grid
+        return images
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae

@@ -143,12 +143,21 @@ class Trainer:
                     losses.zero_()
                     losses_since, began, began_step = 0, time.monotonic(), done
                 if picture and log and self.config.sample_every and (done % self.config.sample_every == 0 or last):
-                    log.picture(done, picture())
+                    self._picture(log, done, picture)
                 stop = self._stop(signals, done)
                 if stop or (done % self.config.checkpoint_every == 0 and not last):
                     self._save(checkpoints, identity, log, Position(done, self._mean(losses), losses_since))
                 if stop:
                     raise Interrupted(128 + stop)
+
+    def _picture(self, log: TrainingLog, done: int, picture: Callable[[], Image.Image]) -> None:
+        """Add sample pictures to the log. Training is worth more than they are: a failure is only a warning."""
+        try:
+            log.picture(done, picture())
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            _LOG.warning("train: no sample pictures at step %d (%s: %s)", done, type(error).__name__, reason)
+            free_memory()
 
     def _update(self, step: int, inputs: Inputs) -> torch.Tensor:
         """One update of the weights. Returns the mean loss of this rank's samples, on the device."""

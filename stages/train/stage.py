@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
@@ -107,6 +107,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.log import TrainingLog
         from bootpig.stages.train.loop import Trainer
         from bootpig.stages.train.objective import Draws, Objective
+        from bootpig.stages.train.state import check_finite
 
         config = self.config
         loader = ShardLoader(
@@ -124,7 +125,8 @@ class Train(ReduceStage):
         pipeline: Any = load_pipeline(sources)
         check_fit(config.model, pipeline, samples[0])
         # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
-        pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reference_caption(samples))
+        reads = data.config.get("reference_caption", "caption")  # encode's setting, which inference must follow
+        pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reads)
         empty, empty_pooled = empty_prompt(pipeline)
         model = BootPIG(
             pipeline.unet,
@@ -162,6 +164,7 @@ class Train(ReduceStage):
             if log:
                 log.close()
         if accelerator.is_main_process:
+            check_finite(model.trained_state(), config.steps)
             base = sources["model"]
             info = {
                 "base": config.model,
@@ -222,9 +225,3 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
         raise InputError(
             f"train.model: {source!r} predicts {prediction}; give one that predicts epsilon or v_prediction"
         )
-
-
-def reference_caption(samples: Sequence[EncodedSample]) -> Literal["caption", "object"]:
-    """What the Reference UNet reads in this data set: encode chose it, and the model must say it at inference."""
-    alike = (bool((s.tensors["prompt_embeds"] == s.tensors["reference_prompt_embeds"]).all()) for s in samples)
-    return "caption" if all(alike) else "object"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch.optim import Optimizer
 
 from bootpig.models.core.bootpig import BootPIG
-from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.contract import FatalError, InputError
 from bootpig.storage.jsonio import parse_json
 
 VERSION = 1
@@ -36,6 +38,9 @@ def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Pos
 
     Args:
         identity: digest of all that determines the run, compared at load.
+
+    Raises:
+        FatalError: a weight or a moment is not finite. Nothing is written.
     """
     moments = {
         f"{name}.{key}": value.detach().contiguous()
@@ -43,10 +48,21 @@ def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Pos
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     weights = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
+    check_finite({**weights, **moments}, position.step)
     safetensors.torch.save_file(weights, folder / "weights.safetensors")
     safetensors.torch.save_file(moments, folder / "optimizer.safetensors")
     state = {"version": VERSION, "identity": identity, **asdict(position)}
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raises FatalError if a value is NaN or infinite: such weights are neither saved nor exported."""
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise FatalError(
+                f"train: {name} holds NaN or infinity at step {step}; lower the learning rates and run again, "
+                "which goes on from the last good checkpoint"
+            )
 
 
 def load_state(folder: Path, model: BootPIG, optimizer: Optimizer, identity: str) -> Position:

@@ -54,15 +54,13 @@ def test_tensors_equal_the_pipelines_own(base: Path):
             "target": ((4, 8, 8), torch.float16),
             "references": ((REFERENCES, 4, 8, 8), torch.float16),
             "prompt_embeds": ((16, 32), torch.float16),
-            "reference_prompt_embeds": ((16, 32), torch.float16),
-        }
+        }, "the reference's text is the caption, so it is stored once"
         for name, stored in (("target", tensors["target"]), ("reference2", tensors["references"][2])):
             posterior = pipeline.vae.encode(pixel_values(given.files[f"{name}.png"])).latent_dist
             expected = posterior.mode()[0] * pipeline.vae.config.scaling_factor
             torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
         expected = pipeline.encode_prompt(given.meta["caption"], torch.device("cpu"), 1, False)[0][0]
         torch.testing.assert_close(tensors["prompt_embeds"].float(), expected, atol=2e-3, rtol=2e-3)
-        assert torch.equal(tensors["prompt_embeds"], tensors["reference_prompt_embeds"])
 
 
 @torch.no_grad()

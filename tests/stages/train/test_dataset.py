@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from bootpig.stages.engine.contract import InputError, ReduceInput
 from bootpig.stages.train.dataset import Batch, Order, ShardCache, ShardLoader, read_samples
 from bootpig.storage.errors import CorruptPart
+from bootpig.storage.shards import read_shard, write_shard
 from tests.stages.train.training_data import REFERENCES, write_units
 
 COUNTS = (5, 0, 7, 3, 6, 4, 8)
@@ -195,3 +197,31 @@ def test_shapes_must_agree(tmp_path: Path) -> None:
     mixed = ReduceInput([*small.units, large.units[1]], lambda unit: (large if unit else small).shard(unit), None)
     with pytest.raises(InputError, match="samples of different shapes"):
         ShardLoader(mixed, seed=0, batch_size=8).batch(0)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_texts_that_encode_stored_once_are_read_as_both(data: ReduceInput, pooled: bool) -> None:
+    """encode leaves the reference's text out where it is the caption; older stores and other captions have both."""
+    both, once, mixed = {}, {}, {}
+    for unit in data.units:
+        full, short, some = [], [], []
+        for number, (key, files) in enumerate(read_shard(data.shard(unit.unit))):
+            tensors = load(files["safetensors"])
+            tensors["reference_prompt_embeds"] = tensors["prompt_embeds"].clone()
+            if pooled:
+                tensors["pooled_prompt_embeds"] = tensors["prompt_embeds"][0].clone()
+                tensors["pooled_reference_prompt_embeds"] = tensors["pooled_prompt_embeds"].clone()
+            few = {name: tensor for name, tensor in tensors.items() if "reference_prompt" not in name}
+            full.append((f"{key}.safetensors", save(tensors)))
+            short.append((f"{key}.safetensors", save(few)))
+            some.append((full if number % 2 else short)[-1])
+        for shards, members in ((both, full), (once, short), (mixed, some)):
+            shards[unit.unit] = write_shard(members)
+    read = [
+        ShardLoader(replace(data, shard=shards.__getitem__), seed=1, batch_size=6, window=20).batch(2)
+        for shards in (both, once, mixed)
+    ]
+    for batch in read[1:]:
+        assert batch.ids == read[0].ids and batch.tensors.keys() == read[0].tensors.keys()
+        assert all(torch.equal(tensor, read[0].tensors[name]) for name, tensor in batch.tensors.items())
+    assert read[1].tensors["reference_prompt_embeds"] is read[1].tensors["prompt_embeds"], "one copy in memory"

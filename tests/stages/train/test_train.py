@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.contract import FatalError, InputError, Progress, ReduceInput
+from bootpig.stages.train import grid, loop
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.grid import SampleGrid
 from bootpig.stages.train.loop import Interrupted, micro_batch, rate_factor
@@ -309,3 +311,55 @@ def test_schedule(base: Path) -> None:
 
 def test_micro_batch() -> None:
     assert [micro_batch(*values) for values in ((32, 32), (32, 100), (32, 12), (7, 4), (6, 4))] == [32, 32, 8, 1, 3]
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    base: Path, data: ReduceInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.Trainer._update
+
+    def poisoned(self, step, inputs):
+        loss = real(self, step, inputs)
+        if step == 3:
+            with torch.no_grad():
+                self.parameters[0].view(-1)[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(loop.Trainer, "_update", poisoned)
+    config = recipe(base, steps=6, checkpoint_every=2, log_every=100)
+    with pytest.raises(FatalError, match=r"holds NaN or infinity at step 4; lower the learning rates"):
+        train(config, data, tmp_path / "out", tmp_path / "kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["checkpoint-00002"]
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_failing_grid_of_samples_is_only_a_warning(
+    base: Path, data: ReduceInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = recipe(base, steps=4, sample_every=2)
+    train(config, data, tmp_path / "plain")
+
+    def fails(self):
+        raise RuntimeError("no room for the VAE")
+
+    monkeypatch.setattr(grid.SampleGrid, "_generate", fails)
+    train(config, data, tmp_path / "failing")
+    assert caplog.text.count("no sample pictures at step") == 2 and "no room for the VAE" in caplog.text
+    weights = "model/rsa.safetensors"
+    assert (tmp_path / "plain" / weights).read_bytes() == (tmp_path / "failing" / weights).read_bytes()
+
+
+def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+
+    class Part:
+        device = torch.device("meta")
+
+        def to(self, device: torch.device) -> None:
+            moved.append(device.type)
+
+    drawing = grid.SampleGrid.__new__(grid.SampleGrid)
+    drawing.pipeline = types.SimpleNamespace(components={"vae": Part(), "unet": Part()})
+    with pytest.raises(RuntimeError), drawing._on(torch.device("cpu")):
+        raise RuntimeError
+    assert moved == ["cpu", "meta"]

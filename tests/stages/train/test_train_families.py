@@ -47,7 +47,7 @@ def encoded(base: Path) -> ReduceInput:
         for index in range(4)
     ]
     shard = pack(stage.process(samples))
-    return ReduceInput([UnitRef(0, "0", 4)], lambda _: shard, None)
+    return ReduceInput([UnitRef(0, "0", 4)], lambda _: shard, None, {"reference_caption": "object"})
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd21"])

@@ -54,7 +54,12 @@ def data(base: Path) -> ReduceInput:
         samples.append(Sample(f"{number:016d}", 0, {"caption": caption, "object": "mug"}, files))
     shard = pack(stage.process(samples))
     stage.teardown()
-    return ReduceInput([UnitRef(0, hashlib.sha256(shard).hexdigest(), len(samples))], lambda _: shard, None)
+    return ReduceInput(
+        [UnitRef(0, hashlib.sha256(shard).hexdigest(), len(samples))],
+        lambda _: shard,
+        None,
+        {"reference_caption": "object"},
+    )
 
 
 def recipe(model: Path, **changes: Any) -> TrainConfig:

@@ -91,7 +91,7 @@ def write_units(
         data = pack(samples)
         (folder / f"{unit}.tar").write_bytes(data)
         units.append(UnitRef(unit, hashlib.sha256(data).hexdigest(), count))
-    return ReduceInput(units, lambda unit: (folder / f"{unit}.tar").read_bytes(), None)
+    return ReduceInput(units, lambda unit: (folder / f"{unit}.tar").read_bytes(), None, {"reference_caption": "object"})
 
 
 class FolderCheckpoints:
