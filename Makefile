@@ -1,4 +1,6 @@
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# the newest that works: a pyenv shim is there for versions that are not, and Debian's python3 may lack ensurepip
+PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && command -v $$python && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := dev,s3,ray,dask
@@ -34,7 +36,7 @@ install: .venv/installed
 install-dev: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("bootpig needs Python 3.11 or 3.12: make PYTHON=python3.11") if not (3, 11) <= sys.version_info < (3, 13) else 0'
+	@$(or $(PYTHON),python3) -c 'import sys; sys.exit("bootpig needs Python 3.11 to 3.14: make PYTHON=python3.11") if not (3, 11) <= sys.version_info < (3, 15) else 0'
 	$(PYTHON) -m venv .venv
 	$(PIP) -e .
 	touch $@

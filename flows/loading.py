@@ -16,17 +16,25 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.storage.root import masked
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package: name → file."""
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Read a configuration.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a shipped configuration, such as `toy`.
         overrides: `a.b=value` each, the value in YAML, laid over the file in order.
 
     Raises:
         InputError: one line a problem, `field: value → mend`.
     """
     file = Path(path)
+    if not file.exists() and str(path) in shipped_configs():
+        file = shipped_configs()[str(path)]
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -86,8 +94,12 @@ def problem_lines(error: ValidationError, data: Any) -> list[str]:
 
 
 def _nearby(file: Path) -> str:
-    near = sorted(file.parent.glob("*.y*ml")) or sorted(Path("configs").glob("*.y*ml"))
-    return f"there are {', '.join(str(path) for path in near[:8])}" if near else "give the path of a YAML file"
+    shipped = shipped_configs()
+    if close := difflib.get_close_matches(file.stem, shipped, n=1):
+        return f"did you mean {close[0]!r}, which comes with bootpig?"
+    near = sorted(file.parent.glob("*.y*ml"))
+    found = f"there are {', '.join(str(path) for path in near[:8])}; " if near else ""
+    return f"{found}these come with bootpig: {', '.join(shipped)}"
 
 
 def _lay_over(data: dict[str, Any], override: str) -> None:

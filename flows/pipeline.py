@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -22,7 +21,7 @@ from pydantic import Field
 from bootpig.flows import artifacts, interrupt
 from bootpig.flows.cli import display
 from bootpig.flows.keys import export_key
-from bootpig.flows.loading import dump_config, load_config
+from bootpig.flows.loading import dump_config, load_config, shipped_configs
 from bootpig.flows.runners import Workers, runner_problems
 from bootpig.flows.runs import gc
 from bootpig.flows.runs.records import (
@@ -51,7 +50,7 @@ from bootpig.stages.report.html import build_report
 from bootpig.storage.errors import StoreError
 from bootpig.storage.root import Root
 
-TOY = load_config(Path(__file__).resolve().parents[1] / "configs" / "toy.yaml")
+TOY = load_config(shipped_configs()["toy"])
 """Where a deployment's form of parameters begins."""
 
 SHOWN = 5

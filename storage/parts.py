@@ -147,15 +147,26 @@ class Parts:
     def _marker_path(self, unit: int) -> str:
         return f"{self.folder}/part-{unit:05d}.parquet"
 
-    def listing(self, units: Iterable[int]) -> Listing:
-        """What is there of `units`: one listing, then one reading of all their markers and messages together.
+    def listing(self, units: Iterable[int], known: Mapping[int, Marker] | None = None) -> Listing:
+        """What is there of `units`: one listing, then one read of all their markers and messages together.
 
-        A marker counts whose payload is there at its full size.
+        A marker counts if its payload is there at its full size.
+
+        Args:
+            known: markers of an earlier look. One is not read again if its payload is the only one of its unit: a unit
+                that was made again with another result has two, until gc removes the older one.
         """
         names = self.root.names(self.folder)
-        wanted = {self._marker_path(unit): unit for unit in units if f"part-{unit:05d}.parquet" in names}
+        payloads = Counter(int(name.split("-")[1]) for name in names if _PAYLOAD.fullmatch(name))
+        there = {unit for unit in units if f"part-{unit:05d}.parquet" in names}
+        kept = {
+            unit: marker
+            for unit, marker in (known or {}).items()
+            if unit in there and payloads[unit] == 1 and names.get(marker.payload) == marker.payload_size
+        }
+        wanted = {self._marker_path(unit): unit for unit in sorted(there - kept.keys())}
         failures = [f"{self.folder}/{name}" for name in names if name.startswith("failed-")]
-        found = Listing({}, set(), {})
+        found = Listing(kept, set(), {})
         for path, data in self.root.read_many([*wanted, *failures]).items():
             if path not in wanted:
                 found.failures[int(path.rsplit("-", 1)[1].split(".")[0])] = data.decode(errors="replace")

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands
+from bootpig.flows.cli import commands, draw
 from bootpig.flows.runs.gc import KEEP
 
 EPILOG = (
@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_subparsers(required=True, metavar="COMMAND").add_parser
     _run(add("run", help="run the pipeline, or a part of it; what is complete is not made again", epilog=EPILOG))
 
+    init = add("init", help="write a copy of a shipped configuration, to edit")
+    init.add_argument("name", metavar="NAME", help="toy, sd21, …; without one: list them", nargs="?")
+    init.add_argument("-o", "--out", metavar="FILE", help="the new file (NAME.yaml)")
+    init.set_defaults(command=commands.init)
+
     status = add("status", help="what is in the store and what is due")
     _config(status)
     _json(status)
@@ -123,12 +128,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", required=True, metavar="CONFIG", help="its `evaluate` part says how")
     evaluate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
     evaluate.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new folder")
-    evaluate.set_defaults(command=commands.evaluate)
+    evaluate.set_defaults(command=draw.evaluate)
     return top
 
 
 def _run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file; not with --run")
+    run.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a shipped name; not with --run")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
     run.add_argument("--run", metavar="ID", help="config and units of an earlier run, or of `latest`")
     _root(run)
@@ -177,11 +182,11 @@ def _generate(generate: argparse.ArgumentParser) -> None:
     )
     generate.add_argument("--seed", type=int, default=0)
     _root(generate)
-    generate.set_defaults(command=commands.generate)
+    generate.set_defaults(command=draw.generate)
 
 
 def _config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="a YAML file")
+    command.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped one, such as toy")
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
 
 

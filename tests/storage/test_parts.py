@@ -276,3 +276,22 @@ def test_payloads_that_no_marker_names_are_found() -> None:
     root.write("encode/abc/part-00009-01234567.tar", b"a writer is about to name it")
     root.remove(f"encode/abc/{second.payload}")
     assert parts.replaced() == {}, "a unit without a whole marker keeps what it has"
+
+
+def test_known_markers_are_not_read_again_unless_their_unit_was_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root("memory://known")
+    parts = Parts(root, "encode", "abc")
+    for unit in range(4):
+        parts.commit(unit, ROWS, COLUMNS, b"payload %d" % unit, "up")
+    read: list[str] = []
+    real = root.read_many
+    monkeypatch.setattr(root, "read_many", lambda paths: read.extend(paths) or real(paths))  # type: ignore[func-returns-value]
+    first = parts.listing(range(4)).markers
+    assert len(read) == 4
+    read.clear()
+    assert parts.listing(range(4), first).markers == first and read == []
+    again = parts.commit(2, ROWS[:1], COLUMNS, b"another", "up")
+    found = parts.listing(range(4), first).markers
+    assert read == ["encode/abc/part-00002.parquet"] and found[2] == again
+    root.remove(f"encode/abc/{first[1].payload}")
+    assert set(parts.listing(range(4), first).markers) == {0, 2, 3}

@@ -20,6 +20,8 @@ class Ledger:
         self.journal = Journal(parts)
         self.structured = config.format != "lines"
         """Whether answers are asked for by a JSON schema; `auto` finds out."""
+        self._markers: dict[int, Marker] = {}
+        """As of the last look at the store, so that each is read once."""
         self._clear()
 
     def _clear(self) -> None:
@@ -32,7 +34,9 @@ class Ledger:
     def refresh(self, units: Iterable[int], leave_out: int) -> dict[int, Marker]:
         """Look at the store. Returns the markers of the run's committed units; `index` holds all but `leave_out`."""
         self.journal.refresh()
-        markers = self.parts.listing(units).markers
+        # the unit at work is always read: a forced one is compared with what is committed
+        known = {unit: marker for unit, marker in self._markers.items() if unit != leave_out}
+        markers = self._markers = self.parts.listing(units, known).markers
         wanted = {unit: marker for unit, marker in markers.items() if unit != leave_out}
         if any(unit not in wanted or wanted[unit].digest != digest for unit, digest in self._included.items()):
             self._clear()
