@@ -69,6 +69,10 @@ class Root:
         self.local: Path | None = Path(self.path) if "file" in protocols else None
         """The folder itself where the store is on this machine's disk, else None."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its URL: the other process opens a client of its own."""
+        return Root, (self.url,)
+
     def join(self, *parts: str) -> str:
         return "/".join((self.path, *parts))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bootpig.storage.errors import StoreError
-from bootpig.storage.parts import Parts
+from bootpig.storage.parts import Marker, Parts
 from bootpig.storage.root import Root
 from bootpig.storage.shards import read_shard
 
@@ -29,8 +29,9 @@ def open_shards(
     It yields one dict per sample: `__key__` (the sample's id), `__url__`, and the members by extension, such as
     `json`, `png`, `target.png`, `safetensors`. Shards are split among the nodes of `torch.distributed` and the workers
     of a `DataLoader`, so give at least as many units as there are workers. Bytes are read through `root`, whatever
-    file system that is, and checked against their sha256. webdataset opens no URL itself: it would run the command of
-    a `pipe:` URL.
+    file system that is, and checked against their sha256. Where the store is not a local folder, give the `DataLoader`
+    `multiprocessing_context="spawn"`: the clients of fsspec's remote file systems do not survive a fork. webdataset
+    opens no URL itself: it would run the command of a `pipe:` URL.
 
     Args:
         root: the store.
@@ -51,13 +52,7 @@ def open_shards(
     if missing := [unit for unit in units if unit not in markers]:
         raise StoreError(f"{parts.folder}: units {missing[:8]} are not complete; run {stage} first")
 
-    def read(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for source in sources:
-            unit = int(source["url"])
-            name = f"{parts.folder}/{markers[unit].payload}"
-            for key, members in read_shard(parts.payload(unit, markers[unit])):
-                yield {"__key__": key, "__url__": name, **members}
-
+    read = _Reader(root, stage, fingerprint, {unit: markers[unit] for unit in units})
     stages: list[Any] = [webdataset.SimpleShardList([str(unit) for unit in units])]
     stages += [webdataset.split_by_node, webdataset.split_by_worker]
     if shuffle:
@@ -68,6 +63,24 @@ def open_shards(
     if decode:
         stages.append(webdataset.decode(_safetensors, "pil"))
     return webdataset.DataPipeline(*stages)
+
+
+class _Reader:
+    """The pipeline's step from unit numbers to samples. It can be pickled, for workers that are spawned."""
+
+    def __init__(self, root: Root, stage: str, fingerprint: str, markers: dict[int, Marker]) -> None:
+        self.root = root
+        self.stage = stage
+        self.fingerprint = fingerprint
+        self.markers = markers
+
+    def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        parts = Parts(self.root, self.stage, self.fingerprint)
+        for source in sources:
+            marker = self.markers[int(source["url"])]
+            name = f"{parts.folder}/{marker.payload}"
+            for key, members in read_shard(parts.payload(int(source["url"]), marker)):
+                yield {"__key__": key, "__url__": name, **members}
 
 
 def _safetensors(key: str, data: bytes) -> Any:

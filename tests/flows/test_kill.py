@@ -82,7 +82,7 @@ def kill_within(stage: str, root: Path, subjects: Path, home: Path, dice: random
     deadline = time.monotonic() + 180
     above = STAGES[stage].upstream
     while run.poll() is None and time.monotonic() < deadline:
-        started = above is None or markers(root, above) > 0
+        started = all(markers(root, name) > 0 for name in above)
         if started and markers(root, stage) >= min(wanted, 3):
             break
         time.sleep(0.01)

@@ -17,7 +17,7 @@ from bootpig.flows.loading import dump_config, load_config
 from bootpig.flows.runs.records import list_runs
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import fingerprint_of, make_stage
+from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.registry import MAP_STAGES, STAGES
 from bootpig.storage.folders import fetch_folder, read_manifest
 from bootpig.storage.parts import Parts
@@ -75,7 +75,7 @@ def encoded(config: PipelineConfig, counts: tuple[int, ...], scratch: Path) -> R
     above: dict[int, str] = {}
     for name in MAP_STAGES:
         stage = make_stage(config, name)
-        parts = Parts(engine.root, name, fingerprint_of(engine._surveyor.chain(name)[name]))
+        parts = Parts(engine.root, name, engine.survey(name).fingerprint)
         for unit, count in enumerate(counts):
             rows = [{"id": f"{unit:03d}-{i:03d}", "unit": unit, "status": "ok", "reason": ""} for i in range(count)]
             before = above.get(unit) or stage.source_digest(unit, config.indices(unit))

@@ -79,7 +79,9 @@ def test_shuffling_follows_the_seed(root: Root) -> None:
 
 def test_the_workers_of_a_loader_share_the_shards(root: Root) -> None:
     pipeline = open_shards(root, "encode", "0123456789abcdef", range(4), decode=False)
-    assert sorted(keys(DataLoader(pipeline, batch_size=None, num_workers=2))) == sorted(keys(pipeline))
+    # spawned, as on macOS and Windows: a fork of a process with threads, such as this one, may hang or end
+    loader = DataLoader(pipeline, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert sorted(keys(loader)) == sorted(keys(pipeline))
 
 
 def test_a_missing_unit_and_a_damaged_shard_are_named(root: Root) -> None:
