@@ -20,7 +20,7 @@ from rich.text import Text
 
 from bootpig.flows.cli import display
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
-from bootpig.flows.runners import runner_problems
+from bootpig.flows.prepared import prepare, prepared
 from bootpig.flows.runs.gc import collect, garbage, size
 from bootpig.flows.runs.records import (
     RunRecord,
@@ -79,14 +79,13 @@ def run(asked: argparse.Namespace) -> int:
     config, stages = _what_to_run(asked)
     units = None if asked.units is None else parse_units(asked.units)
     known_units(config, graph_of(config), stages, units)
-    if problems := preflight(Engine(config), stages) + runner_problems(config):
-        raise InputError("\n".join(problems))
+    engine = prepare(config, stages)
     if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
         rounded = config.unit_size * len(config.unit_numbers())
         _complain(f"caption.count: {config.caption.count} → {rounded} captions, whole units of {config.unit_size}")
     started = time.monotonic()
     options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
-    with display.shown_on(Console()) as screen, prefect_server("bootpig.flows.pipeline") as address:
+    with display.shown_on(Console()) as screen, prefect_server("bootpig.flows.pipeline") as address, prepared(engine):
         from bootpig.flows.pipeline import bootstrap, run_stage
 
         screen.line(f"run of {config.name!r} in {config.root}; Prefect: {address.removesuffix('/api')}", "dim")
@@ -98,9 +97,9 @@ def run(asked: argparse.Namespace) -> int:
         error = None if state.is_completed() or state.data is None else state.result(raise_on_failure=False)
     if isinstance(error, Exception):
         return explain(error)
-    record = _record_of(config, str(state.state_details.flow_run_id), asked.run)
+    record = _record_of(engine.root, str(state.state_details.flow_run_id), asked.run)
     outcome = "done" if state.is_completed() else "failed"
-    _conclude(config, record, f"{outcome} in {time.monotonic() - started:.0f} s")
+    _conclude(engine.root, record, f"{outcome} in {time.monotonic() - started:.0f} s")
     if state.is_completed():
         return 0
     _complain(str(state.message))
@@ -130,17 +129,15 @@ def _what_to_run(asked: argparse.Namespace) -> tuple[PipelineConfig, tuple[str, 
     return config, graph.below(stage) if asked.downstream else (stage,)
 
 
-def _record_of(config: PipelineConfig, flow_run: str, run: str | None) -> RunRecord | None:
-    root = Root(config.root)
+def _record_of(root: Root, flow_run: str, run: str | None) -> RunRecord | None:
     if run is not None:
         return read_run(root, run)
     return next((record for record in reversed(list_runs(root)) if record.flow_run == flow_run), None)
 
 
-def _conclude(config: PipelineConfig, record: RunRecord | None, outcome: str) -> None:
+def _conclude(root: Root, record: RunRecord | None, outcome: str) -> None:
     """The results table, where there are results, and where the report lies."""
     console = Console()
-    root = Root(config.root)
     if record is None:
         return
     if metrics := metrics_of(root, record):

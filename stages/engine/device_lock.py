@@ -1,4 +1,4 @@
-"""One process at a time on a device of this host: a file lock, which the kernel frees when its owner dies."""
+"""Which device of this host a process works on, one process at a time: file locks, freed when their owner dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from bootpig.stages.engine.contract import InputError
@@ -17,24 +17,27 @@ from bootpig.stages.engine.contract import InputError
 POLL_SECONDS = 0.2
 
 
-def device_key(name: str) -> str | None:
-    """What stands for a device on this host, or None for the CPU, which many may use at once.
+def devices(name: str) -> dict[str, int | None]:
+    """The devices of this host that a setting allows, by the names of their locks; empty for the CPU.
 
     Args:
-        name: as in a stage's `device`: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`. A GPU is known by its UUID: behind
-            CUDA_VISIBLE_DEVICES `cuda:0` is another one in each process.
+        name: as in a stage's `device`: `auto` and `cuda` (any GPU), `cpu`, `cuda:1`, `mps`.
+
+    Returns:
+        Name → CUDA index in this process, None for another kind of device. A GPU is named by its UUID: behind
+        CUDA_VISIBLE_DEVICES `cuda:0` is another one in each process. A GPU that is not there is left out: whoever
+        loads a model on it names it.
     """
     kind, _, index = name.partition(":")
     if kind == "cpu":
-        return None
-    if kind in ("auto", "cuda"):
-        import torch
+        return {}
+    if kind not in ("auto", "cuda"):
+        return {name: None}
+    import torch
 
-        number = int(index or 0)
-        if not torch.cuda.is_available() or number >= torch.cuda.device_count():
-            return None  # a device that is not there is named by whoever loads a model on it
-        return f"cuda-{torch.cuda.get_device_properties(number).uuid}"
-    return name
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbers = range(count) if not index else [number for number in (int(index),) if number < count]
+    return {f"cuda-{torch.cuda.get_device_properties(number).uuid}": number for number in numbers}
 
 
 def _open_lock(name: str) -> int:
@@ -64,29 +67,65 @@ def _open_lock(name: str) -> int:
         os.close(place)
 
 
-@contextlib.contextmanager
-def exclusive(key: str | None, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Have a device for this process alone until the block ends. The caller keeps its own threads apart.
-
-    Args:
-        key: of `device_key`; None needs no lock.
-        waits: called again and again while another process has it; what it raises ends the wait.
-    """
-    if key is None:
-        yield
-        return
-    handle = _open_lock(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', key)}.lock")
+def _locked(name: str) -> int | None:
+    """The lock file of this name, open and locked, or None if another process has it."""
+    handle = _open_lock(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}.lock")
     try:
         with contextlib.suppress(PermissionError):
             os.fchmod(handle, 0o666)
-        while True:
-            try:
-                # POSIX, not flock: a forked loader process that outlives its parent must not keep it
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waits()
-                time.sleep(POLL_SECONDS)
-        yield
-    finally:
+        # POSIX, not flock: a forked loader process that outlives its parent must not keep it
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+@contextlib.contextmanager
+def exclusive(names: Collection[str], waits: Callable[[], None] = lambda: None) -> Iterator[str | None]:
+    """Have one of these devices for this process alone until the block ends. The caller keeps its own threads apart.
+
+    Args:
+        names: of `devices`; none for the CPU, which needs no lock.
+        waits: called again and again while other processes have all of them; what it raises ends the wait.
+
+    Yields:
+        The name of the device; None for the CPU.
+    """
+    if not names:
+        yield None
+        return
+    while True:
+        for name in names:
+            handle = _locked(name)
+            if handle is not None:
+                try:
+                    yield name
+                finally:
+                    os.close(handle)
+                return
+        waits()
+        time.sleep(POLL_SECONDS)
+
+
+class Home:
+    """The device that this process holds models on. No other process chooses it while one is left that nobody holds."""
+
+    def __init__(self, allowed: Collection[str]) -> None:
+        """Claim a device that no other process holds models on; none if there is only one, or none is left."""
+        self.name: str | None = None
+        self._handle: int | None = None
+        for name in allowed if len(allowed) > 1 else ():
+            self._handle = _locked(f"{name}-home")
+            if self._handle is not None:
+                self.name = name
+                return
+
+    def leave(self) -> None:
+        """Let others choose the device."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
