@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from bootpig.stages.train.dataset import Batch, ShardLoader
 from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.objective import Draws, Inputs, Objective
 from bootpig.stages.train.state import Position, load_state, save_state
+from bootpig.stages.train.uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Trainer:
             inputs = draws(step, batch)
             return inputs.pinned() if self.accelerator.device.type == "cuda" else inputs
 
-        with Signals() as signals, _attention(self.accelerator.device):
+        with Signals() as signals, _attention(self.accelerator.device), Uploads(checkpoints) as uploads:
             for step, inputs in enumerate(
                 self.loader.batches(position.step, self.config.steps, prepare), start=position.step
             ):
@@ -146,14 +146,17 @@ class Trainer:
                     self._picture(log, done, picture)
                 stop = self._stop(signals, done)
                 if stop or (done % self.config.checkpoint_every == 0 and not last):
-                    self._save(checkpoints, identity, log, Position(done, self._mean(losses), losses_since))
+                    self._save(uploads, identity, log, Position(done, self._mean(losses), losses_since))
                 if stop:
+                    uploads.wait()
                     raise Interrupted(128 + stop)
 
     def _picture(self, log: TrainingLog, done: int, picture: Callable[[], Image.Image]) -> None:
         """Add sample pictures to the log. Training is worth more than they are: a failure is only a warning."""
         try:
-            log.picture(done, picture())
+            # frozen weights may be stored in the dtype that autocast gives them
+            with self.accelerator.autocast() if self.config.mixed_precision == "bf16" else contextlib.nullcontext():
+                log.picture(done, picture())
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             _LOG.warning("train: no sample pictures at step %d (%s: %s)", done, type(error).__name__, reason)
@@ -230,14 +233,16 @@ class Trainer:
         noted = torch.tensor([signals.received or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(noted).max().item()) or None
 
-    def _save(self, checkpoints: Checkpoints, identity: str, log: TrainingLog | None, position: Position) -> None:
-        if self.accelerator.is_main_process:
-            with tempfile.TemporaryDirectory(prefix="bootpig-") as name:
-                save_state(Path(name), self.model, self.optimizer.optimizer, position, identity)
-                if log:
-                    log.save(Path(name))
-                checkpoints.save(position.step, Path(name))
-        self.accelerator.wait_for_everyone()
+    def _save(self, uploads: Uploads, identity: str, log: TrainingLog | None, position: Position) -> None:
+        if not self.accelerator.is_main_process:
+            return
+
+        def write(folder: Path) -> None:
+            save_state(folder, self.model, self.optimizer.optimizer, position, identity)
+            if log:
+                log.save(folder)
+
+        uploads.save(position.step, write)
 
     def _resume(self, checkpoints: Checkpoints, identity: str, log: TrainingLog | None) -> Position:
         found = checkpoints.latest()

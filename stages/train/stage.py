@@ -107,6 +107,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.log import TrainingLog
         from bootpig.stages.train.loop import Trainer
         from bootpig.stages.train.objective import Draws, Objective
+        from bootpig.stages.train.precision import FrozenInBfloat16
         from bootpig.stages.train.state import check_finite
 
         config = self.config
@@ -138,6 +139,7 @@ class Train(ReduceStage):
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.train()
+        lowered = FrozenInBfloat16(model.unet, model.reference_unet) if config.mixed_precision == "bf16" else None
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         trainer = Trainer(config, model, Objective(model, scheduler, pipeline.vae_scale_factor), loader, accelerator)
         draws = Draws(
@@ -165,6 +167,9 @@ class Train(ReduceStage):
                 log.close()
         if accelerator.is_main_process:
             check_finite(model.trained_state(), config.steps)
+            if lowered:
+                model.cpu()  # its weights have their full size again
+                lowered.restore()
             base = sources["model"]
             info = {
                 "base": config.model,

@@ -1,0 +1,57 @@
+"""Upload checkpoints in the background, so that training goes on meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+from bootpig.stages.engine.contract import Checkpoints
+
+
+class Uploads:
+    """Writes checkpoints to a local folder at once, and uploads them one at a time in a thread.
+
+    Only the process that saves waits, and only for the upload before: a rank that waited in a collective for gigabytes
+    to arrive would end by its time-out. Leaving the block waits for the last upload.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:  # else the error under way tells more than that of an upload
+            self.wait()
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a local folder, and begin to upload it.
+
+        Raises:
+            StoreError: the upload before failed.
+        """
+        folder = TemporaryDirectory(prefix="bootpig-")
+        try:
+            write(Path(folder.name))
+            self.wait()
+        except BaseException:
+            folder.cleanup()
+            raise
+        self._running = self._pool.submit(self._upload, step, folder)
+
+    def _upload(self, step: int, folder: TemporaryDirectory[str]) -> None:
+        with folder:
+            self.checkpoints.save(step, Path(folder.name))
+
+    def wait(self) -> None:
+        """Wait for the upload that is under way. Raises what it raised."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
