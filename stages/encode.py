@@ -12,7 +12,7 @@ from pydantic import Field
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.caption.phrases import object_caption
-from bootpig.stages.engine.contract import InputError, MapStage, ModelIdentity, Sample, StageConfig
+from bootpig.stages.engine.contract import InputError, MapStage, Sample, StageConfig
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
 from bootpig.stages.pictures import decode_pngs
 
@@ -58,10 +58,7 @@ class Encode(MapStage):
     def slice_size(self) -> int:
         return self.config.batch_size
 
-    def models(self) -> Mapping[str, ModelIdentity]:
-        return self._sources()
-
-    def _sources(self) -> dict[str, ModelSource]:
+    def models(self) -> dict[str, ModelSource]:
         c = self.config
         return resolve_all(self.name, {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE)})
 
@@ -70,7 +67,7 @@ class Encode(MapStage):
         from bootpig.models.pretrained.painters import LatentEncoder
 
         self._encoder: LatentEncoder = LatentEncoder(
-            self._sources()["model"],
+            self.models()["model"],
             device=torch_device("encode.device", self.config.device),
             dtype=torch_dtype(self.config.dtype),
         )

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.contract import MapStage, ModelIdentity, Sample, StageConfig, sample_seed
+from bootpig.stages.engine.contract import MapStage, Sample, StageConfig, sample_seed
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.pictures import encode_png, on_all_cores
 
@@ -76,10 +76,7 @@ class Synthesize(MapStage):
     def slice_size(self) -> int:
         return self.config.batch_size
 
-    def models(self) -> Mapping[str, ModelIdentity]:
-        return self._sources()
-
-    def _sources(self) -> dict[str, ModelSource]:
+    def models(self) -> dict[str, ModelSource]:
         c = self.config
         lookups = {"model": lambda: resolve("synthesize.model", c.model, c.revision, PIPELINE)}
         if (refiner := c.refiner) is not None:
@@ -90,7 +87,7 @@ class Synthesize(MapStage):
         from bootpig.models.devices import torch_device, torch_dtype
         from bootpig.models.pretrained.painters import load_refiner, load_text_to_image
 
-        sources = self._sources()
+        sources = self.models()
         device, dtype = torch_device("synthesize.device", self.config.device), torch_dtype(self.config.dtype)
         self._pipeline: Any = load_text_to_image(
             sources["model"], device=device, dtype=dtype, scheduler=self.config.scheduler

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
-from bootpig.stages.engine.contract import MODEL, MapStage, ModelIdentity, Sample, StageConfig
+from bootpig.stages.engine.contract import MODEL, MapStage, Sample, StageConfig
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
 from bootpig.stages.pictures import decode_pngs, encode_mask
 
@@ -121,10 +121,7 @@ class Segment(MapStage):
     def slice_size(self) -> int:
         return self.config.batch_size
 
-    def models(self) -> Mapping[str, ModelIdentity]:
-        return self._sources()
-
-    def _sources(self) -> dict[str, ModelSource]:
+    def models(self) -> dict[str, ModelSource]:
         c = self.config
         return resolve_all(
             self.name,
@@ -139,7 +136,7 @@ class Segment(MapStage):
         from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 
         device, dtype = torch_device("segment.device", self.config.device), torch_dtype(self.config.dtype)
-        sources, sam_type = self._sources(), self.config.sam_type
+        sources, sam_type = self.models(), self.config.sam_type
         self._detector: ZeroShotDetector = ZeroShotDetector(sources["detector"], device=device, dtype=dtype)
         self._segmenter: BoxSegmenter = BoxSegmenter(sources["sam"], sam_type, device=device, dtype=dtype)
 

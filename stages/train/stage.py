@@ -12,7 +12,6 @@ from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     Checkpoints,
     InputError,
-    ModelIdentity,
     Progress,
     ReduceInput,
     ReduceStage,
@@ -46,10 +45,7 @@ class Train(ReduceStage):
         rank = os.environ.get("LOCAL_RANK")
         return "auto" if rank is None else f"cuda:{rank}"
 
-    def models(self) -> Mapping[str, ModelIdentity]:
-        return self._sources()
-
-    def _sources(self) -> dict[str, ModelSource]:
+    def models(self) -> dict[str, ModelSource]:
         c = self.config
         lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE)}
         if c.init_from is not None:
@@ -122,7 +118,7 @@ class Train(ReduceStage):
             ranks=accelerator.num_processes,
         )
         samples = loader.first(SampleGrid.ROWS)
-        sources = self._sources()
+        sources = self.models()
         pipeline: Any = load_pipeline(sources)
         check_fit(config.model, pipeline, samples[0])
         # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
