@@ -1,4 +1,4 @@
-"""A key out of a Prefect Secret block, put where a stage looks for it: into its environment variable."""
+"""Copies an API key from a Prefect Secret block into the environment variable that the caption stage reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from bootpig.stages.config import PipelineConfig
 
 
 def export_key(config: PipelineConfig) -> None:
-    """Read the block `caption.openai.api_key_secret` into the variable `api_key_env`, unless that is set.
+    """Copy the block `caption.openai.api_key_secret` into the variable `api_key_env`, unless that is already set.
 
-    A block that is not there is no error yet: captions that are complete need no key, and the stage says which one it
-    misses.
+    A missing block is not an error here: complete captions need no key, and the stage reports a key that it needs.
     """
     llm = config.caption.openai
     if llm is None or llm.api_key_secret is None or llm.api_key_env is None or os.environ.get(llm.api_key_env):
