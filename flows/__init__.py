@@ -1,1 +1,1 @@
-"""What users trigger: the Prefect flows and the command line. Only wires what `stages` does."""
+"""The Prefect flows and the command line. They only wire the stages together; the work is done in `stages`."""

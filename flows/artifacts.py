@@ -1,4 +1,4 @@
-"""What the Prefect UI shows of a run beside its states: yields, metrics, pictures, the report's place, progress."""
+"""Prefect artifacts of a run, shown in the UI: row counts, metrics, a contact sheet, a report link, progress."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from bootpig.stages.plain_text import markdown
 from bootpig.stages.report.gather import Report
 
 SHEET_ROWS = 12
-"""Rows of the contact sheet: an artifact lies in the server's data base."""
+"""Maximum rows of the contact sheet. Kept small because artifacts are stored in the server's database."""
 
 UPDATE_SECONDS = 5.0
-"""Between two updates of a progress artifact, each of them a request."""
+"""Minimum time between two updates of a progress artifact. Each update is a request."""
 
 
 def publish(report: Report, place: str) -> None:
-    """Make the artifacts of a run, in its flow. A server that takes none of them costs the run nothing but a warning.
+    """Create the artifacts of a run, inside its flow. If the server refuses them, only a warning is logged.
 
     Args:
-        place: where the report lies.
+        place: address of the report.
     """
 
     def make() -> None:
@@ -45,14 +45,16 @@ def publish(report: Report, place: str) -> None:
             create_table_artifact(metrics_table(report.metrics), key=key("metrics"), description=_measured(report))
         if sheet := sheet_markdown(report):
             create_markdown_artifact(sheet, key=key("contact-sheet"), description="Pictures of the run")
-        create_link_artifact(place, link_text=f"{place}", key=key("report"), description="The whole report, one page")
+        create_link_artifact(
+            place, link_text=f"{place}", key=key("report"), description="The full report, one HTML page"
+        )
 
     _tolerant(make)
 
 
 @contextmanager
 def stage_progress(stage: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress artifact of the current flow. Yields `update(done, total)`, to be called as often as one likes."""
+    """A progress artifact of the current flow. Yields `update(done, total)`, which may be called at any rate."""
     artifact = _tolerant(lambda: create_progress_artifact(0.0, key=f"{stage}-progress", description=stage))
     last, shown = time.monotonic(), 0.0
 
@@ -68,7 +70,7 @@ def stage_progress(stage: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def yield_table(report: Report) -> list[dict[str, Any]]:
-    """One line a stage: its units, and its rows by status and reason."""
+    """One line per stage: its units, and its rows by status and reason."""
     return [
         {
             "stage": stage.name,
@@ -85,7 +87,7 @@ def yield_table(report: Report) -> list[dict[str, Any]]:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One line a method: the mean of each metric and half the width of its 95 % interval, cosines in [-1, 1]."""
+    """One line per method: each metric's mean ± half the width of its 95 % interval, as cosines in [-1, 1]."""
     return [
         {"method": row.name, "what": row.note}
         | {
@@ -97,7 +99,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def sheet_markdown(report: Report) -> str:
-    """What the model draws, or, before there is one, samples of the data set; empty when there is neither."""
+    """The contact sheet as Markdown: the model's pictures, or samples of the data set if there is no model yet.
+
+    Empty if there are neither.
+    """
     titles: Sequence[str]
     if report.sheet:
         step = max(1, len(report.sheet) // SHEET_ROWS)
@@ -125,7 +130,7 @@ def _image(uri: str) -> Image.Image:
 
 def _measured(report: Report) -> str:
     metrics = report.metrics or {}
-    return f"{metrics.get('subjects')} subjects, {metrics.get('images')} pictures a method; ± : 95 %"
+    return f"{metrics.get('subjects')} subjects, {metrics.get('images')} pictures per method; ± is the 95 % interval"
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
@@ -135,6 +140,6 @@ def _reasons(counts: Mapping[str, int]) -> str:
 def _tolerant(make: Callable[[], Any]) -> Any:
     try:
         return make()
-    except Exception as error:  # of whatever kind a client or a server may have: the data set is worth more
-        get_run_logger().warning("no artifact: %s", " ".join(str(error).split())[:500])
+    except Exception as error:  # no error of the client or the server is worth stopping a run for
+        get_run_logger().warning("cannot create an artifact: %s", " ".join(str(error).split())[:500])
         return None

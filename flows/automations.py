@@ -1,4 +1,4 @@
-"""`bootpig setup-server`: what a Prefect server needs besides deployments: the work pool, and its automations."""
+"""`bootpig setup-server`: creates the work pool and the automations on a Prefect server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POOL = "bootpig"
 FLOWS = ("bootstrap", "run-stage", "regenerate")
 
 SILENCE = timedelta(seconds=90)
-"""Three heartbeats missed: such a run has no process any more."""
+"""Three missed heartbeats: the run's process is gone."""
 
 SILENT = "bootpig: a run that has gone silent is Crashed"
 FAILED = "bootpig: tell that a run has failed"
@@ -37,14 +37,14 @@ MESSAGE = """{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}
 
 
 def set_up(notify: str | None = None, silence: timedelta = SILENCE) -> list[str]:
-    """Make, or bring up to date, the work pool and the automations. Returns what was done, one line each.
+    """Create or update the work pool and the automations. Returns one line for each that says what was done.
 
     Args:
-        notify: the block that is told of failed runs, as `<block type>/<name>`, such as `slack-webhook/oncall`.
-        silence: after which a run that sends no heartbeat is marked Crashed.
+        notify: block that is notified of failed runs, as `<block type>/<name>`, such as `slack-webhook/oncall`.
+        silence: time without a heartbeat after which a run is marked Crashed.
 
     Raises:
-        InputError: there is no such block.
+        InputError: the block does not exist.
     """
     done = []
     with get_client(sync_client=True) as client:
@@ -52,7 +52,7 @@ def set_up(notify: str | None = None, silence: timedelta = SILENCE) -> list[str]
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
             done.append(f"work pool {POOL!r} created")
         except ObjectAlreadyExists:
-            done.append(f"work pool {POOL!r} is there")
+            done.append(f"work pool {POOL!r} exists")
         automations = [_silent(silence)]
         if notify is not None:
             automations.append(_failed(client, notify))
@@ -60,20 +60,20 @@ def set_up(notify: str | None = None, silence: timedelta = SILENCE) -> list[str]
 
 
 def _silent(silence: timedelta) -> AutomationCore:
-    """A killed process says nothing, and would be Running for good."""
+    """Marks runs without heartbeats as Crashed. A killed process reports nothing and would stay Running forever."""
     ends = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Skipped")
     trigger = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in ends)},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-        # other flows of the server may beat more slowly
+        # other flows on the server may send heartbeats less often
         match_related=_of_flows([*FLOWS, *STAGES]),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
         within=silence,
     )
-    message = f"No heartbeat for {silence.total_seconds():.0f} s: its process is gone. It can be retried."
+    message = f"No heartbeat for {silence.total_seconds():.0f} s: the process is gone. Retry the run to continue it."
     action = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
     return AutomationCore(name=SILENT, description="See docs/prefect.md", trigger=trigger, actions=[action])
 
@@ -85,7 +85,9 @@ def _failed(client: SyncPrefectClient, notify: str) -> AutomationCore:
             raise InputError(f"--notify: {notify!r} → write <block type>/<name>, such as slack-webhook/oncall")
         block = client.read_block_document_by_name(name, kind)
     except ObjectNotFound:
-        raise InputError(f"--notify: {notify!r} → the server has no such block; see prefect block ls") from None
+        raise InputError(
+            f"--notify: {notify!r} → there is no such block on the server; list them with prefect block ls"
+        ) from None
     assert block.id is not None
     trigger = EventTrigger(
         expect={f"prefect.flow-run.{name}" for name in ("Failed", "Crashed", "TimedOut")},
@@ -100,7 +102,7 @@ def _failed(client: SyncPrefectClient, notify: str) -> AutomationCore:
         if kind == "webhook"
         else SendNotification(block_document_id=block.id, subject="bootpig: {{ flow_run.state.name }}", body=MESSAGE)
     )
-    return AutomationCore(name=FAILED, description=f"Tells {notify}", trigger=trigger, actions=[action])
+    return AutomationCore(name=FAILED, description=f"Notifies {notify}", trigger=trigger, actions=[action])
 
 
 def _of_flows(names: list[str]) -> ResourceSpecification:
@@ -112,6 +114,6 @@ def _keep(client: SyncPrefectClient, automation: AutomationCore) -> str:
     if not before:
         client.create_automation(automation)
         return f"automation {automation.name!r} created"
-    # who has paused it finds it paused
+    # an automation that a user has paused stays paused
     client.update_automation(before[0].id, automation.model_copy(update={"enabled": before[0].enabled}))
-    return f"automation {automation.name!r} brought up to date"
+    return f"automation {automation.name!r} updated"

@@ -1,4 +1,4 @@
-"""`make demo-server`: a Prefect server, a worker and the deployments on loopback, and one run to look at."""
+"""`make demo-server`: starts a local Prefect server with a worker, the deployments and one run."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from bootpig.stages.engine.contract import InputError
 PROJECT = Path(__file__).resolve().parents[1]
 STARTUP_SECONDS = 180.0
 POLL_SECONDS = 2.0
-"""How often the worker asks for work."""
+"""How often the worker polls for work."""
 
 CLICKS = """
 {ui}
   Runs         'bootstrap toy': its stages as subflows, each unit a task; Artifacts: yields, pictures, metrics
   Deployments  bootstrap, run_stage, regenerate: Run › Custom run shows every setting as a form
-  Automations  what marks killed runs as Crashed
-Run it again and every unit is Cached. Ctrl-C ends all of it; {home} and the store keep what was made.
+  Automations  the one that marks killed runs as Crashed
+Run it again and every unit is Cached. Ctrl-C stops everything; the data in {home} and in the store is kept.
 """
 
 
 @contextlib.contextmanager
 def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m …` in the project's folder. It ends with the context, and with this process however that dies."""
+    """Run `python -m …` in the project folder. It ends with the context, or when this process dies for any reason."""
     parent = os.getpid()
 
     def begin() -> None:
-        # a background job of a shell ignores SIGINT, by which a worker ends itself
+        # a background job of a shell ignores SIGINT, which the worker needs to stop itself
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         die_with(parent)
 
@@ -51,7 +51,7 @@ def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        # Ctrl-C is for this process alone, which ends its children in order
+        # Ctrl-C must reach this process only, which then stops its children in order
         process_group=0,
         preexec_fn=begin,
     )
@@ -68,17 +68,17 @@ def child(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
 
 @contextlib.contextmanager
 def server(environment: Mapping[str, str], port: int, log: IO[bytes]) -> Iterator[str]:
-    """`prefect server start` on loopback. Yields the API's address once it answers.
+    """Start a Prefect server on loopback. Yields the API's address once it answers.
 
     Raises:
-        ServerError: it ended, or did not answer in `STARTUP_SECONDS`.
+        ServerError: the server ended, or did not answer within `STARTUP_SECONDS`.
     """
     address = f"http://127.0.0.1:{port}/api"
     with child(["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, log) as process:
         deadline = time.monotonic() + STARTUP_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServerError(f"the Prefect server ended with {process.returncode}; see {log.name}")
+                raise ServerError(f"the Prefect server ended with exit code {process.returncode}; see {log.name}")
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3):
                 break
             time.sleep(0.2)
@@ -89,7 +89,7 @@ def server(environment: Mapping[str, str], port: int, log: IO[bytes]) -> Iterato
 
 @contextlib.contextmanager
 def worker(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker of the pool `bootpig`."""
+    """Start a worker for the pool `bootpig`."""
     command = ["prefect", "worker", "start", "--pool", "bootpig"]
     quick = {"PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS)}
     with child(command, quick | dict(environment), log) as process:
@@ -97,7 +97,7 @@ def worker(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subproces
 
 
 def free_port(wanted: int = 0) -> int:
-    """`wanted` if nobody has it, else any."""
+    """The port `wanted` if it is free, else any free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -108,10 +108,10 @@ def free_port(wanted: int = 0) -> int:
 
 
 def deploy(environment: Mapping[str, str]) -> None:
-    """The work pool, the automations, and `prefect deploy --all`.
+    """Create the work pool and the automations, then run `prefect deploy --all`.
 
     Raises:
-        ServerError: the server refuses them.
+        ServerError: one of the two commands failed.
     """
     for command in (["bootpig", "setup-server"], ["prefect", "--no-prompt", "deploy", "--all"]):
         done = subprocess.run(
@@ -122,11 +122,11 @@ def deploy(environment: Mapping[str, str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="A Prefect server, a worker, the deployments, and one run.")
+    parser = argparse.ArgumentParser(description="Start a Prefect server, a worker, the deployments and one run.")
     parser.add_argument("config", nargs="?", default="configs/toy.yaml", metavar="CONFIG")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
-    parser.add_argument("--home", default="data/prefect", help="where the server keeps its data base (data/prefect)")
-    parser.add_argument("--port", type=int, default=4200, help="of the UI; any free one if it is taken (4200)")
+    parser.add_argument("--home", default="data/prefect", help="folder of the server's database (data/prefect)")
+    parser.add_argument("--port", type=int, default=4200, help="port of the UI; any free port if it is taken (4200)")
     asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
@@ -154,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = ["prefect", "deployment", "run", "bootstrap/bootstrap", "--params", parameters]
             done = subprocess.run([sys.executable, "-m", *run], env=environment, capture_output=True, text=True)
             if done.returncode != 0:
-                raise ServerError(f"the run was not accepted: {(done.stdout + done.stderr).strip()}")
+                raise ServerError(f"the server did not accept the run: {(done.stdout + done.stderr).strip()}")
             print(CLICKS.format(ui=f"http://127.0.0.1:{port}", home=home), flush=True)
             working.wait()
-            raise ServerError(f"the worker ended with {working.returncode}; see {log.name}")
+            raise ServerError(f"the worker ended with exit code {working.returncode}; see {log.name}")
         except ServerError as error:
             print(error, file=sys.stderr)
             return 1

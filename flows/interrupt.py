@@ -1,4 +1,4 @@
-"""Stopping: a unit in a worker thread ends at its next slice, and a process that cannot end in time is ended."""
+"""Stops a run: units in worker threads end at their next slice, and a process that takes too long is ended."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ GRACE_SECONDS = 30.0
 
 _stopping = threading.Event()
 exits_process = False
-"""Set by the command line: after `GRACE_SECONDS` the process exits whatever its threads do; commits are atomic."""
+"""Set by the command line: after `GRACE_SECONDS` the process exits even if threads still run. Commits are atomic."""
 
 
 class Stopped(BaseException):
-    """Ends a unit in a worker thread. No `Exception`: nothing may take it for a sample's fault."""
+    """Ends a unit in a worker thread. Not an `Exception`, so that no code takes it for an error of a sample."""
 
 
 def exit_code(error: BaseException) -> int:
-    """130 for Ctrl-C, 143 for SIGTERM (Prefect's `TerminationSignal`), or what an exit says itself."""
+    """130 for Ctrl-C, 143 for SIGTERM (Prefect's `TerminationSignal`), or the code of a SystemExit."""
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     return 130 if isinstance(error, KeyboardInterrupt) else 143
 
 
 def stop(error: BaseException) -> None:
-    """Ask the units in worker threads to end. Where a signal is the reason, the process ends in any case."""
+    """Ask the units in worker threads to end. If a signal is the reason, the process ends after the grace period."""
     _stopping.set()
     if exits_process and not isinstance(error, Exception):
         timer = threading.Timer(GRACE_SECONDS, os._exit, [exit_code(error)])
@@ -41,10 +41,10 @@ def reset() -> None:
 
 
 def end_with_parent(kill: bool = True) -> None:
-    """From now on end this process when its parent is gone, however that died.
+    """From now on, end this process when its parent is gone for any reason.
 
     Args:
-        kill: at once; else by SIGTERM first, so that training writes a checkpoint.
+        kill: exit at once. If false, send SIGTERM first, so that training writes a checkpoint.
     """
     parent = os.getppid()
 
@@ -60,7 +60,7 @@ def end_with_parent(kill: bool = True) -> None:
 
 
 def stoppable(progress: Progress) -> Progress:
-    """`progress`, which raises `Stopped` once a stop was asked for."""
+    """Wrap `progress` so that it raises `Stopped` once a stop has been requested."""
 
     def report(done: int, total: int, text: str) -> None:
         if _stopping.is_set():

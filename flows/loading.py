@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a checked configuration; every problem is found at once, each in one line."""
+"""Loads a configuration from YAML and overrides, and validates it. All problems are reported at once, one per line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bootpig.storage.root import masked
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the package: name → file."""
+    """The configurations shipped with the package: name → file."""
     folder = Path(__file__).resolve().parents[1] / "configs"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
@@ -27,10 +27,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
 
     Args:
         path: a YAML file, or the name of a shipped configuration, such as `toy`.
-        overrides: `a.b=value` each, the value in YAML, laid over the file in order.
+        overrides: settings of the form `a.b=value` with values in YAML, applied on top of the file in order.
 
     Raises:
-        InputError: one line a problem, `field: value → mend`.
+        InputError: one line per problem, `field: value → fix`.
     """
     file = Path(path)
     if not file.exists() and str(path) in shipped_configs():
@@ -47,16 +47,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> PipelineConfig:
-    """As `load_config`, from the file's text; `name` stands for the file in messages."""
+    """Like `load_config`, but from text; error messages use `name` for the file."""
     try:
-        # PyYAML's safe loader with one addition: a key given twice is an error, not the last one's win
+        # PyYAML's safe loader with one change: a duplicate key is an error; by default the last one wins
         data = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise InputError(f"{name}: {_one_line(error)} → fix the YAML") from None
     except RecursionError:
         raise InputError(f"{name}: is nested too deeply → fix the YAML") from None
     if not isinstance(data, dict):
-        raise InputError(f"{name}: {_shown(data)} → must hold settings, `name: …`, `caption: …` and so on")
+        raise InputError(f"{name}: {_shown(data)} → must contain settings such as `name: …` and `caption: …`")
     problems: list[str] = []
     for override in overrides:
         try:
@@ -73,15 +73,15 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 
 
 def dump_config(config: PipelineConfig) -> str:
-    """The complete configuration, defaults included, as a YAML file that `parse_config` reads back as its equal.
+    """The complete configuration with all defaults, as YAML that `parse_config` reads back to an equal one.
 
-    So a run can be repeated after a default has changed.
+    A run can therefore be repeated exactly after a default has changed.
     """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def problem_lines(error: ValidationError, data: Any) -> list[str]:
-    """One line a problem of `data`: field, value, mend."""
+    """One line for each problem of `data`: field, value, fix."""
     lines = []
     for problem in error.errors(include_url=False):
         place, model = _place(problem["loc"], data)
@@ -96,10 +96,10 @@ def problem_lines(error: ValidationError, data: Any) -> list[str]:
 def _nearby(file: Path) -> str:
     shipped = shipped_configs()
     if close := difflib.get_close_matches(file.stem, shipped, n=1):
-        return f"did you mean {close[0]!r}, which comes with bootpig?"
+        return f"did you mean the shipped configuration {close[0]!r}?"
     near = sorted(file.parent.glob("*.y*ml"))
-    found = f"there are {', '.join(str(path) for path in near[:8])}; " if near else ""
-    return f"{found}these come with bootpig: {', '.join(shipped)}"
+    found = f"files there: {', '.join(str(path) for path in near[:8])}; " if near else ""
+    return f"{found}shipped configurations: {', '.join(shipped)}"
 
 
 def _lay_over(data: dict[str, Any], override: str) -> None:
@@ -111,7 +111,7 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         below = place.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise InputError(f"--set: {override!r} → {parent!r} holds a value, it has no fields")
+            raise InputError(f"--set: {override!r} → {parent!r} is a value and has no fields")
         place = below
     try:
         place[last] = yaml.safe_load(value)
@@ -120,7 +120,7 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
 
 
 def _place(location: Sequence[int | str], data: Any) -> tuple[str, type[BaseModel] | None]:
-    """The dotted name of a field, and the model it should be a field of. Tags that pydantic adds are left out."""
+    """The dotted name of a field, and the model that it belongs to. Tags that pydantic adds are left out."""
     model: type[BaseModel] | None = PipelineConfig
     names: list[str] = []
     for depth, key in enumerate(location):
@@ -147,9 +147,9 @@ def _value(problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return "missing"
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping | BaseModel):
-        return ""  # fields that do not go together: the message names them
+        return ""  # conflicting fields: the message names them
     field = str(problem["loc"][-1]) if problem["loc"] else ""
-    # what was pasted into a wrong place may be a secret
+    # a value pasted into the wrong field may be a secret
     return "(not shown)" if "key" in field or "url" in field else _shown(problem["input"])
 
 
@@ -163,7 +163,7 @@ def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:
         close = difflib.get_close_matches(key, known, n=1)
         if close:
             return f"there is no such setting; did you mean {close[0]!r}?"
-        return "there is no such setting" + (f"; there are {', '.join(known)}" if known else "; remove it")
+        return "there is no such setting" + (f"; valid settings: {', '.join(known)}" if known else "; remove it")
     message = _one_line(problem["msg"])
     if kind in ("value_error", "assertion_error"):
         return message.partition(", ")[2] or message
@@ -180,7 +180,7 @@ def _one_line(error: object) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML 1.1's safe subset; a key given twice in a mapping is an error."""
+    """The safe YAML loader, except that a duplicate key in a mapping is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -188,7 +188,7 @@ class _UniqueKeys(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""Where units run: threads or processes of this machine, or a Ray or Dask cluster that the run starts or joins."""
+"""Chooses where units run: threads or processes on this machine, or a Ray or Dask cluster (started or joined)."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ _CONNECT_SECONDS = 5.0
 
 
 def runner_problems(config: PipelineConfig) -> list[str]:
-    """What would keep the runner from working, one line each; no package of a cluster is imported for it."""
+    """The reasons why the runner cannot work, one line each. Checked without importing Ray or Dask."""
     runner, address = config.runner, config.runner_address
     if any(importlib.util.find_spec(package) is None for package in PACKAGES.get(runner, ())):
-        return [f"runner: {runner!r} → its packages are missing; pip install 'bootpig[{runner}]'"]
+        return [f"runner: {runner!r} → its packages are not installed; pip install 'bootpig[{runner}]'"]
     root = Root(config.root)
     if runner != "threads" and root.fs.protocol == "memory":
         return [
-            f"root: {config.root!r} → other processes cannot see it; give a folder or an s3:// URL, or runner=threads"
+            f"root: {config.root!r} → other processes cannot read it; use a folder, an s3:// URL, or runner=threads"
         ]
     if address is None or address == "auto":
         return []
     host, port = _host_and_port(address)
     if host is None or port is None:
-        return [f"runner_address: {address!r} → must name a host and a port, such as {_EXAMPLES[runner]}"]
+        return [f"runner_address: {address!r} → must contain host and port, such as {_EXAMPLES[runner]}"]
     problems = []
     if not _is_here(host):
         if root.local is not None:
             problems.append(
-                f"root: {config.root!r} → the workers of {address} cannot see a folder of this machine; "
-                "give a store such as s3://bucket/folder"
+                f"root: {config.root!r} → the workers of {address} cannot read a folder on this machine; "
+                "use a store such as s3://bucket/folder"
             )
         api = configured_api()
         if api is None or _is_here(urlsplit(api).hostname or ""):
             problems.append(
-                f"PREFECT_API_URL: {api or 'not set'} → the workers of {address} cannot reach a server that listens on "
-                "loopback; start one with prefect server start --host 0.0.0.0, and give its address"
+                f"PREFECT_API_URL: {api or 'not set'} → the workers of {address} cannot reach a server on loopback; "
+                "start one with prefect server start --host 0.0.0.0, and set the variable to its address"
             )
     try:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()
     except OSError as error:
         problems.append(
             f"runner_address: {address!r} → no cluster answers there ({error.strerror or error}); "
-            "start it, or leave runner_address out and the run starts its own"
+            "start it, or leave runner_address out so that the run starts its own"
         )
     return problems
 
@@ -77,7 +77,7 @@ def _host_and_port(address: str) -> tuple[str | None, int | None]:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host is this very machine by a loopback name: nobody else reaches it by that."""
+    """Whether a host name is a loopback name, which other machines cannot use to reach this one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -85,8 +85,8 @@ def _is_here(host: str) -> bool:
 
 
 class Workers:
-    """What makes the units of one run. A cluster starts when the first unit needs it, serves all stages, and ends with
-    the run; one that was joined goes on."""
+    """The workers of one run. A cluster is started when the first unit needs it, serves all stages, and is stopped at
+    the end of the run. A cluster that was joined keeps running."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
@@ -101,7 +101,7 @@ class Workers:
         self._stack.close()
 
     def task_runner(self) -> TaskRunner[Any]:
-        """A Prefect task runner on the workers, new for each flow.
+        """A new Prefect task runner that uses the workers. Each flow needs its own.
 
         Raises:
             InputError: the cluster cannot be joined.
@@ -122,18 +122,18 @@ class Workers:
         return ThreadPoolTaskRunner(self.config.workers)
 
     def placing(self, stage: str) -> AbstractContextManager[Any]:
-        """While units of `stage` are handed out: on a Ray cluster with GPUs each takes one, if the stage can use it."""
+        """A context for submitting units of `stage`. On a Ray cluster, each unit that can use a GPU gets one."""
         device = getattr(getattr(self.config, stage), "device", "cpu")
         if self.config.runner != "ray" or not self._gpus or device == "cpu":
             return nullcontext()
         from prefect_ray.context import remote_options
 
-        # Ray ends a worker after each task that has a GPU, unless told otherwise: every unit would load the models anew
+        # by default Ray ends a worker after each task with a GPU, so every unit would have to load the models again
         return remote_options(num_gpus=1, max_calls=0)
 
     def _ray(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # what a worker may use is the user's and the stage's to say, also where a task asks for no GPU
+        # keep Ray from hiding the GPUs of tasks that request none: the user and the stage decide which to use
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
@@ -152,12 +152,12 @@ class Workers:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"runner_address: {joined!r} → cannot be joined ({_first_line(error)}); Ray's version and "
-                "RAY_AUTH_MODE must be those of the cluster"
+                f"runner_address: {joined!r} → cannot join the cluster ({_first_line(error)}); Ray's version and "
+                "RAY_AUTH_MODE must match the cluster's"
             ) from None
         finally:
             if main:
-                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+                signal.signal(signal.SIGTERM, handler)  # Ray installs its own
         self._stack.callback(ray.shutdown)
         self._gpus = ray.cluster_resources().get("GPU", 0.0)
 
@@ -172,7 +172,7 @@ class Workers:
                 threads_per_worker=1,
                 host="127.0.0.1",
                 dashboard_address=None,
-                memory_limit=0,  # models are large, and no other worker has room for what one would spill
+                memory_limit=0,  # no limit: models are large, and other workers have no room for spilled data
                 silence_logs=logging.CRITICAL,
             )
             self._address = str(self._stack.enter_context(cluster).scheduler_address)

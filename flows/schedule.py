@@ -1,4 +1,4 @@
-"""For when a scheduled run was due, and which night's version a run makes that comes much too late."""
+"""Finds a flow run's scheduled start time, and whether newer scheduled runs were cancelled because it was late."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from prefect.runtime import flow_run
 
 
 def due() -> datetime:
-    """When the current flow run was to start; now, where nothing scheduled it. UTC, whole seconds."""
+    """Scheduled start time of the current flow run, or now if it has none. UTC, whole seconds."""
     when: datetime | None = flow_run.scheduled_start_time
     return _whole(when or datetime.now(UTC))
 
 
 def due_behind(scheduled: datetime) -> datetime | None:
-    """When the newest run was due that was cancelled since the current one has the deployment's only slot.
+    """Scheduled time of the newest run that was cancelled because the current one holds the deployment's only slot.
 
-    After days without a worker all nights that were missed are due at once. The oldest takes the slot, and the limit
-    of one at a time cancels the others, last night's with them.
+    After days without a worker, all missed nightly runs start at once. The oldest gets the slot, and the concurrency
+    limit of one cancels the others, including the one for last night.
 
     Args:
-        scheduled: when the current flow run was due.
+        scheduled: scheduled time of the current flow run.
     """
     since = {"after_": scheduled, "before_": datetime.now(UTC)}
     with get_client(sync_client=True) as client:

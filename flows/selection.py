@@ -1,4 +1,4 @@
-"""Which stages and units a run is about."""
+"""Selects and validates the stages and units to run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bootpig.stages.engine.graph import Graph
 
 @dataclass(frozen=True)
 class Selection:
-    """What is to run.
+    """What to run.
 
     Args:
-        stages: in DAG order.
-        units: of the map stages; None: all of the run.
+        stages: stages in DAG order.
+        units: units of the map stages; None means all units of the run.
         force: make complete units again.
-        retry_failed: make the slices again that hold failed rows.
+        retry_failed: make slices with failed rows again.
     """
 
     stages: tuple[str, ...]
@@ -29,10 +29,10 @@ class Selection:
 
 
 def span(graph: Graph, first: str | None = None, until: str | None = None) -> tuple[str, ...]:
-    """The stages from `first` to `until`, both included: those that depend on the one and that the other depends on.
+    """The stages from `first` to `until`, inclusive: those that depend on `first` and that `until` depends on.
 
     Raises:
-        InputError: no such stages, or none lies between.
+        InputError: there is no such stage, or `until` does not depend on `first`.
     """
     begin = known_stage("from", first, graph) if first else None
     end = known_stage("until", until, graph) if until else None
@@ -40,10 +40,10 @@ def span(graph: Graph, first: str | None = None, until: str | None = None) -> tu
 
 
 def known_stage(field: str, stage: str, graph: Graph) -> str:
-    """`stage` itself. Raises InputError when the run has none of that name."""
+    """Return `stage`. Raises InputError if the run has no stage of that name."""
     if stage not in graph.stages:
         close = difflib.get_close_matches(stage, graph.stages, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(graph.stages)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(graph.stages)}"
         raise InputError(f"{field}: {stage!r} → there is no such stage; {hint}")
     return stage
 
@@ -51,28 +51,30 @@ def known_stage(field: str, stage: str, graph: Graph) -> str:
 def known_units(
     config: PipelineConfig, graph: Graph, stages: Sequence[str], units: Sequence[int] | None
 ) -> tuple[int, ...] | None:
-    """`units` sorted, each once. Raises InputError for one that the run does not have, or where units mean nothing."""
+    """`units` sorted and unique. Raises InputError for an unknown unit, or if no selected stage has units."""
     if units is None:
         return None
     if not units:
-        raise InputError("units: [] → names no unit; leave it out for all of them")
+        raise InputError("units: [] → is empty; leave it out for all units")
     have = config.unit_numbers()
     if wrong := [unit for unit in units if unit not in have]:
         raise InputError(
-            f"units: {', '.join(map(str, wrong))} → no unit of this run; they are 0 to {len(have) - 1}"
+            f"units: {', '.join(map(str, wrong))} → not in this run, which has units 0 to {len(have) - 1}"
             f" (caption.count {config.caption.count}, unit_size {config.unit_size})"
         )
     if not any(graph.is_map(stage) for stage in stages):
-        raise InputError(f"units: {', '.join(map(str, units))} → {stages[0]} makes one result, it has no units")
+        raise InputError(
+            f"units: {', '.join(map(str, units))} → {stages[0]} makes one result and has no units; leave out --units"
+        )
     return tuple(sorted(set(units)))
 
 
 def parse_units(text: str) -> list[int]:
-    """`3,17,20-24` as numbers. Raises InputError."""
+    """Parse a list such as `3,17,20-24`. Raises InputError."""
     units: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise InputError(f"units: {text!r} → write numbers and spans, such as 3,17,20-24")
+            raise InputError(f"units: {text!r} → write numbers and ranges, such as 3,17,20-24")
         units += range(int(first), int(last or first) + 1)
     return units

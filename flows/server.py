@@ -1,4 +1,4 @@
-"""The Prefect server behind a run: the user's own where one is configured, else a child that lives as long as it."""
+"""Provides the Prefect server for a run: the configured one, or else a child process that ends with the run."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from uuid import UUID
 from bootpig.storage.root import masked
 
 STARTUP_SECONDS = 180.0
-"""A first start creates the data base: some twenty seconds of two busy cores."""
+"""The first start creates the database, which takes about twenty seconds on two busy cores."""
 
 _PR_SET_PDEATHSIG = 1
 
 _own = False
-"""Whether the API is a child of this process, which ends with it."""
+"""Whether the API is a child of this process."""
 
 
 class ServerError(RuntimeError):
-    """There is no server to work with. One line."""
+    """No usable Prefect server. The message is one line."""
 
 
 def configured_api() -> str | None:
-    """The API address that Prefect would use, read without importing it: the environment, then the active profile."""
+    """The API address that Prefect would use (environment, then active profile), found without importing Prefect."""
     if address := os.environ.get("PREFECT_API_URL"):
         return address
     path = Path(os.environ.get("PREFECT_PROFILES_PATH") or _home() / "profiles.toml")
@@ -55,30 +55,31 @@ def configured_api() -> str | None:
 
 @contextlib.contextmanager
 def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
-    """Make an API ready and export it as PREFECT_API_URL. Enter it before Prefect is first imported.
+    """Make sure that an API is available, and export its address as PREFECT_API_URL. Enter before importing Prefect.
 
-    Without a configured API a real server is started on a free loopback port. It keeps its data base in
-    PREFECT_HOME, under a name that holds Prefect's version: another version's server never migrates it. The kernel
-    ends it with this process, however that dies; otherwise it ends with the context.
+    If no API is configured, a server is started on a free loopback port. Its database is in PREFECT_HOME, in a file
+    named after Prefect's version, so that a server of another version never migrates it. The server is stopped at the
+    end of the context; if this process dies for any reason, the kernel kills the server.
 
     Args:
-        preload: a module that imports Prefect; it is loaded while the server starts.
+        preload: a module that imports Prefect. It is imported while the server starts.
 
     Yields:
         The API's address.
 
     Raises:
-        ServerError: the child ended or did not answer in `STARTUP_SECONDS`; nothing answers at the configured address.
+        ServerError: the child ended or did not answer within `STARTUP_SECONDS`, or the configured server does not
+            answer.
     """
     global _own
-    # warnings go to the API, where the UI shows them; the command line has its own display
+    # warnings go to the API and show up in the UI; the command line has its own display
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    # Prefect's client would report its use, and say so in the middle of ours
+    # Prefect's client would send telemetry, and print a notice about it into our output
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if address := configured_api():
         require_answer(address)
-        # as often as the automation expects it that marks silent runs (`bootpig.flows.automations`)
+        # the rate that the automation for silent runs expects (`bootpig.flows.automations`)
         os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
         os.environ["PREFECT_API_URL"] = address
         yield address
@@ -100,7 +101,7 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
         from prefect.settings import temporary_settings
 
         try:
-            # nobody listens to heartbeats here, and the end of each flow would wait for the thread that sends them
+            # nothing uses heartbeats here, and the end of each flow would wait for the thread that sends them
             with temporary_settings({"flows.heartbeat_frequency": None}):
                 yield address
         finally:
@@ -111,10 +112,10 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
 
 
 def require_answer(address: str) -> None:
-    """See that something answers at the API's address, whatever it says: a server may ask for a key.
+    """Check that a server answers at the API's address. Any HTTP status will do: it may require an API key.
 
     Raises:
-        ServerError: nothing does.
+        ServerError: no server answers.
     """
     try:
         urllib.request.urlopen(f"{address}/health", timeout=30).close()
@@ -122,11 +123,11 @@ def require_answer(address: str) -> None:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):  # Prefect's client has settings of its own for that
+        if isinstance(reason, ssl.SSLError):  # Prefect's client has its own TLS settings
             return
         raise ServerError(
             f"PREFECT_API_URL: {masked(address)!r} → no Prefect server answers there ({reason}); start it (prefect "
-            "server start), or unset the address and a run brings its own server along"
+            "server start), or unset the variable so that a run starts its own server"
         ) from None
 
 
@@ -136,9 +137,9 @@ def is_own() -> bool:
 
 
 def wait_recorded(task_run: UUID | None, seconds: float = 15.0) -> None:
-    """Return when our own server shows this task run as ended, and so, it works in order, all before it.
+    """Wait until our own server has recorded the end of this task run, and so, in order, of all earlier ones.
 
-    Task runs reach a server as events, after the fact; one that ends sooner forgets the last of them.
+    Task runs reach the server as events with a delay. A server that stops too early loses the last of them.
     """
     deadline = time.monotonic() + seconds
     while _own and task_run is not None and time.monotonic() < deadline:
@@ -159,15 +160,15 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_API_URL": address,
-        # nothing listens to a server that lives as long as a run
+        # no automation runs on a server that ends with the run
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-        # in batches: one by one it records some thirty task runs a second; whole seconds, as the recorder cuts off
-        # fractions and half a second would be a busy loop
+        # in batches: one by one it records only about thirty task runs per second. Whole seconds: the recorder cuts
+        # off fractions, so half a second would become a busy loop
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     } | {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    # uvicorn itself, not `prefect server start`: that would be a parent of the server, and die alone
+    # run uvicorn directly: `prefect server start` would be a parent process, and killing it would leave the server
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--fd", str(listener.fileno()), "--log-level", "critical", "--timeout-graceful-shutdown", "5"]
     parent = os.getpid()
@@ -178,14 +179,14 @@ def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.
         stdout=log,
         stderr=subprocess.STDOUT,
         pass_fds=[listener.fileno()],
-        # Ctrl-C goes to a whole process group: the server must outlive the flow that records its own end
+        # Ctrl-C reaches the whole process group, but the server must outlive the flow, which records its own end
         process_group=0,
         preexec_fn=lambda: die_with(parent),
     )
 
 
 def die_with(parent: int) -> None:
-    """In a child, before exec: ask the kernel for SIGKILL at the parent's death (Linux)."""
+    """In a child, before exec: ask the kernel to send SIGKILL when the parent dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -194,7 +195,7 @@ def die_with(parent: int) -> None:
 
 @contextlib.contextmanager
 def _first_start_lock() -> Iterator[None]:
-    """One start at a time on a home: two first starts would both create the data base's tables."""
+    """Allow one start at a time per PREFECT_HOME: two first starts would both create the database's tables."""
     _home().mkdir(parents=True, exist_ok=True)
     with open(_home() / "bootpig-start.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -202,11 +203,11 @@ def _first_start_lock() -> Iterator[None]:
 
 
 def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
-    """Return when the server answers. Its socket listens from the start, so a request simply waits for it."""
+    """Wait until the server answers. Its socket listens from the start, so a request just blocks until then."""
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise ServerError(f"the Prefect server ended with {child.returncode}: {_last_line(log)}")
+            raise ServerError(f"the Prefect server ended with exit code {child.returncode}: {_last_line(log)}")
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3) as answer:
             if answer.status == 200:
                 return
@@ -216,18 +217,18 @@ def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
 def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"
 
 
 def _send_logs() -> None:
-    """Else Prefect sends its last lines as the process ends, to a server that is gone, and complains on stderr."""
+    """Flush the logs. Otherwise Prefect sends the last lines at exit, when the server is gone, and prints errors."""
     from prefect.logging.handlers import APILogHandler
 
     APILogHandler().flush()
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM lets it write the last events; SIGKILL where that takes too long."""
+    """Send SIGTERM, so that the server can write the last events, and SIGKILL if that takes too long."""
     child.terminate()
     try:
         child.wait(timeout=10)

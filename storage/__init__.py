@@ -1,1 +1,1 @@
-"""Where things live: an fsspec root, parts with their markers, shards, folders, fingerprints."""
+"""Storage: the fsspec root, parts and their markers, shards, published folders, fingerprints."""

@@ -1,7 +1,7 @@
-"""Payloads of a remote store kept on the local disk, so that training reads each once: bounded, shared by processes.
+"""A local disk cache for the payloads of a remote store, so that training downloads each one only once.
 
-`BOOTPIG_CACHE` names the folder, `BOOTPIG_CACHE_BYTES` how much it may hold. Neither changes what is read: bytes are
-checked against their sha256 each time, and what does not match is fetched anew.
+`BOOTPIG_CACHE` sets the folder and `BOOTPIG_CACHE_BYTES` its maximum size. All processes of a machine share it. Cached
+bytes are checked against their sha256 on every read, and downloaded again if they do not match.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ USUAL_BYTES = 64 * 2**30
 
 
 class PayloadCache:
-    """Files named by the sha256 of their bytes; above `limit` bytes the longest unused go.
+    """Files named by the sha256 of their contents. Above `limit` bytes the least recently used are removed.
 
-    A disk that is full or cannot be written costs the cache, never the run.
+    If the disk is full or read-only, nothing is cached and reads go on as usual.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """`limit`: bytes; 0 keeps nothing."""
+        """`limit`: maximum size in bytes; 0 disables the cache."""
         self.folder = folder
         self.limit = limit
 
     @classmethod
     def of_environment(cls) -> PayloadCache:
-        """Raises StoreError where `BOOTPIG_CACHE_BYTES` is no number."""
+        """The cache set by the environment variables. Raises StoreError if `BOOTPIG_CACHE_BYTES` is not a number."""
         given = os.environ.get(BYTES, str(USUAL_BYTES))
         if not given.isdigit():
-            raise StoreError(f"{BYTES}: {given!r} → must be a number of bytes, 0 for no cache")
+            raise StoreError(f"{BYTES}: {given!r} → must be a number of bytes; 0 disables the cache")
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bootpig" / "payloads"
         return cls(Path(os.environ.get(FOLDER) or usual).expanduser(), int(given))
 
     def get(self, sha256: str, fetch: Callable[[], bytes]) -> bytes:
-        """The bytes of that digest: from the folder, else from `fetch`, which checks them itself."""
+        """The bytes with that digest, from the cache if it has them, else from `fetch`, which must verify them."""
         file = self.folder / sha256
         with suppress(OSError):
             data = file.read_bytes()
@@ -67,7 +67,7 @@ class PayloadCache:
         self._evict(file)
 
     def _evict(self, spare: Path) -> None:
-        """Other processes may do the same at the same time: what one of them has removed is no error."""
+        """Remove the least recently used files. Other processes may do so too, so missing files are not an error."""
         found = []
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What can go wrong with a store. Each message is one line that names the place and the mend."""
+"""Exceptions raised by the store. Each message is one line that says where the problem is and how to fix it."""
 
 
 class StoreError(ValueError):
@@ -6,11 +6,11 @@ class StoreError(ValueError):
 
 
 class StoreFull(StoreError):
-    """No room left; what is committed is kept."""
+    """There is no space left. Committed data is kept."""
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or not well, after all attempts; what is committed is kept."""
+    """The store still fails to answer after all retries. Committed data is kept."""
 
 
 class CorruptPart(StoreError):

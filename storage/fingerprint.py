@@ -1,4 +1,4 @@
-"""Content addresses: canonical JSON, sha256 of objects and files."""
+"""Hashing for content addresses: canonical JSON, and sha256 of objects and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces. Raises ValueError on NaN, TypeError on what JSON cannot hold."""
+    """UTF-8 JSON with sorted keys and no spaces. Raises ValueError on NaN, TypeError on what JSON cannot encode."""
     return _ENCODER.encode(value).encode()
 
 
@@ -27,7 +27,7 @@ def bytes_digest(data: bytes) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """sha256 hex of a local file; kept for the process while its size and modification time stay."""
+    """sha256 hex of a local file. Cached in the process until the file's size or modification time changes."""
     stat = Path(path).stat()
     return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
 

@@ -1,6 +1,6 @@
-"""Folders published whole: files first, below a name that holds their digest, a manifest with their checksums last.
+"""Publishes folders atomically: files first, in a folder named after their digest, then a manifest with checksums.
 
-So two writers of one folder both leave whole files, and the last manifest wins.
+If two writers publish the same folder, both leave complete files, and the last manifest wins.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Files = dict[str, dict[str, str | int]]
 
 @dataclass(frozen=True)
 class Published:
-    """A folder as its manifest names it."""
+    """A published folder, as described by its manifest."""
 
     path: str
-    """Where the files lie, relative to the root."""
+    """Folder that holds the files, relative to the root."""
     files: Files
 
 
 def describe_folder(folder: Path) -> Files:
-    """Names, digests and sizes of all files below a local folder, sorted."""
+    """Names, digests and sizes of all files in a local folder and its subfolders, sorted."""
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     return {name: {"sha256": file_digest(folder / name), "size": (folder / name).stat().st_size} for name in names}
 
 
 def publish_folder(root: Root, path: str, folder: Path) -> Published:
-    """Copy a local folder to `path/<digest>`, then write `path/manifest.json`. What it named before goes."""
+    """Copy a local folder to `path/<digest>`, write `path/manifest.json`, and remove the folder it named before."""
     files = describe_folder(folder)
     published = Published(f"{path}/{digest(files)[:16]}", files)
     for name in files:
@@ -54,10 +54,10 @@ def publish_folder(root: Root, path: str, folder: Path) -> Published:
 
 
 def read_manifest(root: Root, path: str) -> Published | None:
-    """A published folder, or None when it isn't there or isn't whole.
+    """A published folder, or None if there is no manifest: publishing it never started or did not finish.
 
     Raises:
-        CorruptPart: the manifest is unreadable, or names a file outside its folder.
+        CorruptPart: the manifest cannot be read, or names a file outside its folder.
     """
     try:
         manifest = parse_json(root.read(f"{path}/manifest.json"))
@@ -66,17 +66,17 @@ def read_manifest(root: Root, path: str) -> Published | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptPart(f"{path}/manifest.json is not readable ({error})") from None
+        raise CorruptPart(f"{path}/manifest.json is not readable ({error}); remove it and run again") from None
     for name in names:
         if name.is_absolute() or ".." in name.parts:
-            raise CorruptPart(f"{path}/manifest.json names {str(name)!r}, which lies outside its folder")
+            raise CorruptPart(f"{path}/manifest.json names {str(name)!r}, which is outside its folder")
     if not re.fullmatch(r"[0-9a-f]{16}", folder):
-        raise CorruptPart(f"{path}/manifest.json names {folder!r}, which lies outside its folder")
+        raise CorruptPart(f"{path}/manifest.json names {folder!r}, which is outside its folder")
     return Published(f"{path}/{folder}", files)
 
 
 def withdraw_folder(root: Root, path: str, published: Published) -> None:
-    """Remove a published folder, unless another has taken its place; its manifest first, for half of one is none."""
+    """Remove a published folder, unless another has replaced it. The manifest goes first, so no half folder is read."""
     with suppress(CorruptPart):
         if read_manifest(root, path) not in (published, None):
             return
@@ -85,7 +85,7 @@ def withdraw_folder(root: Root, path: str, published: Published) -> None:
 
 
 def check_folder(root: Root, published: Published) -> list[str]:
-    """The names whose bytes are missing or altered; every byte is read."""
+    """The names of files that are missing or altered. Reads every byte."""
     facts = published.files.items()
     return [name for name, known in facts if _sha256(root, f"{published.path}/{name}") != known["sha256"]]
 
@@ -98,10 +98,10 @@ def _sha256(root: Root, path: str) -> str | None:
 
 
 def fetch_folder(root: Root, published: Published, into: Path) -> Path:
-    """A local copy of a published folder, every checksum checked; the folder itself where the store is local.
+    """A local copy of a published folder with every checksum verified. For a local store, the folder itself.
 
     Args:
-        published: all that the manifest names, or those of its files that are wanted.
+        published: the folder; `files` may hold only some of those in the manifest.
 
     Raises:
         CorruptPart: a file is missing or altered.
@@ -114,12 +114,12 @@ def fetch_folder(root: Root, published: Published, into: Path) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         bad = [name for name, facts in files.items() if not _fetch(root, f"{path}/{name}", target / name, facts)]
     if bad:
-        raise CorruptPart(f"{path}: {', '.join(bad)} missing or altered; run again to make it anew")
+        raise CorruptPart(f"{path}: {', '.join(bad)} missing or altered; run again to rebuild it")
     return target
 
 
 def _fetch(root: Root, path: str, file: Path, facts: Mapping[str, str | int]) -> bool:
-    """Download one file. Returns whether it is there and whole."""
+    """Download one file. Returns whether it exists and matches its checksum."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         root.download(path, file)

@@ -1,4 +1,4 @@
-"""Parses JSON from outside: from a store, a server or a file that somebody else may have written."""
+"""Parses untrusted JSON: from a store, a server, or a file that somebody else may have written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value that `data` holds.
+    """The parsed value.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, nested too deeply, or holds a number with thousands of digits.
+        ValueError: `data` is not JSON, not UTF-8, nested too deeply, or has a number with thousands of digits.
     """
     try:
         return json.loads(data)

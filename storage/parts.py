@@ -1,7 +1,7 @@
-"""Parts: a unit's immutable payload and the marker that names it.
+"""Reads and writes parts. A part is the result of one unit: an immutable payload and the marker that names it.
 
-The payload is written first, under a name that holds its hash, then the marker in one atomic put. A reader sees a whole
-part or none, and two writers of one unit both leave whole payloads; the last marker wins.
+The payload is written first, under a name that contains its hash, then the marker in one atomic write. A reader sees a
+complete part or none. If two writers commit the same unit, both payloads are complete and the last marker wins.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
 ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa.string()), ("reason", pa.string())])
-"""What every row begins with."""
+"""The first columns of every row."""
 
 _METADATA = b"bootpig"
 _PAYLOAD = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.tar")
-"""A payload's name. Anything else in a marker could lead out of its folder."""
+"""A payload's file name. Any other name in a marker could point outside its folder."""
 _SEAL = b'"seal": "'
 _BLANK = "0" * 64
 
 
 def _sealed(data: bytes) -> bytes:
-    """A marker with its seal in place: the sha256 of all its other bytes, in hex, within its own metadata.
+    """The marker with its seal filled in: the sha256 hex of all its other bytes, stored in its own metadata.
 
-    A bit that a disk has lost would otherwise be read as another row. In a Parquet file the metadata come last, so no
-    caption can pass for a seal.
+    Without it, a flipped bit on disk could be read as a different row. In a Parquet file the metadata comes last, so
+    text in a caption cannot be mistaken for the seal.
     """
     begin = data.rfind(_SEAL) + len(_SEAL)
     head, tail = data[:begin], data[begin + len(_BLANK) :]
@@ -51,44 +51,44 @@ class Marker:
 
     data: bytes
     input: str
-    """Digest of the upstream marker, or what a source's unit was made from."""
+    """Digest of the upstream markers; for a source stage, of what the unit was made from."""
     payload: str
-    """File name of the payload beside the marker."""
+    """File name of the payload, in the same folder as the marker."""
     payload_sha256: str
     payload_size: int
     """Bytes."""
     counts: Counter[tuple[str, str]]
-    """Rows by (status, reason), known without reading the rows."""
+    """Number of rows by (status, reason), available without reading the rows."""
     digest: str
-    """Identifies rows and payload together, see `content_digest`. Markers of releases before it existed do not hold
-    one: theirs is the sha256 of their bytes, so that the units below them stay valid."""
+    """Identifies rows and payload together, see `content_digest`. Markers written before it existed do not contain
+    one; theirs is the sha256 of the marker's bytes, so that downstream units stay valid."""
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         return self.read()
 
     def read(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows, with all of their columns or with some."""
-        # pq.read_table would open a whole data set around the file, which takes as long again
+        """The rows, with all columns or only the given ones."""
+        # pq.read_table sets up a dataset around the file, which takes as long again
         file = pq.ParquetFile(pa.BufferReader(self.data))
-        rows: list[dict[str, Any]] = file.read(columns, use_threads=False).to_pylist()  # threads cost more than rows
+        rows: list[dict[str, Any]] = file.read(columns, use_threads=False).to_pylist()  # starting threads costs more
         return rows
 
     def content(self) -> str:
-        """The `content_digest` of what it holds, computed from its rows."""
+        """The marker's `content_digest`, computed from its rows."""
         schema = pq.read_schema(pa.BufferReader(self.data)).remove_metadata()
         return content_digest(self.rows, schema, self.payload_sha256)
 
     @classmethod
     def parse(cls, data: bytes) -> Marker:
-        """Raises CorruptPart."""
+        """Parse a marker file. Raises CorruptPart."""
         if _sealed(data) != data:
-            raise CorruptPart("marker: its checksum does not hold")
+            raise CorruptPart("marker: its checksum does not match")
         try:
             facts = parse_json(pq.read_schema(pa.BufferReader(data)).metadata[_METADATA])
             counts = Counter({(str(status), str(reason)): int(count) for status, reason, count in facts["counts"]})
             if not _PAYLOAD.fullmatch(facts["payload"]):
-                raise ValueError(f"{facts['payload']!r} is no name of a payload")
+                raise ValueError(f"{facts['payload']!r} is not a payload's name")
             digest = facts.get("digest") or bytes_digest(data)
             return cls(data, facts["input"], facts["payload"], facts["sha256"], int(facts["size"]), counts, digest)
         except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
@@ -98,13 +98,13 @@ class Marker:
 def content_digest(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, payload_sha256: str) -> str:
     """sha256 over columns, rows and the payload's digest in canonical form.
 
-    Not over Parquet bytes, which name the library that wrote them: the same unit made again by another version of it
-    has the same digest. Nor over `input`: if a unit comes out the same, what is below it stays valid.
+    Parquet bytes are not hashed, because they name the library that wrote them: the same unit made again with another
+    version of it has the same digest. Neither is `input`: if a unit comes out the same, downstream units stay valid.
 
     Args:
-        rows: of the unit, in order, as Parquet gives them back (a float32 column holds float32 values).
-        schema: of the rows.
-        payload_sha256: hex.
+        rows: the unit's rows in order, with the values that Parquet returns (a float32 column holds float32 values).
+        schema: schema of the rows.
+        payload_sha256: hex digest of the payload.
     """
     columns = [[field.name, str(field.type)] for field in schema]
     values = [[_canonical(row[name]) for name, _ in columns] for row in rows]
@@ -112,7 +112,7 @@ def content_digest(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, payload
 
 
 def _canonical(value: Any) -> Any:
-    """`value` as JSON can hold it. Floats as their exact hexadecimal form, which NaN and infinity have too."""
+    """`value` in a form that JSON can encode. Floats become exact hexadecimal strings, or "nan" and "inf"."""
     if isinstance(value, float):
         return {"float": value.hex() if math.isfinite(value) else str(value)}
     return [_canonical(entry) for entry in value] if isinstance(value, list) else value
@@ -120,14 +120,14 @@ def _canonical(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Listing:
-    """What one look at a stage's folder finds."""
+    """What is in a stage's folder."""
 
     markers: dict[int, Marker]
-    """Of the units that are whole."""
+    """Markers of the complete units."""
     broken: set[int]
-    """Units with a marker that is unreadable, or whose payload is missing or of another size."""
+    """Units whose marker cannot be read, or whose payload is missing or has the wrong size."""
     failures: dict[int, str]
-    """Units whose last attempt was not committed, with its message."""
+    """Units whose last attempt was not committed, with the error message."""
 
 
 class Parts:
@@ -148,13 +148,13 @@ class Parts:
         return f"{self.folder}/part-{unit:05d}.parquet"
 
     def listing(self, units: Iterable[int], known: Mapping[int, Marker] | None = None) -> Listing:
-        """What is there of `units`: one listing, then one read of all their markers and messages together.
+        """What is stored for `units`. Takes one listing, then one batched read of all markers and error messages.
 
-        A marker counts if its payload is there at its full size.
+        A marker counts only if its payload exists with the right size.
 
         Args:
-            known: markers of an earlier look. One is not read again if its payload is the only one of its unit: a unit
-                that was made again with another result has two, until gc removes the older one.
+            known: markers from an earlier listing. A marker is not read again if its unit has only one payload. (A unit
+                that was made again with a different result has two, until gc removes the older one.)
         """
         names = self.root.names(self.folder)
         payloads = Counter(int(name.split("-")[1]) for name in names if _PAYLOAD.fullmatch(name))
@@ -183,7 +183,7 @@ class Parts:
         return found
 
     def whole(self, unit: int) -> Marker | None:
-        """The marker of one unit if it is readable and its payload there at its full size; nothing is listed."""
+        """The marker of one unit if it can be read and its payload has the right size. Does not list the folder."""
         try:
             marker = self.marker(unit)
         except CorruptPart:
@@ -193,42 +193,40 @@ class Parts:
         return marker
 
     def marker(self, unit: int) -> Marker | None:
-        """The marker of one unit, or None. Raises CorruptPart when it is unreadable."""
+        """The marker of one unit, or None. Raises CorruptPart if it cannot be read."""
         try:
             return Marker.parse(self.root.read(self._marker_path(unit)))
         except FileNotFoundError:
             return None
 
     def payload(self, unit: int, marker: Marker) -> bytes:
-        """The payload, its checksum checked.
+        """The payload, with its checksum verified.
 
         Raises:
-            CorruptPart: missing or altered; names stage, unit and file.
+            CorruptPart: it is missing or altered. The message names stage, unit and file.
         """
         path = f"{self.folder}/{marker.payload}"
         try:
             data = self.root.read(path)
         except FileNotFoundError:
-            raise CorruptPart(f"{self.stage} unit {unit}: {path} is missing; run again to make it anew") from None
+            raise CorruptPart(f"{self.stage} unit {unit}: {path} is missing; run again to rebuild it") from None
         if bytes_digest(data) != marker.payload_sha256:
-            raise CorruptPart(
-                f"{self.stage} unit {unit}: {path} does not match its checksum; run again to make it anew"
-            )
+            raise CorruptPart(f"{self.stage} unit {unit}: {path} does not match its checksum; run again to rebuild it")
         return data
 
     def commit(
         self, unit: int, rows: Sequence[Mapping[str, Any]], columns: pa.Schema, payload: bytes, input: str
     ) -> Marker:
-        """Publish a unit: payload, then marker.
+        """Publish a unit: first the payload, then the marker.
 
         Raises:
-            StoreFull, StoreError: the store takes no more; the unit stays as it was.
+            StoreFull, StoreError: the store cannot be written; the unit stays as it was.
         """
         sha256 = bytes_digest(payload)
         name = f"part-{unit:05d}-{sha256[:8]}.tar"
         counts = Counter((row["status"], row["reason"]) for row in rows)
         schema = pa.schema([*ROW_SCHEMA, *columns])
-        table = pa.Table.from_pylist(list(rows), schema=schema)  # a column that a row lacks is null
+        table = pa.Table.from_pylist(list(rows), schema=schema)  # missing columns become null
         content = content_digest(table.to_pylist(), schema, sha256)
         if (same := self._same(unit, content, input)) is not None:
             self.root.remove(f"{self.folder}/failed-{unit:05d}.txt")
@@ -252,8 +250,8 @@ class Parts:
         return marker
 
     def _same(self, unit: int, content: str, input: str) -> Marker | None:
-        """The marker that is there, if a new one would hold the same: a unit of an earlier release that comes out the
-        same keeps its digest, and the units below it stay valid."""
+        """The existing marker, if a new one would have the same content. A unit of an earlier release that comes out
+        the same thus keeps its digest, and downstream units stay valid."""
         before = self.whole(unit)
         if before is None or before.input != input or before.content() != content:
             return None
@@ -264,9 +262,9 @@ class Parts:
         return before
 
     def replaced(self) -> dict[str, int]:
-        """Payloads that no marker names any more, since their unit was made again: file name → bytes.
+        """Payloads that no marker names any more because their unit was made again: file name → size in bytes.
 
-        Those of a unit without a whole marker are left out: a writer may be between its payload and its marker.
+        Payloads of units without a complete marker are left out: a writer may be about to write the marker.
         """
         names = self.root.names(self.folder)
         payloads = {name: int(name.split("-")[1]) for name in names if _PAYLOAD.fullmatch(name)}
@@ -276,7 +274,7 @@ class Parts:
         }
 
     def discard_payload(self, unit: int) -> None:
-        """Drop a damaged payload, so that its unit shows as stale; a damaged marker goes likewise."""
+        """Remove a damaged payload, so that its unit becomes stale. A unit with a damaged marker already is."""
         try:
             marker = self.marker(unit)
         except CorruptPart:
@@ -285,10 +283,10 @@ class Parts:
             self.root.remove(f"{self.folder}/{marker.payload}")
 
     def note_failure(self, unit: int, message: str) -> None:
-        """Remember why the last attempt at a unit was not committed."""
+        """Record why the last attempt at a unit was not committed."""
         self.root.write(f"{self.folder}/failed-{unit:05d}.txt", message.encode())
 
     def log(self, unit: int, record: Mapping[str, Any]) -> None:
-        """Add a line to the unit's log: times, host, messages, all that stays outside identity."""
+        """Add a line to the unit's log: times, host, messages; everything that is not part of the unit's identity."""
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         self.root.append(f"{self.folder}/log-{unit:05d}.jsonl", line)

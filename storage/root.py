@@ -1,4 +1,4 @@
-"""The root of a store: `file://`, `s3://`, anything fsspec speaks, with atomic writes and listings never cached."""
+"""The root folder of a store on any fsspec file system (`file://`, `s3://`, …): atomic writes, retries, no caching."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ T = TypeVar("T")
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 BLOCK_BYTES = 2**24
-"""Of a large file, read at once."""
+"""Large files are read in blocks of this size."""
 
 
 def holds_credentials(url: str) -> bool:
-    """Whether a URL has a `user:password@`. It would stand in every record and log of a run."""
+    """Whether a URL contains `user:password@`, which would end up in every record and log of a run."""
     return _CREDENTIALS.search(url) is not None
 
 
 def masked(text: str) -> str:
-    """`text` with `***` in place of what stands before the `@` of its URLs."""
+    """`text` with the `user:password` in its URLs replaced by `***`."""
     return _CREDENTIALS.sub("://***@", text)
 
 
 class Root:
-    """One folder of one file system. Paths are relative to it and use `/`.
+    """A folder on a file system. All paths are relative to it and use `/`.
 
     Args:
-        url: a local path or an fsspec URL. Credentials come from where the file system's own tools find them: the
-            environment, a profile, the machine's role.
+        url: a local path or an fsspec URL. Credentials are taken from where the file system's own tools look for them:
+            the environment, a profile, or the machine's role.
 
     Raises:
-        StoreError: no file system is known for the URL, its package is missing, or it holds credentials. Every method
-            raises it where access is refused or there is no such bucket, `StoreUnavailable` where the store gives no
-            good answer after all attempts, and `StoreFull` where there is no room.
+        StoreError: no file system is known for the URL, its package is missing, or the URL contains credentials. Every
+            method raises it if access is refused or the bucket does not exist, `StoreUnavailable` if the store still
+            fails after all retries, and `StoreFull` if there is no space left.
     """
 
     def __init__(self, url: str) -> None:
         if holds_credentials(url):
-            raise StoreError(f"root: {masked(url)!r} holds credentials; leave them to the environment or a profile")
+            raise StoreError(f"root: {masked(url)!r} contains credentials; use the environment or a profile")
         self.url = url
         self._s3 = url.partition("://")[0] in s3.PROTOCOLS
         try:
@@ -63,74 +63,76 @@ class Root:
         if self._s3:
             s3.prepare(self.fs)
         self._at_once = {"max_concurrency": 1} if self._s3 else {}
-        """Of a whole file: one request. s3fs would ask for its size first."""
+        """Options for reading a whole file in one request; s3fs would ask for its size first."""
         self.path = path.rstrip("/")
         protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
         self.local: Path | None = Path(self.path) if "file" in protocols else None
-        """The folder itself where the store is on this machine's disk, else None."""
+        """The folder itself if the store is on a local disk, else None."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its URL: the other process opens a client of its own."""
+        """Pickle the URL only: the other process opens its own client."""
         return Root, (self.url,)
 
     def join(self, *parts: str) -> str:
         return "/".join((self.path, *parts))
 
     def address(self, *parts: str) -> str:
-        """A path as a person would give it: a local path, or a URL."""
+        """A path in the form a user would type: a local path or a URL."""
         return self.join(*parts) if self.local is not None else str(self.fs.unstrip_protocol(self.join(*parts)))
 
     def _call(self, action: str, path: str, call: Callable[[], T]) -> T:
-        """`call()`, again where its fault is a passing one. Raises as `_faults` does."""
+        """Run `call()`, with retries on transient errors. Raises the same errors as `_faults`."""
         with self._faults(action, path):
             return patiently(call)
 
     @contextmanager
     def _faults(self, action: str, path: str) -> Iterator[None]:
-        """Say what goes wrong in the block in one line.
+        """Turn file system errors in the block into a StoreError with a one-line message.
 
         Raises:
-            FileNotFoundError: nothing is there.
-            StoreError: every other fault of the store.
+            FileNotFoundError: the path does not exist.
+            StoreError: any other error of the store.
         """
         try:
             yield
         except FileNotFoundError as error:
             if is_missing_bucket(error):
-                raise StoreError(f"root: {self.url!r} → there is no such bucket; create it, or mend its name") from None
+                raise StoreError(
+                    f"root: {self.url!r} → there is no such bucket; create it or correct the name"
+                ) from None
             raise
         except Exception as error:
             self._explain(f"root: {self.url!r}: cannot {action} {path!r}", error)
             raise
 
     def _explain(self, place: str, error: Exception) -> None:
-        """Raise the StoreError that `error` stands for, if it stands for one."""
+        """Raise the StoreError that matches `error`. Returns if there is none."""
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"{place}: no space left; free some and run again, what is complete is kept") from None
+            raise StoreFull(f"{place}: no space left; free some space and run again, complete units are kept") from None
         if self.local is not None:
             if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-                raise StoreError(f"{place}: {os.strerror(number)}; choose a folder that can be written") from None
+                raise StoreError(f"{place}: {os.strerror(number)}; choose a writable folder") from None
         elif is_refused(error):
             raise StoreError(
                 f"{place}: access refused ({_one_line(error)}); check the credentials in the environment "
-                "and what they may do"
+                "and their permissions"
             ) from None
         elif is_transient(error):
             raise StoreUnavailable(
-                f"{place}: no good answer in {ATTEMPTS} attempts ({_one_line(error)}); what is complete is kept, "
-                "run again when the store is well"
+                f"{place}: failed {ATTEMPTS} times ({_one_line(error)}); run again when the store works, "
+                "complete units are kept"
             ) from None
         elif is_answered(error) or isinstance(error, ValueError):
             raise StoreError(f"{place}: {_one_line(error)}") from None
 
     def read(self, path: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The bytes of a file. Raises FileNotFoundError."""
         data: bytes = self._call("read", path, lambda: self.fs.cat_file(self.join(path), **self._at_once))
         return data
 
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
-        """Those of `paths` that exist, fetched together where the file system can."""
+        """Path → bytes of those `paths` that exist, fetched concurrently if the file system supports it."""
         left = {self.join(path): path for path in paths}
         read: dict[str, bytes] = {}
         for attempt in range(1, ATTEMPTS + 1):
@@ -154,7 +156,7 @@ class Root:
         return read
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` at `path`: a reader sees the old bytes or the new, never a part."""
+        """Write a file atomically: a reader sees the old bytes or the new ones, never a mix."""
         if self.local is None:
             self._call("write", path, lambda: self.fs.pipe_file(self.join(path), data))
             return
@@ -162,7 +164,7 @@ class Root:
             stream.write(data)
 
     def append(self, path: str, data: bytes) -> None:
-        """Add `data` to what `path` holds. Neither atomic nor flushed to the disk: for logs."""
+        """Append to a file. Not atomic and not flushed to disk: for logs only."""
         if self.local is None:
             try:
                 before = self.read(path)
@@ -177,7 +179,7 @@ class Root:
                 stream.write(data)
 
     def upload(self, path: str, file: Path) -> None:
-        """Copy a local file to `path`, as `write` does, but never whole in memory."""
+        """Copy a local file to `path` atomically, like `write`, without loading it into memory."""
         if self.local is None:
             self._call("write", path, lambda: self.fs.put_file(str(file), self.join(path)))
             return
@@ -186,7 +188,7 @@ class Root:
 
     @contextmanager
     def _replacing(self, path: str) -> Iterator[IO[bytes]]:
-        """A new local file that takes the place of `path` when the block ends well."""
+        """A new local file that replaces `path` if the block ends without an error."""
         assert self.local is not None
         target = self.local / path
         with self._faults("write", path):
@@ -194,7 +196,7 @@ class Root:
             handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as stream:
-                    os.fchmod(stream.fileno(), 0o644)  # mkstemp's own 0600 would keep other users out of a store
+                    os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 would lock out other users of the store
                     yield stream
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -208,14 +210,14 @@ class Root:
         self._call("read", path, lambda: self.fs.get_file(self.join(path), str(file)))
 
     def sha256(self, path: str) -> str:
-        """sha256 hex of a file, every byte read now, never whole in memory. Raises FileNotFoundError."""
+        """sha256 hex of a file, read block by block. Raises FileNotFoundError."""
         size = self.size(path)
         if size is None:
             raise FileNotFoundError(path)
         found = hashlib.sha256()
         for start in range(0, size, BLOCK_BYTES):
             block = partial(self.fs.cat_file, self.join(path), start=start, end=min(start + BLOCK_BYTES, size))
-            # a fault costs the block, not those before it
+            # a retry repeats one block, not the whole file
             found.update(self._call("read", path, block))
         return found.hexdigest()
 
@@ -232,7 +234,7 @@ class Root:
             return []
 
     def names(self, folder: str) -> dict[str, int]:
-        """File names directly in `folder` with their sizes in bytes; empty when there is no such folder."""
+        """File names directly in `folder` with their sizes in bytes. Empty if the folder does not exist."""
         files = (entry for entry in self._entries(folder) if entry["type"] == "file")
         return {
             name: int(e["size"] or 0) for e in files if not (name := e["name"].rsplit("/", 1)[-1]).startswith(".tmp-")
@@ -244,7 +246,7 @@ class Root:
         return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
     def size(self, path: str) -> int | None:
-        """The size of a file in bytes, or None where there is none."""
+        """The size of a file in bytes, or None if it does not exist."""
         full = self.join(path)
 
         def look() -> int:
@@ -262,7 +264,7 @@ class Root:
         return self.size(path) is not None
 
     def remove(self, path: str, recursive: bool = False) -> None:
-        """Remove a file, or a folder; nothing there is no error."""
+        """Remove a file, or a folder if `recursive`. It is not an error if it does not exist."""
         full = self.join(path)
         with suppress(FileNotFoundError):
             if not recursive:
@@ -270,18 +272,16 @@ class Root:
                 return
             for _ in range(ATTEMPTS):
                 self._call("remove", path, lambda: self.fs.rm(full, recursive=True))
-                # S3 names what it could not remove in an answer that is well, and s3fs does not look
+                # S3 lists the objects that it could not remove in a successful response, which s3fs ignores
                 if not self._entries(path):
                     return
-            raise StoreUnavailable(
-                f"root: {self.url!r}: cannot remove all of {path!r}; run again when the store is well"
-            )
+            raise StoreUnavailable(f"root: {self.url!r}: cannot remove all of {path!r}; run again when the store works")
 
     def check_writable(self) -> None:
-        """Write and remove a small file.
+        """Write and remove a small file to test access.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: the store is not writable.
         """
         probe = f".write-probe-{os.getpid()}"
         self.write(probe, b"bootpig")

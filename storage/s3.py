@@ -1,4 +1,4 @@
-"""S3 through s3fs: how it is opened, so that a call is one request where it can be, and none waits without end."""
+"""Configures s3fs: one request per call where possible, bounded retries, and no request that can hang forever."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PROTOCOLS = ("s3", "s3a")
 
 
 def options() -> dict[str, Any]:
-    """What the file system is opened with, over what fsspec's own configuration says."""
+    """Options to open the file system with, merged with the user's fsspec configuration."""
     given = {key: value for name in PROTOCOLS for key, value in fsspec.config.conf.get(name, {}).items()}
     retries = {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
     return {"use_listings_cache": False, "config_kwargs": {**retries, **given.get("config_kwargs", {})}}
 
 
 def prepare(fs: Any) -> None:
-    """Set up a file system that fsspec has opened, or found open."""
-    fs.retries = 1  # botocore tries again by status and with jitter; s3fs would by the text of messages
+    """Set up a file system that fsspec has opened or taken from its cache."""
+    fs.retries = 1  # botocore retries by status code and with jitter; s3fs would match message text
     if fs.session is None:
         from aiobotocore.session import AioSession
 
@@ -30,12 +30,12 @@ def prepare(fs: Any) -> None:
 
 
 def object_size(fs: Any, path: str) -> int:
-    """The size of an object in bytes. Raises FileNotFoundError; `fs.info` would list for a folder of its name first."""
+    """The size of an object in bytes, in one request (`fs.info` may also list). Raises FileNotFoundError."""
     bucket, key, _ = fs.split_path(path)
     return int(fs.call_s3("head_object", Bucket=bucket, Key=key)["ContentLength"])
 
 
 def _send_the_body(params: dict[str, Any], **_: Any) -> None:
-    """Don't wait for `100 Continue` before the body: aiohttp starts no clock for it, so that a write to a server that
-    says nothing would hang for good, and forgets the clock of the answer where a second one comes."""
+    """Send the body without waiting for `100 Continue`. aiohttp applies no timeout to that wait, so a write to a
+    server that does not respond would hang forever, and it drops the response timeout when a second one arrives."""
     params["headers"].pop("Expect", None)

@@ -1,4 +1,4 @@
-"""Opens the shards of a stage as a webdataset pipeline, to train something else on them."""
+"""Opens the shards of a stage as a webdataset pipeline, for example to train another model on them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ def open_shards(
 
     It yields one dict per sample: `__key__` (the sample's id), `__url__`, and the members by extension, such as
     `json`, `png`, `target.png`, `safetensors`. Shards are split among the nodes of `torch.distributed` and the workers
-    of a `DataLoader`, so give at least as many units as there are workers. Bytes are read through `root`, whatever
-    file system that is, and checked against their sha256. Where the store is not a local folder, give the `DataLoader`
+    of a `DataLoader`, so pass at least as many units as there are workers. Bytes are read through `root`, on any file
+    system, and verified against their sha256. If the store is not a local folder, use a `DataLoader` with
     `multiprocessing_context="spawn"`: the clients of fsspec's remote file systems do not survive a fork. webdataset
-    opens no URL itself: it would run the command of a `pipe:` URL.
+    itself opens no URLs, because it would run the command in a `pipe:` URL.
 
     Args:
         root: the store.
-        stage, fingerprint: which stage.
-        units: the units to read, in this order if `shuffle` is 0. Each has to be complete.
-        shuffle: samples in the shuffle buffer; also shuffles the shards. 0: no shuffling.
-        seed: of the shuffling. Equal seeds give equal orders.
-        decode: JSON to dicts, pictures to PIL, safetensors to dicts of CPU tensors; else members stay bytes.
+        stage, fingerprint: the stage to read.
+        units: the units to read, in this order if `shuffle` is 0. All must be complete.
+        shuffle: size of the shuffle buffer in samples; the shards are shuffled too. 0 disables shuffling.
+        seed: seed of the shuffling. Equal seeds give equal orders.
+        decode: decode JSON to dicts, pictures to PIL and safetensors to dicts of CPU tensors. If false, members stay
+            bytes.
 
     Raises:
         StoreError: a unit is not complete.
-        CorruptPart: while iterating, a shard is missing or altered.
+        CorruptPart: while iterating, if a shard is missing or altered.
     """
     import webdataset
 
@@ -66,7 +67,7 @@ def open_shards(
 
 
 class _Reader:
-    """The pipeline's step from unit numbers to samples. It can be pickled, for workers that are spawned."""
+    """The pipeline step that reads the samples of each unit. Picklable, for spawned workers."""
 
     def __init__(self, root: Root, stage: str, fingerprint: str, markers: dict[int, Marker]) -> None:
         self.root = root
@@ -84,7 +85,7 @@ class _Reader:
 
 
 def _safetensors(key: str, data: bytes) -> Any:
-    """A webdataset decoder: None for what it does not know."""
+    """A webdataset decoder for safetensors files. Returns None for other files."""
     if not key.endswith("safetensors"):
         return None
     from safetensors.torch import load

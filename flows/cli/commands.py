@@ -1,4 +1,4 @@
-"""What each command does. Prefect and torch are imported only by those that work with them."""
+"""Implements the commands of the command line. Prefect and torch are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from bootpig.storage.root import Root
 
 
 def explain(error: Exception) -> int:
-    """Say what went wrong on stderr. Returns the exit code: 2 for bad input, 1 for anything else."""
+    """Print an error to stderr. Returns the exit code: 2 for bad input, 1 for anything else."""
     if isinstance(error, ValidationError):
         _complain(*problem_lines(error, {}))
         return 2
@@ -59,13 +59,13 @@ def explain(error: Exception) -> int:
     if isinstance(error, ValueError) and _is_ours(error):
         _complain(*str(error).splitlines())
         return 2
-    # a fault of ours: whoever mends it needs to know where
+    # a bug: the traceback is needed to fix it
     traceback.print_exception(error)
     return 1
 
 
 def _is_ours(error: ValueError) -> bool:
-    """InputError, ModelError, StoreError, and what `models` raises over wrong input: no library's ValueError."""
+    """Whether an error was raised for wrong input by this project's own code, not by a library."""
     return type(error).__module__.startswith(("bootpig.stages.", "bootpig.models.", "bootpig.storage."))
 
 
@@ -75,14 +75,17 @@ def _complain(*lines: str) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    """`bootpig run`. All that can be found out without Prefect is found out before it is started."""
+    """`bootpig run`. Everything that can be checked without Prefect is checked before it is started."""
     config, stages = _what_to_run(asked)
     units = None if asked.units is None else parse_units(asked.units)
     known_units(config, graph_of(config), stages, units)
     engine = prepare(config, stages)
     if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
         rounded = config.unit_size * len(config.unit_numbers())
-        _complain(f"caption.count: {config.caption.count} → {rounded} captions, whole units of {config.unit_size}")
+        _complain(
+            f"caption.count: {config.caption.count} → rounded up to {rounded}, a multiple of unit_size "
+            f"{config.unit_size}"
+        )
     started = time.monotonic()
     options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
     with display.shown_on(Console()) as screen, prefect_server("bootpig.flows.pipeline") as address, prepared(engine):
@@ -107,10 +110,10 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _what_to_run(asked: argparse.Namespace) -> tuple[PipelineConfig, tuple[str, ...]]:
-    """The configuration and the stages. Raises InputError where the options contradict each other."""
+    """The configuration and the stages. Raises InputError if options contradict each other."""
     if asked.run is not None:
         if asked.config is not None or asked.set:
-            raise InputError(f"--run: {asked.run!r} → brings its own config; leave out CONFIG and --set")
+            raise InputError(f"--run: {asked.run!r} → uses the config of that run; leave out CONFIG and --set")
         root = Root(asked.root)
         config = read_config(root, read_run(root, asked.run))
     elif asked.config is None:
@@ -120,10 +123,10 @@ def _what_to_run(asked: argparse.Namespace) -> tuple[PipelineConfig, tuple[str, 
     if asked.only is None:
         for option in ("units", "downstream"):
             if getattr(asked, option):
-                raise InputError(f"--{option}: → goes with --only STAGE")
+                raise InputError(f"--{option}: → needs --only STAGE")
         return config, span(graph_of(config), asked.first, asked.until)
     if asked.first or asked.until:
-        raise InputError(f"--only: {asked.only!r} → leave out --from and --until; --downstream carries it on")
+        raise InputError(f"--only: {asked.only!r} → leave out --from and --until; --downstream adds the later stages")
     graph = graph_of(config)
     stage = known_stage("--only", asked.only, graph)
     return config, graph.below(stage) if asked.downstream else (stage,)
@@ -136,7 +139,7 @@ def _record_of(root: Root, flow_run: str, run: str | None) -> RunRecord | None:
 
 
 def _conclude(root: Root, record: RunRecord | None, outcome: str) -> None:
-    """The results table, where there are results, and where the report lies."""
+    """Print the results table, if there are results, and the address of the report."""
     console = Console()
     if record is None:
         return
@@ -150,22 +153,22 @@ def _conclude(root: Root, record: RunRecord | None, outcome: str) -> None:
 
 
 def init(asked: argparse.Namespace) -> int:
-    """`bootpig init`: a shipped configuration as a file to edit, or their names."""
+    """`bootpig init`: copy a shipped configuration to a file, or list their names."""
     shipped = shipped_configs()
     if asked.name is None:
         for name, file in shipped.items():
             print(f"{name:<12} {file.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
         return 0
     if asked.name not in shipped:
-        raise InputError(f"NAME: {asked.name!r} → there is no such configuration; there are {', '.join(shipped)}")
+        raise InputError(f"NAME: {asked.name!r} → there is no such configuration; choose from {', '.join(shipped)}")
     out = Path(asked.out or f"{asked.name}.yaml")
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.write(shipped[asked.name].read_text(encoding="utf-8"))
     except FileExistsError:
-        raise InputError(f"--out: {str(out)!r} → exists already; give another name") from None
+        raise InputError(f"--out: {str(out)!r} → already exists; choose another name") from None
     except OSError as error:
-        raise InputError(f"--out: {str(out)!r} → cannot be written ({error.strerror}); give another place") from None
+        raise InputError(f"--out: {str(out)!r} → cannot be written ({error.strerror}); choose another path") from None
     print(out)
     return 0
 
@@ -197,8 +200,8 @@ def runs(asked: argparse.Namespace) -> int:
     if asked.action == "promote":
         record = read_run(root, asked.id)
         if record.state == "done" and not record.uses.get("encode"):
-            mend = f"bootpig run --run {record.id} carries it on"
-            raise InputError(f"run: {record.id!r} → made no whole data set; {mend}")
+            mend = f"continue it with bootpig run --run {record.id}"
+            raise InputError(f"run: {record.id!r} → did not make a complete data set; {mend}")
         promote(root, record)
         print(f"latest: {record.id}")
         return 0
@@ -233,11 +236,11 @@ def gc(asked: argparse.Namespace) -> int:
         print(record.folder)
     if found.replaced:
         total += (replaced := sum(found.replaced.values()))
-        print(f"{len(found.replaced)} payloads of units that were made again  {replaced / 1e6:.1f} MB")
+        print(f"{len(found.replaced)} payloads replaced by newer ones  {replaced / 1e6:.1f} MB")
     if not asked.dry_run:
         collect(root, found)
-    did = "would go" if asked.dry_run else "removed"
-    kept = ", ".join(record.id for record in found.kept) or "none promoted yet, so all"
+    did = "would remove" if asked.dry_run else "removed"
+    kept = ", ".join(record.id for record in found.kept) or "all, because none has been promoted yet"
     print(f"{did}: {len(found.runs)} runs, {len(found.folders)} folders, {total / 1e6:.1f} MB; versions kept: {kept}")
     return 0
 
@@ -245,7 +248,9 @@ def gc(asked: argparse.Namespace) -> int:
 def setup_server(asked: argparse.Namespace) -> int:
     address = configured_api()
     if address is None:
-        raise InputError("PREFECT_API_URL: missing → give the address of a server, such as http://127.0.0.1:4200/api")
+        raise InputError(
+            "PREFECT_API_URL: missing → set it to the address of a server, such as http://127.0.0.1:4200/api"
+        )
     require_answer(address)
     from bootpig.flows.automations import set_up
 
@@ -262,12 +267,12 @@ def verify(asked: argparse.Namespace) -> int:
             with screen.stage(stage, 1) as bar:
                 problems += engine.verify(stage, bar.whole())
     _complain(*problems)
-    print(f"{len(problems)} problems; run again to make anew what is damaged" if problems else "all checksums hold")
+    print(f"{len(problems)} problems; run again to rebuild what is damaged" if problems else "all checksums match")
     return 1 if problems else 0
 
 
 def train(asked: argparse.Namespace) -> int:
-    """`bootpig train`: the train stage alone and without Prefect, in each of the processes that torchrun starts."""
+    """`bootpig train`: run only the train stage, without Prefect, in each process that torchrun starts."""
     config = load_config(asked.config, asked.set)
     engine = Engine(config)
     if problems := preflight(engine, ("train",)):
@@ -282,7 +287,7 @@ def train(asked: argparse.Namespace) -> int:
         _complain(report.message)
         return 1
     if first:
-        made = "is in the store" if report.state == "cached" else f"made in {report.seconds:.0f} s"
+        made = "is already in the store" if report.state == "cached" else f"finished in {report.seconds:.0f} s"
         trained = engine.survey("train").result
         assert trained is not None
         print(f"train {made}: {engine.root.address(trained.path, 'model')}")
@@ -291,7 +296,7 @@ def train(asked: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _recorded(engine: Engine) -> Iterator[RunRecord]:
-    """A record of a training without Prefect: `bootpig runs` shows it, and `bootpig gc` spares what it uses."""
+    """Keep a run record for a training run without Prefect: shown by `bootpig runs`, respected by `bootpig gc`."""
     record = new_run(engine.root, engine.config)
     for name, survey in engine.survey_all(("train",)).items():
         record.use(name, survey.fingerprint)
@@ -314,5 +319,5 @@ def _show(facts: Any, table: Table, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        # a pipe has no width: lines that are too long do less harm there than cells that are cut
+        # a pipe has no width: there, long lines are better than truncated cells
         Console(width=None if sys.stdout.isatty() else 160).print(table)

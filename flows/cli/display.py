@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a bar a stage, with rate and time left; one line a stage where nobody looks."""
+"""Progress in the terminal: a bar per stage with rate and time left. Without a terminal, one line per stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bootpig.stages.plain_text import printable
 
 
 class _Rate(ProgressColumn):
-    """Steps or samples a second."""
+    """Steps or samples per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -23,10 +23,10 @@ class _Rate(ProgressColumn):
 
 
 class Display:
-    """Draws the stages of one run.
+    """Shows the progress of a run's stages.
 
     Args:
-        console: where to; None draws nothing.
+        console: where to draw; None draws nothing.
     """
 
     def __init__(self, console: Console | None) -> None:
@@ -47,7 +47,7 @@ class Display:
 
     @contextmanager
     def stage(self, stage: str, total: int) -> Iterator[StageBar]:
-        """The bar of one stage over `total` samples or steps; taken away at the end."""
+        """The progress bar of one stage with `total` samples or steps. Removed when the block ends."""
         if self._bars is None:
             yield StageBar(None, 0)
             return
@@ -60,13 +60,13 @@ class Display:
             self._bars.stop()
 
     def line(self, text: str, style: str | None = None) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen."""
         if self.console is not None:
             self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class StageBar:
-    """Sums the progress of a stage's units, which may run at the same time."""
+    """Adds up the progress of a stage's units, which may run at the same time."""
 
     def __init__(self, bars: Progress | None, bar: int) -> None:
         self._bars = bars
@@ -78,7 +78,7 @@ class StageBar:
             self._bars.advance(self._bar, amount)  # type: ignore[arg-type]
 
     def unit(self) -> ProgressCallback:
-        """The callback of one unit: what it has done is added to the whole."""
+        """The progress callback of one unit. Its progress is added to that of the other units."""
         last = 0
 
         def report(done: int, total: int, text: str) -> None:
@@ -90,7 +90,7 @@ class StageBar:
         return report
 
     def whole(self) -> ProgressCallback:
-        """The callback of a stage that makes one result: it knows its own total."""
+        """The progress callback of a stage that makes one result and reports its own total."""
 
         def report(done: int, total: int, text: str) -> None:
             if self._bars is not None:
@@ -100,7 +100,7 @@ class StageBar:
 
 
 current = Display(None)
-"""Of this process. The command line puts its own here; a flow that a server started draws nothing."""
+"""The display of this process. Set by the command line; a flow started by a server draws nothing."""
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Runs: their records, and what is asked of them."""
+"""Run records and the commands that read them: plan, status, runs, gc."""

@@ -1,4 +1,4 @@
-"""`bootpig gc`: what only old versions of the data set use is removed; what a kept or live run uses never is."""
+"""`bootpig gc`: removes data that only old versions of the data set use. Data of kept or live runs is never removed."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
 KEEP = 7
-"""Versions kept where nobody says how many."""
+"""Versions to keep by default."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """What may go."""
+    """What can be removed."""
 
     runs: list[RunRecord]
     folders: list[str]
-    """`<stage>/<fingerprint>`, used by none of the runs that stay."""
+    """`<stage>/<fingerprint>` folders that no remaining run uses."""
     kept: list[RunRecord]
-    """The versions that stay, the last promoted first."""
+    """The versions that are kept, the last promoted first."""
     replaced: dict[str, int] = field(default_factory=dict)
-    """Payloads of units that were made again since, in folders that stay: path → bytes."""
+    """In the remaining folders, payloads that were replaced when their unit was made again: path → size in bytes."""
 
 
 def garbage(root: Root, keep: int = KEEP) -> Garbage:
-    """Find what nobody needs once the last `keep` promoted versions are kept.
+    """Find what can be removed if the last `keep` promoted versions are kept.
 
-    A run goes when it was promoted before those, or was never promoted and began before the oldest of them. What
-    began later stays: last night's failed version can still be repaired. So does whatever is at work.
+    A run is removed if it was promoted before those, or was never promoted and started before the oldest of them. Runs
+    that started later stay, so that a version that failed last night can still be repaired. Live runs stay too.
 
     Raises:
-        InputError: a record is unreadable, so nobody knows what it uses; `keep` is not positive.
+        InputError: a record cannot be read, so what it uses is unknown; or `keep` is not positive.
     """
     if keep < 1:
-        raise InputError(f"keep: {keep} → must be 1 or more; the latest version always stays")
+        raise InputError(f"keep: {keep} → must be 1 or more; the latest version is always kept")
     records = list_runs(root)
     try:
         latest = latest_run(root)
@@ -47,7 +47,7 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
         return Garbage([], [], [], replaced(root, records))
     versions = sorted(
         (record for record in records if record.promoted is not None or record.id == latest),
-        # a store of an earlier release does not say when `latest` was promoted
+        # stores of earlier releases do not record when `latest` was promoted
         key=lambda record: (record.id == latest, record.promoted or record.started),
         reverse=True,
     )
@@ -60,7 +60,7 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     used = {folder for record in stay for folder in folders(record)}
     configs = [_config_text(root, record) for record in stay]
     unused = {folder for record in go for folder in folders(record)} - used
-    # a setting may point into the store, as `train.init_from` does
+    # a setting such as `train.init_from` may point into the store
     unused = {folder for folder in unused if not any(folder in text for text in configs)}
     gone = {folder for folder in unused if _is_there(root, folder)}
     left = {path: size for path, size in replaced(root, records).items() if path.rsplit("/", 1)[0] not in gone}
@@ -68,7 +68,7 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
 
 
 def replaced(root: Root, records: list[RunRecord]) -> dict[str, int]:
-    """Payloads that no marker names any more: path → bytes. None while a run is at work, which may read them."""
+    """Payloads that no marker names any more: path → size in bytes. Empty while a run is live: it may read them."""
     if any(is_alive(root, record) for record in records):
         return {}
     found: dict[str, int] = {}
@@ -80,9 +80,9 @@ def replaced(root: Root, records: list[RunRecord]) -> dict[str, int]:
 
 
 def collect(root: Root, found: Garbage) -> None:
-    """Remove it: folders first, records last, so that a `gc` that was killed is finished by the next.
+    """Remove the garbage: folders first, records last, so that the next `gc` can finish one that was killed.
 
-    What a run needs that has begun since is left to the next one too.
+    What a newly started run needs is kept as well.
     """
     go = {record.id for record in found.runs}
 
@@ -92,7 +92,7 @@ def collect(root: Root, found: Garbage) -> None:
     for folder in found.folders:
         if any(folder in folders(record) for record in needed()):
             continue
-        # without its manifest a half-removed result is no result
+        # without its manifest, a partly removed result is not used
         root.remove(f"{folder}/result/manifest.json")
         root.remove(folder, recursive=True)
     if not any(is_alive(root, record) for record in list_runs(root)):
@@ -105,21 +105,21 @@ def collect(root: Root, found: Garbage) -> None:
 
 
 def folders(record: RunRecord) -> set[str]:
-    """The folders that a run has read or written."""
+    """The `<stage>/<fingerprint>` folders that a run has read or written."""
     named = {(stage, fingerprint) for stage, fingerprints in record.uses.items() for fingerprint in fingerprints}
     named |= {(stage, done.fingerprint) for stage, done in record.stages.items()}
-    # a record is data: nothing it says leads to another place
+    # a record is untrusted: its names must not lead outside these folders
     return {f"{stage}/{mark}" for stage, mark in named if stage in STAGES and re.fullmatch(r"[0-9a-f]{16}", mark)}
 
 
 def size(root: Root, folder: str) -> int:
-    """Bytes below a folder."""
+    """Size of a folder and its subfolders in bytes."""
     below = sum(size(root, f"{folder}/{name}") for name in root.folders(folder))
     return below + sum(root.names(folder).values())
 
 
 def _is_there(root: Root, folder: str) -> bool:
-    # an object store has no folders that `exists` could find
+    # an object store has no folders, so `exists` cannot find one
     return bool(root.names(folder) or root.folders(folder))
 
 

@@ -1,4 +1,4 @@
-"""Run records below `<root>/runs/<run id>/`: the config as run, its explicit units, what became of them, the log."""
+"""Reads and writes run records in `<root>/runs/<run id>/`: the config, the list of units, their outcome, the log."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ FOLDER = "runs"
 LATEST = f"{FOLDER}/latest.json"
 
 BEAT_SECONDS = 60.0
-"""How often a run says that it is alive."""
+"""How often a run writes its heartbeat."""
 
 LOST_AFTER = timedelta(minutes=5)
-"""Silence after which a run that never said its end is taken for dead. Generous: hosts' clocks differ."""
+"""A run without a heartbeat for this long is considered dead. Generous, because the clocks of hosts differ."""
 
 RunState = Literal["running", "done", "failed", "interrupted"]
 
 
 class StageRecord(BaseModel):
-    """What one run did in one stage."""
+    """The outcome of one stage in one run."""
 
     fingerprint: str
     made: list[int] = []
     cached: int = 0
     failed: dict[int, str] = {}
-    """Unit → why, one line."""
+    """Unit → error message, one line."""
     rows: dict[str, Any] = {}
-    """As `bootpig status` counts them."""
+    """Row counts, as in `bootpig status`."""
     seconds: float = 0.0
 
 
 class Forced(BaseModel):
-    """The units that a flow run with `force` has made: its retry finds them made."""
+    """The units that a flow run with `force` has already made, so that a retry does not make them again."""
 
     flow_run: str
     units: dict[str, list[int]] = {}
 
 
 class Process(BaseModel):
-    """A process of a host."""
+    """Identifies a process on a host."""
 
     host: str
     boot: str
-    """Identifies the host's last start: no process survives a restart."""
+    """Boot id of the host: no process survives a reboot."""
     namespace: str
-    """Of process numbers; each container has its own."""
+    """PID namespace; each container has its own."""
     pid: int
     started: str
-    """Clock ticks from the host's start to the process's: tells it from a later one with the same number."""
+    """Start time in clock ticks since boot. Distinguishes the process from a later one with the same PID."""
 
     @classmethod
     def current(cls) -> Process:
@@ -79,7 +79,7 @@ class Process(BaseModel):
         )
 
     def is_gone(self) -> bool | None:
-        """Whether it has ended; None where this host cannot tell."""
+        """Whether the process has ended; None if this host cannot know."""
         if not self.boot or self.host != socket.gethostname():
             return None
         if self.boot != _boot():
@@ -102,9 +102,9 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a living process started, in clock ticks since the host's start; None if there is none (or a zombie)."""
+    """Start time of a process in clock ticks since boot; None if it does not exist or is a zombie."""
     try:
-        # the command's name, in parentheses, may hold anything
+        # the command name, in parentheses, may contain any characters
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -112,28 +112,28 @@ def _started(pid: int) -> str | None:
 
 
 class RunRecord(BaseModel):
-    """One run, as `run.json` holds it."""
+    """One run; the content of `run.json`."""
 
     id: str
     state: RunState = "running"
     started: datetime
     ended: datetime | None = None
     scheduled: datetime | None = None
-    """When the schedule asked for it; the seed of a regeneration follows from it."""
+    """Scheduled start time. Determines the seed of a regeneration."""
     until: str | None = None
-    """The stage a regeneration ends with; what continues it ends there too."""
+    """The last stage of a regeneration, also when it is continued."""
     promoted: datetime | None = None
-    """When it last became the `latest` one."""
+    """When it was last made the `latest` run."""
     flow_run: str | None = None
     message: str = ""
     units: list[int]
-    """The run's units, each number one by one: no reader looks at what else lies in the store."""
+    """Explicit list of the run's units. Readers use it and ignore other units in the store."""
     stages: dict[str, StageRecord] = Field(default={})
     uses: dict[str, list[str]] = {}
-    """Stage → the fingerprints it has read or written, noted before it does: `bootpig gc` spares them."""
+    """Stage → fingerprints that the run reads or writes, recorded beforehand so that `bootpig gc` keeps them."""
     forced: Forced | None = None
     process: Process | None = None
-    """Which process does its work; None in records of earlier releases."""
+    """The process that executes the run; None in records of earlier releases."""
 
     @property
     def folder(self) -> str:
@@ -143,19 +143,19 @@ class RunRecord(BaseModel):
         root.write(f"{self.folder}/run.json", self.model_dump_json(indent=2).encode())
 
     def log(self, root: Root, line: str) -> None:
-        """Add a line with the time to the run's log."""
+        """Add a line with a timestamp to the run's log."""
         path = f"{self.folder}/log.txt"
         before = root.read(path) if root.exists(path) else b""
         root.write(path, before + f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {line}\n".encode())
 
     def made_by_force(self, flow_run: str, stage: str) -> list[int]:
-        """The units of `stage` that this very flow run, in an earlier attempt, has made by force."""
+        """The units of `stage` that an earlier attempt of the same flow run has already made with `force`."""
         if self.forced is None or self.forced.flow_run != flow_run:
             self.forced = Forced(flow_run=flow_run)
         return self.forced.units.setdefault(stage, [])
 
     def use(self, stage: str, fingerprint: str) -> bool:
-        """Note that the run needs `<stage>/<fingerprint>`. Returns whether that is news."""
+        """Record that the run uses `<stage>/<fingerprint>`. Returns whether it was not recorded before."""
         known = self.uses.setdefault(stage, [])
         if not fingerprint or fingerprint in known:
             return False
@@ -171,7 +171,7 @@ def new_run(
     scheduled: datetime | None = None,
     until: str | None = None,
 ) -> RunRecord:
-    """Record a run that starts now."""
+    """Create the record of a run that starts now."""
     now = datetime.now(UTC)
     tail = flow_run[-8:] if flow_run else secrets.token_hex(4)
     record = RunRecord(
@@ -189,18 +189,18 @@ def new_run(
 
 
 def read_run(root: Root, run: str) -> RunRecord:
-    """The record of a run id, or of `latest`.
+    """The record of a run id or of `latest`.
 
     Raises:
-        InputError: there is none, or it is unreadable.
+        InputError: it does not exist or cannot be read.
     """
     run = latest_run(root) if run == "latest" else run
     if not re.fullmatch(r"[\w.-]+", run):
-        raise InputError(f"run: {run!r} → is no run id; see bootpig runs")
+        raise InputError(f"run: {run!r} → is not a run id; list them with bootpig runs")
     try:
         return _parsed(root, run, root.read(f"{FOLDER}/{run}/run.json"))
     except FileNotFoundError:
-        raise InputError(f"run: {run!r} → there is no such run in {root.url!r}; see bootpig runs") from None
+        raise InputError(f"run: {run!r} → there is no such run in {root.url!r}; list them with bootpig runs") from None
 
 
 def _parsed(root: Root, run: str, data: bytes) -> RunRecord:
@@ -213,16 +213,16 @@ def _parsed(root: Root, run: str, data: bytes) -> RunRecord:
 
 
 def read_config(root: Root, record: RunRecord) -> PipelineConfig:
-    """The configuration as that run had it, in the store where it is found today."""
+    """The configuration of a run, with `root` set to the store in which the record was found."""
     name = f"{record.folder}/config.yaml"
     try:
         return parse_config(root.read(name).decode(), [f"root={json.dumps(root.url)}"], name=name)
     except FileNotFoundError:
-        raise InputError(f"run: {record.id!r} → it has no config.yaml; start a new run") from None
+        raise InputError(f"run: {record.id!r} → its config.yaml is missing; start a new run") from None
 
 
 def run_of_flow(root: Root, flow_run: str) -> RunRecord | None:
-    """The record that an earlier attempt of the same Prefect flow run has left, so that a retry continues it."""
+    """The record left by an earlier attempt of the same Prefect flow run, so that a retry can continue it."""
     for name in root.folders(FOLDER):
         if name.endswith(flow_run[-8:]) and (record := read_run(root, name)).flow_run == flow_run:
             return record
@@ -230,10 +230,10 @@ def run_of_flow(root: Root, flow_run: str) -> RunRecord | None:
 
 
 def list_runs(root: Root) -> list[RunRecord]:
-    """All records, by name, and so about the oldest first.
+    """All records sorted by name, which is roughly oldest first.
 
     Raises:
-        InputError: one is not readable.
+        InputError: a record is not readable.
     """
     names = {f"{FOLDER}/{name}/run.json": name for name in root.folders(FOLDER)}
     read = root.read_many(list(names))
@@ -242,12 +242,12 @@ def list_runs(root: Root) -> list[RunRecord]:
 
 @contextmanager
 def alive(root: Root, record: RunRecord) -> Iterator[None]:
-    """Say once a minute, in the store, that the run is alive, until the block ends."""
+    """Write the run's heartbeat to the store once a minute until the block ends."""
     stop = threading.Event()
 
     def beat() -> None:
         while not stop.is_set():
-            # a beat that is missed does no harm, whatever the store says
+            # a missed heartbeat does no harm
             with suppress(Exception):
                 root.write(f"{record.folder}/alive", f"{datetime.now(UTC).isoformat()}\n".encode())
             stop.wait(BEAT_SECONDS)
@@ -262,7 +262,7 @@ def alive(root: Root, record: RunRecord) -> Iterator[None]:
 
 
 def is_alive(root: Root, record: RunRecord) -> bool:
-    """Whether the run is at work: it has not ended, its process is there, and it was not silent for `LOST_AFTER`."""
+    """Whether the run is live: not ended, its process exists, and its last heartbeat is newer than `LOST_AFTER`."""
     if record.state != "running" or (record.process is not None and record.process.is_gone()):
         return False
     try:
@@ -281,24 +281,24 @@ def latest_run(root: Root) -> str:
     try:
         return str(parse_json(root.read(LATEST))["run"])
     except (FileNotFoundError, ValueError, KeyError):
-        raise InputError(f"run: 'latest' → no run in {root.url!r} has succeeded yet; see bootpig runs") from None
+        raise InputError(f"run: 'latest' → no run in {root.url!r} has been promoted yet; see bootpig runs") from None
 
 
 def promote(root: Root, record: RunRecord) -> None:
     """Make a run the `latest` one.
 
     Raises:
-        InputError: it did not succeed.
+        InputError: the run is not done.
     """
     if record.state != "done":
-        raise InputError(f"run: {record.id!r} → is {record.state}, only a run that is done can be promoted")
+        raise InputError(f"run: {record.id!r} → is {record.state}; only a run that is done can be promoted")
     record.promoted = datetime.now(UTC)
     record.save(root)
     root.write(LATEST, json.dumps({"run": record.id}).encode())
 
 
 def metrics_of(root: Root, record: RunRecord) -> dict[str, Any] | None:
-    """The run's `metrics.json`, or None."""
+    """The content of the run's `metrics.json`, or None."""
     try:
         metrics: dict[str, Any] = parse_json(root.read(f"{record.folder}/metrics.json"))
     except (FileNotFoundError, ValueError):
@@ -307,10 +307,10 @@ def metrics_of(root: Root, record: RunRecord) -> dict[str, Any] | None:
 
 
 def compare(root: Root, a: RunRecord, b: RunRecord) -> list[tuple[str, str, str]]:
-    """What differs between two runs: (what, in a, in b). Settings, fingerprints, yields, subjects, metrics."""
+    """The differences between two runs as (name, in a, in b): settings, fingerprints, counts, subjects, metrics."""
     left, right = _facts(root, a), _facts(root, b)
     names = list(dict.fromkeys([*left, *right]))
-    # subjects that only one of them has stand among the others
+    # sort subjects together, including those that only one run has
     names.sort(key=lambda name: (1, name) if name.startswith("subject ") else (2 * name.startswith("metrics "), ""))
     pairs = [(name, left.get(name, "–"), right.get(name, "–")) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
@@ -330,7 +330,7 @@ def _facts(root: Root, record: RunRecord) -> dict[str, str]:
 
 
 def _subjects(root: Root, record: RunRecord) -> Counter[str]:
-    """How many captions of the run ask for each object."""
+    """Number of captions of the run for each object."""
     if "caption" not in record.stages:
         return Counter()
     markers = Parts(root, "caption", record.stages["caption"].fingerprint).listing(record.units).markers

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 def open_run(
     root: str, run: str = "latest", stage: str = "encode", *, shuffle: int = 0, seed: int = 0, decode: bool = True
 ) -> webdataset.DataPipeline:
-    """The samples of one stage of a run: exactly the units that the run lists, whatever else is in the store.
+    """The samples of one stage of a run. Reads exactly the units listed in the run's record.
 
     Args:
         root: the store, a folder or an fsspec URL.
-        run: a run id, or `latest`.
+        run: a run id or `latest`.
         stage: a map stage, such as `segment`, `augment` or `encode`.
         shuffle, seed, decode: see `bootpig.storage.webdatasets.open_shards`.
 
     Raises:
-        InputError: there is no such run, or it has not run that stage.
-        StoreError: a unit of it is not complete.
+        InputError: there is no such run, or it did not run that stage.
+        StoreError: one of its units is not complete.
     """
     store = Root(root)
     record = read_run(store, run)

@@ -14,7 +14,7 @@ STATES: tuple[UnitState, ...] = ("complete", "stale", "failed", "pending")
 
 
 def status(config: PipelineConfig) -> dict[str, Any]:
-    """Root, and for every stage its fingerprint, path, units by state and rows by status and reason.
+    """The root and, for every stage, its fingerprint, path, units by state, and rows by status and reason.
 
     Raises:
         ModelError, StoreError: a model is missing, or the root cannot be opened.
@@ -34,7 +34,7 @@ def _facts(engine: Engine, survey: StageSurvey) -> dict[str, Any]:
 
 
 def status_table(facts: dict[str, Any]) -> Table:
-    """The same for a person."""
+    """The status as a table for the terminal."""
     table = Table("stage", "fingerprint", *STATES, "rows ok", "rejected", "failed rows", title=facts["root"])
     for name, stage in facts["stages"].items():
         rows = stage["rows"]

@@ -24,7 +24,7 @@ def test_the_sheet_shows_samples_where_there_is_no_model_yet() -> None:
     assert artifacts.sheet_markdown(Report("toy", "run")) == ""
 
 
-def test_a_server_that_takes_nothing_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_refuses_artifacts_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
 
     class Logger:
@@ -37,4 +37,4 @@ def test_a_server_that_takes_nothing_is_a_warning(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(artifacts, "get_run_logger", Logger)
     monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
     artifacts.publish(Report("toy", "run"), "file:///nowhere")
-    assert said.getvalue() == "no artifact: the server is gone"
+    assert said.getvalue().endswith(": the server is gone")

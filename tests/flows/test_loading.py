@@ -67,13 +67,13 @@ def test_unreadable_yaml_is_one_line() -> None:
 
 def test_a_key_given_twice_is_an_error() -> None:
     (line,) = problems("name: a\nname: b\n")
-    assert "'name' stands twice" in line
+    assert "'name' is given twice" in line
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- b\n"])
 def test_a_file_that_holds_no_settings(text: str) -> None:
     (line,) = problems(text)
-    assert "must hold settings" in line
+    assert "must contain settings" in line
 
 
 def test_a_missing_or_binary_file(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_missing_or_binary_file(tmp_path: Path) -> None:
 
 def test_an_override_below_a_value(tmp_path: Path) -> None:
     (line,) = problems(TOY.read_text(), "seed.deeper=1")
-    assert "'seed' holds a value" in line
+    assert "'seed' is a value" in line
 
 
 def test_a_written_config_reads_back_as_itself(tmp_path: Path) -> None:

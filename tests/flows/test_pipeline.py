@@ -108,7 +108,7 @@ def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> N
         bootstrap(gone, until="synthesize")
     with pytest.raises(InputError, match="no such stage"):
         run_stage("segmint", config)
-    with pytest.raises(InputError, match="no unit of this run"):
+    with pytest.raises(InputError, match="not in this run"):
         run_stage("caption", config, units=[77])
     assert list_runs(Root(config.root)) == []
 

@@ -105,13 +105,13 @@ def test_a_missing_package_is_one_line_with_the_install_command(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     (line,) = runner_problems(configured(str(tmp_path), runner=runner))
-    assert line == f"runner: '{runner}' → its packages are missing; pip install 'bootpig[{runner}]'"
+    assert line == f"runner: '{runner}' → its packages are not installed; pip install 'bootpig[{runner}]'"
 
 
-def test_a_store_in_memory_is_for_threads_alone() -> None:
+def test_a_store_in_memory_needs_the_threads_runner() -> None:
     assert runner_problems(configured("memory://x", runner="threads")) == []
     (line,) = runner_problems(configured("memory://x", runner="processes"))
-    assert line.startswith("root: 'memory://x' → other processes cannot see it")
+    assert line.startswith("root: 'memory://x' → other processes cannot read it")
 
 
 def test_a_cluster_elsewhere_needs_a_store_and_an_api_that_it_reaches(
@@ -123,13 +123,13 @@ def test_a_cluster_elsewhere_needs_a_store_and_an_api_that_it_reaches(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     config = configured(str(tmp_path), runner="dask", runner_address=f"tcp://{host}:8786")
     disk, api = runner_problems(config)
-    assert disk.startswith(f"root: '{tmp_path}' → the workers of tcp://{host}:8786 cannot see a folder")
+    assert disk.startswith(f"root: '{tmp_path}' → the workers of tcp://{host}:8786 cannot read a folder")
     assert api.startswith("PREFECT_API_URL: http://127.0.0.1:4200/api → ") and "loopback" in api
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4200/api")
     assert runner_problems(config.model_copy(update={"root": "s3://bucket/x"})) == []
 
 
-def test_an_address_where_nothing_listens_is_said_before_any_work(tmp_path: Path, listener: str) -> None:
+def test_an_address_where_nothing_listens_is_a_problem(tmp_path: Path, listener: str) -> None:
     config = configured(str(tmp_path), runner="ray", runner_address=listener)
     assert runner_problems(config) == []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -137,7 +137,7 @@ def test_an_address_where_nothing_listens_is_said_before_any_work(tmp_path: Path
     (line,) = runner_problems(config.model_copy(update={"runner_address": gone}))
     assert line.startswith(f"runner_address: '{gone}' → no cluster answers there")
     (line,) = runner_problems(config.model_copy(update={"runner_address": "head"}))
-    assert "must name a host and a port" in line
+    assert "must contain host and port" in line
 
 
 def test_an_address_without_a_cluster_is_an_error(tmp_path: Path) -> None:

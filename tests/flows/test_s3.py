@@ -129,7 +129,7 @@ def test_what_is_wrong_with_the_store_is_one_line_and_exit_2(
     for command in ("run", "status"):
         assert main([command, str(yml)]) == 2
         assert capfd.readouterr().err == (
-            "root: 's3://nowhere/run' → there is no such bucket; create it, or mend its name\n"
+            "root: 's3://nowhere/run' → there is no such bucket; create it or correct the name\n"
         )
     assert main(["runs", "--root", "s3://me:hunter2@data/run"]) == 2
     assert "hunter2" not in capfd.readouterr().err

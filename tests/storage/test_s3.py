@@ -69,7 +69,7 @@ def test_a_server_that_takes_a_write_and_says_nothing_is_given_up(monkeypatch: p
         conf = {"endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}", "key": "k", "secret": "s"}
         monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": own, **conf})
         monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)
-        with pytest.raises(StoreUnavailable, match=r"cannot write 'x': no good answer in 4 attempts .*Timeout"):
+        with pytest.raises(StoreUnavailable, match=r"cannot write 'x': .*Timeout"):
             Root("s3://data/silent").write("x", b"1")
 
 
@@ -99,7 +99,7 @@ def test_what_a_removal_has_left_is_removed_again(s3: Faults, hasty: None) -> No
 def test_a_store_that_stays_ill_is_given_up(s3: Faults, hasty: None, root: Root) -> None:
     root = Root(root.url)
     s3.rate, s3.kinds = 1.0, ("slow_down",)
-    with pytest.raises(StoreUnavailable, match=r"cannot write 'x': no good answer in 4 attempts .*run again") as error:
+    with pytest.raises(StoreUnavailable, match=r"cannot write 'x': .*run again") as error:
         root.write("x", b"1")
     assert len(s3.calls) == patience.ATTEMPTS and "\n" not in str(error.value)
     s3.calls = []
@@ -143,7 +143,7 @@ def test_without_credentials_it_says_so(s3: Faults, monkeypatch: pytest.MonkeyPa
 
 
 def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
-    with pytest.raises(StoreError, match="holds credentials; leave them to the environment") as error:
+    with pytest.raises(StoreError, match="contains credentials") as error:
         Root("s3://key:hunter2@data/x")
     assert "hunter2" not in str(error.value)
 

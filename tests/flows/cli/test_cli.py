@@ -35,11 +35,11 @@ def sets(settings: list[str]) -> list[str]:
         (["run"], "config: missing → give a YAML file"),
         (["run", TOY, "--only", "segmint"], "--only: 'segmint' → there is no such stage; did you mean 'segment'?"),
         (["run", TOY, "--until", "x"], "until: 'x' → there is no such stage"),
-        (["run", TOY, "--only", "caption", "--units", "400"], "units: 400 → no unit of this run"),
+        (["run", TOY, "--only", "caption", "--units", "400"], "units: 400 → not in this run"),
         (["run", TOY, "--only", "caption", "--units", "a"], "units: 'a' → write numbers"),
-        (["run", TOY, "--units", "1"], "--units: → goes with --only STAGE"),
+        (["run", TOY, "--units", "1"], "--units: → needs --only STAGE"),
         (["run", TOY, "--only", "caption", "--until", "encode"], "--only: 'caption' → leave out --from and --until"),
-        (["run", TOY, "--run", "latest"], "--run: 'latest' → brings its own config"),
+        (["run", TOY, "--run", "latest"], "--run: 'latest' → uses the config of that run"),
         (["run", "--run", "latest"], "run: 'latest' → no run in"),
         (["run", TOY, "--set", "synthesize.model=/nowhere"], "synthesize.model: '/nowhere' does not exist"),
         (["status", TOY, "--set", "root=nofs://x"], "root: 'nofs://x' cannot be opened"),
@@ -124,7 +124,7 @@ def test_runs_are_listed(settings: list[str], capsys: pytest.CaptureFixture[str]
     record.state = "done"
     record.save(Root(config.root))
     assert main(["runs", "promote", record.id, "--root", config.root]) == 2
-    assert "made no whole data set" in capsys.readouterr().err
+    assert "did not make a complete data set" in capsys.readouterr().err
     record.use("encode", "0" * 16)
     record.save(Root(config.root))
     assert main(["runs", "promote", record.id, "--root", config.root]) == 0
@@ -146,7 +146,7 @@ def test_a_server_that_is_not_there_is_one_line(
 
 def test_verify_holds_on_an_empty_store(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", TOY, *sets(settings)]) == 0
-    assert "all checksums hold" in capsys.readouterr().out
+    assert "all checksums match" in capsys.readouterr().out
 
 
 def test_looking_needs_neither_prefect_nor_torch(settings: list[str]) -> None:

@@ -79,10 +79,10 @@ def test_init_writes_a_copy_and_never_overwrites(site: Path, tmp_path: Path) -> 
     assert bootpig(site, folder, "init", "toy").stdout == "toy.yaml\n"
     assert (folder / "toy.yaml").read_text() == (PROJECT / "configs" / "toy.yaml").read_text()
     second = bootpig(site, folder, "init", "toy")
-    assert second.returncode == 2 and second.stderr == "--out: 'toy.yaml' → exists already; give another name\n"
+    assert second.returncode == 2 and second.stderr == "--out: 'toy.yaml' → already exists; choose another name\n"
     assert bootpig(site, folder, "status", "toy.yaml").returncode == 0
     wrong = bootpig(site, folder, "init", "toyy")
     assert wrong.returncode == 2 and "there are" in wrong.stderr
     assert "sd21" in bootpig(site, folder, "init").stdout
     missing = bootpig(site, folder, "plan", "toyy")
-    assert missing.returncode == 2 and "did you mean 'toy', which comes with bootpig?" in missing.stderr
+    assert missing.returncode == 2 and "did you mean the shipped configuration 'toy'?" in missing.stderr

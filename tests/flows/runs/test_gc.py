@@ -133,7 +133,7 @@ def test_the_command(root: Root, config: PipelineConfig, capsys: pytest.CaptureF
     assert main(["gc", "--root", config.root, "--keep", "0"]) == 2
     assert capsys.readouterr().err.startswith("keep: 0 → must be 1 or more")
     assert main(["gc", "--root", config.root, "--keep", "1", "--dry-run"]) == 0
-    assert "would go: 1 runs, 1 folders" in capsys.readouterr().out
+    assert "would remove: 1 runs, 1 folders" in capsys.readouterr().out
     assert there(root) == {1, 2}
     assert main(["gc", "--root", config.root, "--keep", "1"]) == 0
     assert "removed: 1 runs, 1 folders" in capsys.readouterr().out
@@ -158,5 +158,5 @@ def test_what_was_made_again_leaves_no_payload_behind(
     working.save(root)
     for options, left in ((["--dry-run"], {"part-00000-01234567.tar"}), ([], set())):
         assert main(["gc", "--root", config.root, *options]) == 0
-        assert "1 payloads of units that were made again  2.0 MB" in capsys.readouterr().out
+        assert "1 payloads replaced by newer ones  2.0 MB" in capsys.readouterr().out
         assert set(root.names(folder)) == made | left
