@@ -17,9 +17,10 @@ from bootpig.models.devices import torch_device, torch_dtype
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.embedders import DinoEmbedder
 from bootpig.stages.engine.survey import make_stage
-from bootpig.stages.evaluate.drawing import Sampling, draw, drawings, latent_shape, prepared_references
+from bootpig.stages.evaluate.drawing import draw, drawings, prepared_references
 from bootpig.stages.evaluate.scoring import Scores
 from bootpig.stages.evaluate.stage import Evaluate
+from bootpig.stages.sampling import Sampling, latent_shape
 
 
 def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:

@@ -15,11 +15,12 @@ from rich.console import Console
 from bootpig.flows.cli import display
 from bootpig.flows.loading import load_config
 from bootpig.stages.caption.phrases import object_phrase
-from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.contract import FatalError, InputError
 
 
 def generate(asked: argparse.Namespace) -> int:
-    from bootpig.flows.cli.generate import Sampling, Scene, generate, model_folder, run_config
+    from bootpig.flows.cli.generate import Prompts, Scene, generate, model_folder, run_config
+    from bootpig.stages.sampling import Sampling
 
     bounds = {"count": 1000, "batch-size": 1000, "steps": 1000, "reference-refresh-steps": 1000, "seed": 2**62}
     for option, high in bounds.items():
@@ -39,9 +40,6 @@ def generate(asked: argparse.Namespace) -> int:
     sampling = Sampling(
         **{name: chosen[name] for name in names if name in chosen},
         reference_refresh_steps=asked.reference_refresh_steps,
-        negative_prompt=asked.negative_prompt,
-        seed=asked.seed,
-        count=asked.count,
         batch_size=asked.batch_size,
     )
     cutter = None
@@ -59,19 +57,23 @@ def generate(asked: argparse.Namespace) -> int:
     sheet = Path(asked.sheet) if asked.sheet else None
     with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
         folder = model_folder(asked.model, asked.root, scratch)
-        with screen.stage("generate", sampling.steps) as bar:
-            drawn = generate(
-                folder,
-                references,
-                prompts,
-                Path(asked.out),
-                sampling,
-                bar.whole(),
-                scene=scene,
-                cutter=cutter,
-                sheet=sheet,
-            )
-    for picture in drawn:
+        with screen.stage("generate", sampling.steps * asked.count * len(prompts)) as bar:
+            try:
+                written = generate(
+                    folder,
+                    references,
+                    Prompts(prompts, asked.negative_prompt, asked.count, asked.seed),
+                    Path(asked.out),
+                    sampling,
+                    bar.whole(),
+                    scene=scene,
+                    cutter=cutter,
+                    sheet=sheet,
+                )
+            except FatalError as error:
+                print(f"generate: {error}", file=sys.stderr)
+                return 1
+    for picture in written:
         print(picture.file)
         if picture.known_psnr_db is not None:
             print(f"{picture.file}: known region {picture.known_psnr_db:.1f} dB before pasting", file=sys.stderr)
@@ -102,7 +104,11 @@ def evaluate(asked: argparse.Namespace) -> int:
     with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
         folder = model_folder(asked.model, config.root, scratch)
         with screen.stage("evaluate", 1) as bar:
-            metrics = evaluate(folder, config, Path(asked.out), bar.whole())
+            try:
+                metrics = evaluate(folder, config, Path(asked.out), bar.whole())
+            except FatalError as error:
+                print(f"evaluate: {error}", file=sys.stderr)
+                return 1
     Console().print(results_table(metrics), highlight=False, markup=False)
     print(Path(asked.out) / "contact_sheet.png")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Progress
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.evaluate.subjects import on_white, read_picture
+from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
@@ -24,19 +25,14 @@ from bootpig.storage.root import Root
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn, as in the paper by default; the guidance scales are those of eq. 4."""
+class Prompts:
+    """What to draw: `count` pictures of each prompt."""
 
-    steps: int = 50
-    guidance_scale: float = 7.5
-    reference_guidance_scale: float = 5.0
-    reference_refresh_steps: int = 1
-    negative_prompt: str | None = None
-    seed: int = 0
+    texts: list[str]
+    negative: str | None = None
     count: int = 1
-    """Pictures a prompt."""
-    batch_size: int = 4
-    """Pictures drawn at once."""
+    seed: int = 0
+    """Of the references' noise, and of the first picture's own; each picture has the next one."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,12 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Written:
     """One picture that was written."""
 
     file: Path
     known_psnr_db: float | None
-    """Inpainting: how well the network itself rendered what it was to keep, before the original was pasted over it."""
+    """See `bootpig.stages.sampling.Drawn`."""
 
 
 def model_folder(model: str, root: str, scratch: Path) -> Path:
@@ -107,7 +103,7 @@ def run_config(model: str, root: str) -> PipelineConfig | None:
 def generate(
     model: Path,
     references: list[Path],
-    prompts: list[str],
+    prompts: Prompts,
     outputs: Path,
     sampling: Sampling,
     progress: Progress,
@@ -115,7 +111,7 @@ def generate(
     scene: Scene | None = None,
     cutter: tuple[SegmentConfig, str] | None = None,
     sheet: Path | None = None,
-) -> list[Drawn]:
+) -> list[Written]:
     """Draw the subject of the references as each prompt says. References are prepared once for all prompts.
 
     Args:
@@ -126,10 +122,11 @@ def generate(
         sheet: a .png file for all pictures beside what they were made of: before | mask | reference | after.
 
     Returns:
-        What was written. A picture hangs on its seed, prompt, references and number alone, not on the batch.
+        What was written. A picture depends on its seed, prompt, references and number alone, not on the batch.
 
     Raises:
         InputError, ModelError: a picture, the model or its base cannot be used.
+        FatalError: memory runs out with a single picture.
     """
     for option, path in (("out", outputs), ("sheet", sheet)):
         if path is not None and path.suffix.lower() != ".png":
@@ -139,8 +136,6 @@ def generate(
         pictures = _cut_out(references, pictures, *cutter)
     painted = {} if scene is None else _scene(scene)
     info = model_info(model)
-
-    import torch
 
     pipeline = _pipeline(model, info)
     prepared = None
@@ -161,51 +156,31 @@ def generate(
         pipeline = kind.from_pipe(pipeline, dtype=pipeline.unet.dtype)
     pipeline.set_progress_bar_config(disable=True)
 
-    rows = [prompt for prompt in prompts for _ in range(sampling.count)]
+    rows = [text for text in prompts.texts for _ in range(prompts.count)]
     files = [outputs.with_stem(f"{outputs.stem}-{number}") if len(rows) > 1 else outputs for number in range(len(rows))]
     outputs.parent.mkdir(parents=True, exist_ok=True)
-    steps = sampling.steps
+
+    def inputs(batch: Sequence[int]) -> dict[str, Any]:
+        return {
+            "prompt": [rows[number] for number in batch],
+            "reference_images": prepared,
+            "negative_prompt": None if prompts.negative is None else [prompts.negative] * len(batch),
+            **painted,
+        }
+
+    # Each picture has first noise of its own; the references' noise depends on the seed alone, so all prompts share it.
+    seeds = [Seeds(prompts.seed + number, prompts.seed) for number in range(len(rows))]
     drawn: list[Drawn] = []
-    images: list[Any] = []
-    batches = range(0, len(rows), sampling.batch_size)
-    for done, begin in enumerate(batches):
-
-        def step(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any], done: int = done) -> dict[str, Any]:
-            progress(min(done * steps + at + 1, len(batches) * steps), len(batches) * steps, "")
-            return {}
-
-        batch = rows[begin : begin + sampling.batch_size]
-        size = pipeline.unet.config.sample_size
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        # Each picture has noise of its own; the references' noise hangs on the seed alone, so all prompts share it.
-        noise = [
-            torch.randn((1, pipeline.unet.config.in_channels, *sides), generator=_generator(sampling.seed + number))
-            for number in range(begin, begin + len(batch))
-        ]
-        try:
-            output = pipeline(
-                batch,
-                reference_images=prepared,
-                negative_prompt=None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(batch),
-                num_inference_steps=steps,
-                guidance_scale=sampling.guidance_scale,
-                reference_guidance_scale=sampling.reference_guidance_scale,
-                reference_refresh_steps=sampling.reference_refresh_steps,
-                latents=torch.cat(noise).to(pipeline.device, pipeline.unet.dtype),
-                generator=_generator(sampling.seed),
-                callback_on_step_end=step,
-                **painted,
-            )
-        except ValueError as error:
-            raise InputError(f"generate: {error}") from None
-        psnr = getattr(output, "known_psnr_db", [None] * len(batch))
-        for image, file, known in zip(output.images, files[begin : begin + len(batch)], psnr, strict=True):
-            image.save(file)
-            images.append(image)
-            drawn.append(Drawn(file, known))
+    try:
+        for batch in draw_pictures(pipeline, seeds, inputs, sampling, setting="--batch-size", progress=progress):
+            for picture in batch:
+                picture.image.save(files[len(drawn)])
+                drawn.append(picture)
+    except ValueError as error:
+        raise InputError(f"generate: {error}") from None
     if sheet is not None:
-        _sheet(rows, images, pictures, painted).save(sheet)
-    return drawn
+        _sheet(rows, [picture.image for picture in drawn], pictures, painted).save(sheet)
+    return [Written(file, picture.known_psnr_db) for file, picture in zip(files, drawn, strict=True)]
 
 
 def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted: dict[str, Any]) -> Any:
@@ -259,12 +234,6 @@ def _cut_out(paths: list[Path], pictures: list[Any], config: SegmentConfig, phra
     cut = cut_out([pictures[place] for place in plain], [str(paths[place]) for place in plain], phrase, config)
     found = dict(zip(plain, cut, strict=True))
     return [found.get(place, picture) for place, picture in enumerate(pictures)]
-
-
-def _generator(seed: int) -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(seed)
 
 
 def model_info(model: Path) -> dict[str, Any]:

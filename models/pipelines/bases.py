@@ -27,14 +27,12 @@ def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | Boot
     options |= {"dtype": dtype, "use_safetensors": True}
     with loading(source.field, source.source):
         if "XL" in name:
-            large: BootPIGXLPipeline = BootPIGXLPipeline.from_pretrained(source.path, add_watermarker=False, **options)
-            return large
+            return BootPIGXLPipeline.from_pretrained(source.path, add_watermarker=False, **options)
         options |= {"safety_checker": None, "requires_safety_checker": False}
-        pipeline: BootPIGPipeline = BootPIGPipeline.from_pretrained(source.path, **options)
-        return pipeline
+        return BootPIGPipeline.from_pretrained(source.path, **options)
 
 
-def empty_prompt(pipeline: Any) -> tuple[Tensor, Tensor | None]:
+def empty_prompt(pipeline: BootPIGPipeline | BootPIGXLPipeline) -> tuple[Tensor, Tensor | None]:
     """What the base reads where there is no caption: the embeds of "", or SDXL's zeros where its config says so.
 
     Returns:

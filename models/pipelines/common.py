@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,6 +16,7 @@ from torch import Tensor
 from bootpig.models.core.reference_unet import copy_as_reference, restore, truncate
 from bootpig.models.core.rsa import install_rsa
 from bootpig.models.pipelines.card import base_licence
+from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
 from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
 from bootpig.models.pipelines.references import (
@@ -41,14 +42,14 @@ NOISE_SCHEDULE = (
 """The part of a scheduler's config that a model is trained with; sampling goes by it whatever the scheduler."""
 
 
-class BootPIGMixin:
+class BootPIGMixin(DiffusersParts):
     """For a diffusers pipeline class with the components `unet`, `reference_unet`, `vae` and `scheduler`."""
 
     # Both UNets run at every step: moving one of them out for the other would cost more than it saves.
     _exclude_from_cpu_offload = ["safety_checker", "reference_unet"]  # noqa: RUF012 (diffusers' own convention)
 
     def _register_bootpig(
-        self: Any,
+        self,
         reference_unet: UNet2DConditionModel | None,
         key_scale: float,
         pooling: str,
@@ -62,9 +63,9 @@ class BootPIGMixin:
         self.register_to_config(key_scale=key_scale, pooling=pooling, reference_caption=reference_caption)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Any:
+    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:
         """diffusers' own; it notes the commit of a base from the hub, which `save_bootpig` writes down."""
-        pipeline = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
+        pipeline: Self = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
         if not Path(name).is_dir():
             file = try_to_load_from_cache(
                 str(name), "model_index.json", cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
@@ -73,7 +74,7 @@ class BootPIGMixin:
                 pipeline.register_to_config(base_revision=Path(file).parent.name)
         return pipeline
 
-    def load_bootpig(self: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    def load_bootpig(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Load a trained model: its Reference UNet and its base's attn1 together, and what must match training (key
         scale, pooling, reference caption, noise schedule).
 
@@ -100,7 +101,7 @@ class BootPIGMixin:
         return info
 
     def save_bootpig(
-        self: Any,
+        self,
         folder: str | os.PathLike[str],
         info: Mapping[str, Any] | None = None,
         *,
@@ -132,7 +133,7 @@ class BootPIGMixin:
         }
         save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
 
-    def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """diffusers' own, with the Reference UNet written as an ordinary, whole UNet, and with a `pipeline.py` by which
         the folder loads without this package:
         `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`."""
@@ -145,7 +146,7 @@ class BootPIGMixin:
         Path(save_directory, "pipeline.py").write_text(standalone_source(type(self)), encoding="utf-8")
 
     @torch.no_grad()
-    def prepare_references(self: Any, images: Any, prompts: int = 1) -> PreparedReferences:
+    def prepare_references(self, images: Any, prompts: int = 1) -> PreparedReferences:
         """Encode references once, for many calls: hand the result to `reference_images`.
 
         Args:
@@ -175,13 +176,13 @@ class BootPIGMixin:
         latents = self._encode_pixels(pixel_values(pictures))
         return PreparedReferences(latents, tuple(rows), tuple(attends))
 
-    def _encode_pixels(self: Any, pixels: Tensor) -> Tensor:
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w), times the VAE's scaling factor."""
         distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
         return distribution.mode() * self.vae.config.scaling_factor
 
     def _reference_captions(
-        self: Any, prompts: Sequence[str] | None, given: str | Sequence[str] | None, count: int
+        self, prompts: Sequence[str] | None, given: str | Sequence[str] | None, count: int
     ) -> list[str] | None:
         """The text that the Reference UNet reads for each prompt; None: the prompt embeds serve as they are."""
         if given is not None:
@@ -196,7 +197,7 @@ class BootPIGMixin:
         return [object_phrase(p) for p in prompts] if self.config.reference_caption == "object" else list(prompts)
 
     def _reference_rows(
-        self: Any,
+        self,
         prepared: PreparedReferences,
         embeds: Tensor,
         captions: Sequence[str],

@@ -6,7 +6,7 @@ import ast
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,8 @@ FORMAT = 1
 REFERENCE_FOLDER = "reference_unet"
 RSA_FILE = "rsa.safetensors"
 INFO_FILE = "bootpig.json"
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 def save_trained(
@@ -116,24 +118,31 @@ def standalone_source(pipeline_class: type) -> str:
         return inspect.getsource(module)
     taken: dict[str, str] = {}
     for name, source in parts.items():
-        for node in ast.parse(source).body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-                assert node.name not in taken, f"{node.name} stands in {taken[node.name]} and in {name}"
-                taken[node.name] = name
+        for defined in _defined(source):
+            assert defined not in taken, f"{defined} is in {taken[defined]} and in {name}"
+            taken[defined] = name
     title = f'"""{pipeline_class.__name__} in one file, made from {", ".join(parts)}."""'
     return "\n".join([title, "", "from __future__ import annotations", "", *parts.values()])
 
 
+def _defined(source: str) -> Iterator[str]:
+    """The names that a module defines at its top level."""
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            yield node.name
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
 def _collect(module: ModuleType, parts: dict[str, str]) -> None:
-    """Add to `parts` the modules of its own package that a module imports, and then itself, without those imports."""
+    """Add to `parts` the modules of this package that a module imports, and then itself, without those imports."""
     source = inspect.getsource(module)
-    package = module.__name__.rpartition(".")[0] + "."
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ImportFrom) or node.module is None or node.end_lineno is None:
             continue
-        if node.module.startswith(package) and node.module not in parts:
+        if node.module.startswith(_PACKAGE) and node.module not in parts:
             _collect(sys.modules[node.module], parts)
-        if node.module.startswith(package) or node.module == "__future__":
+        if node.module.startswith(_PACKAGE) or node.module == "__future__":
             lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
     parts[module.__name__] = "\n".join(lines).strip() + "\n\n"

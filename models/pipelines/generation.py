@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from torch import Tensor
 
@@ -16,12 +15,13 @@ from bootpig.models.pipelines.common import BootPIGMixin
 from bootpig.models.pipelines.guidance import Conditions, Denoiser
 from bootpig.models.pipelines.known_region import KnownRegion, Scene
 from bootpig.models.pipelines.references import PreparedReferences
+from bootpig.models.pipelines.request import Request, Sizes
 
 Texts = tuple[str | None, str | None]
 """A text for each of the base's text encoders; None in the first place is SDXL's own empty prompt, zeros."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """Text embeds."""
 
@@ -31,84 +31,41 @@ class Encoded:
     """(D',) or (P, D'); SDXL only."""
 
 
-@dataclass
-class Request:
-    """The arguments of a call, named as in diffusers' pipelines."""
-
-    prompt: str | list[str] | None = None
-    prompt_2: str | list[str] | None = None
-    reference_images: Any = None
-    reference_prompt: str | list[str] | None = None
-    negative_prompt: str | list[str] | None = None
-    negative_prompt_2: str | list[str] | None = None
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int = 50
-    timesteps: list[int] | None = None
-    sigmas: list[float] | None = None
-    guidance_scale: float = 7.5
-    reference_guidance_scale: float = 5.0
-    reference_refresh_steps: int = 1
-    num_images_per_prompt: int = 1
-    eta: float = 0.0
-    generator: torch.Generator | list[torch.Generator] | None = None
-    latents: Tensor | None = None
-    prompt_embeds: Tensor | None = None
-    negative_prompt_embeds: Tensor | None = None
-    reference_prompt_embeds: Tensor | None = None
-    pooled_prompt_embeds: Tensor | None = None
-    negative_pooled_prompt_embeds: Tensor | None = None
-    reference_pooled_prompt_embeds: Tensor | None = None
-    original_size: tuple[int, int] | None = None
-    crops_coords_top_left: tuple[int, int] = (0, 0)
-    target_size: tuple[int, int] | None = None
-    negative_original_size: tuple[int, int] | None = None
-    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
-    negative_target_size: tuple[int, int] | None = None
-    output_type: str = "pil"
-    return_dict: bool = True
-    cross_attention_kwargs: dict[str, Any] | None = None
-    guidance_rescale: float = 0.0
-    clip_skip: int | None = None
-    callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
-
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> Request:
-        """From the `locals()` at the start of a `__call__`, whose parameters bear the same names."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
-
-    def prompts(self) -> list[str] | None:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-    def count(self) -> int:
-        """The number of prompts."""
-        prompts = self.prompts()
-        if prompts is not None:
-            return len(prompts)
-        if self.prompt_embeds is None:
-            raise ValueError("prompt: give prompt or prompt_embeds")
-        return len(self.prompt_embeds)
-
-
 class GenerationMixin(BootPIGMixin):
-    """The call itself. A base adds `_check`, `_encode_texts`, `_conditions` and `_output`."""
+    """The call itself. A base writes the four methods that raise `NotImplementedError` here."""
+
+    _reference_guidance_scale: float
+
+    def _check(self, r: Request) -> None:
+        """Raise ValueError where diffusers' own `check_inputs` does."""
+        raise NotImplementedError
+
+    def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
+        """One run of the text encoders over distinct texts."""
+        raise NotImplementedError
+
+    def _conditions(self, pooled: Tensor | None, sizes: Sizes) -> Conditions | None:
+        """What the UNet is given besides the text, one row for each of `pooled` (rows, D); None: nothing."""
+        raise NotImplementedError
+
+    def _output(self, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+        """Decode `latents`, (B, C, h, w), to what the call returns."""
+        raise NotImplementedError
 
     @property
-    def reference_guidance_scale(self: Any) -> float:
+    def reference_guidance_scale(self) -> float:
         """eta_im of eq. 4, of the running call; callbacks may set `_reference_guidance_scale`."""
         return self._reference_guidance_scale
 
-    def _generate(self: Any, r: Request, scene: Scene | None = None) -> Any:
+    def _generate(self, r: Request, scene: Scene | None = None) -> Any:
         """Run a call. `scene` is the picture to inpaint; its height and width are the request's.
 
         Raises:
             ValueError: inputs that contradict each other or do not match in number, an unusable reference, or
                 attention processors that something has replaced.
         """
-        if isinstance(r.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            r.callback_on_step_end_tensor_inputs = r.callback_on_step_end.tensor_inputs
         size = self._size(r)
+        r = replace(r, height=size[0], width=size[1], callback_on_step_end_tensor_inputs=r.tensor_inputs())
         self._check(r)
         check_rsa(self.unet)
         if r.reference_images is None and (r.reference_prompt is not None or r.reference_prompt_embeds is not None):
@@ -153,14 +110,11 @@ class GenerationMixin(BootPIGMixin):
         references = None
         if prepared is not None:
             names = captions or [str(row) for row in range(count)]
-            seen = tuple(side * self.vae_scale_factor for side in prepared.latents.shape[-2:])
-            conditions = self._conditions(caption.pooled, seen, (0, 0), seen)
+            height, width = prepared.latents.shape[-2:]
+            seen = (height * self.vae_scale_factor, width * self.vae_scale_factor)
+            conditions = self._conditions(caption.pooled, Sizes(seen, (0, 0), seen))
             references = self._reference_rows(prepared, caption.embeds, names, each, r.generator, conditions)
-        target, original = r.target_size or size, r.original_size or size
-        positive_sizes = (original, r.crops_coords_top_left, target)
-        negative_sizes = positive_sizes
-        if r.negative_original_size is not None and r.negative_target_size is not None:
-            negative_sizes = (r.negative_original_size, r.negative_crops_coords_top_left, r.negative_target_size)
+        positive_sizes, negative_sizes = r.sizes(size)
         denoiser = Denoiser(
             self.unet,
             self.reference_unet,
@@ -168,8 +122,8 @@ class GenerationMixin(BootPIGMixin):
             prompt.embeds.repeat_interleave(each, dim=0),
             negative.embeds.repeat_interleave(each, dim=0),
             references,
-            _repeated(self._conditions(prompt.pooled, *positive_sizes), each),
-            _repeated(self._conditions(negative.pooled, *negative_sizes), each),
+            _repeated(self._conditions(prompt.pooled, positive_sizes), each),
+            _repeated(self._conditions(negative.pooled, negative_sizes), each),
             r.cross_attention_kwargs,
             r.reference_refresh_steps,
         )
@@ -178,24 +132,20 @@ class GenerationMixin(BootPIGMixin):
         self.maybe_free_model_hooks()
         return output
 
-    def _inpaint(
-        self: Any, r: Request, image: Any, mask_image: Any, strength: float, padding_mask_crop: int | None
-    ) -> Any:
+    def _inpaint(self, r: Request, image: Any, mask_image: Any, strength: float, padding_mask_crop: int | None) -> Any:
         """Run a call that repaints the white of `mask_image`, see `Scene.read`."""
         height, width = self._size(r)
         scene = Scene.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
         return self._generate(r, scene)
 
-    def _size(self: Any, r: Request) -> tuple[int, int]:
-        """(height, width) in pixels; what the request leaves open is set to the UNet's own."""
+    def _size(self, r: Request) -> tuple[int, int]:
+        """(height, width) in pixels; the UNet's own where the request leaves them open."""
         sample_size = self.unet.config.sample_size
         sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        r.height = r.height or sides[0] * self.vae_scale_factor
-        r.width = r.width or sides[1] * self.vae_scale_factor
-        return r.height, r.width
+        return r.height or sides[0] * self.vae_scale_factor, r.width or sides[1] * self.vae_scale_factor
 
     def _pictures(
-        self: Any, r: Request, pixels: Tensor, scene: Scene | None, denormalize: list[bool]
+        self, r: Request, pixels: Tensor, scene: Scene | None, denormalize: list[bool]
     ) -> tuple[Any, list[float]]:
         """The pictures in the request's format from the VAE's pixels, pasted into the scene where there is one, and
         then the PSNR of what was to be kept."""
@@ -209,7 +159,7 @@ class GenerationMixin(BootPIGMixin):
         return (self.image_processor.numpy_to_pt(arrays) if r.output_type == "pt" else arrays), psnr
 
     def _denoise(
-        self: Any,
+        self,
         r: Request,
         denoiser: Denoiser,
         timesteps: Tensor,
@@ -237,7 +187,7 @@ class GenerationMixin(BootPIGMixin):
                     progress.update()
         return latents
 
-    def _call_back(self: Any, r: Request, denoiser: Denoiser, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+    def _call_back(self, r: Request, denoiser: Denoiser, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
         tensors = {
             "latents": latents,
             "prompt_embeds": denoiser.prompt_embeds,
@@ -256,7 +206,7 @@ class GenerationMixin(BootPIGMixin):
             denoiser.conditions = {key: tensors[name] for name, key in added.items()}
         return tensors["latents"]
 
-    def _encode_all(self: Any, r: Request, captions: list[str] | None) -> tuple[Encoded, Encoded, Encoded]:
+    def _encode_all(self, r: Request, captions: list[str] | None) -> tuple[Encoded, Encoded, Encoded]:
         """The prompts, the negative prompts and the reference captions, a row a prompt; every distinct text goes
         through the text encoders once."""
         count = r.count()
@@ -292,7 +242,7 @@ class GenerationMixin(BootPIGMixin):
             )
         return prompt, negative, caption
 
-    def _stacked(self: Any, rows: Sequence[Encoded]) -> Encoded | None:
+    def _stacked(self, rows: Sequence[Encoded]) -> Encoded | None:
         if not rows:
             return None
         device, dtype = self._execution_device, self.unet.dtype
@@ -302,7 +252,9 @@ class GenerationMixin(BootPIGMixin):
             torch.stack(pooled).to(device, dtype) if pooled else None,
         )
 
-    def _given(self: Any, name: str, embeds: Tensor, pooled: Tensor | None, count: int) -> Encoded:
+    def _given(self, name: str, embeds: Tensor | None, pooled: Tensor | None, count: int) -> Encoded:
+        if embeds is None:
+            raise ValueError(f"{name}: give {name} or {name}_embeds")
         if len(embeds) != count:
             raise ValueError(f"{name}_embeds: {len(embeds)} rows for {count} prompts")
         device, dtype = self._execution_device, self.unet.dtype

@@ -88,7 +88,7 @@ class Denoiser:
     negative_conditions: Conditions | None = None
     cross_attention_kwargs: Mapping[str, Any] | None = None
     reference_refresh_steps: int = 1
-    """The Reference UNet runs at every so-manieth step; between them, its last features serve."""
+    """Run the Reference UNet every N steps and reuse its features in between."""
     _layers: Sequence[Tensor] = field(default=(), init=False, repr=False)
 
     def predict(

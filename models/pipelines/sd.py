@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from bootpig.models.pipelines.generation import Request
+from bootpig.models.pipelines.request import Request
 from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
 
 
@@ -74,8 +74,8 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
                 one row a prompt, and a callback sees them with one row an image.
             guidance_scale: eta_text+im of eq. 4; no value switches guidance off.
             reference_guidance_scale: eta_im of eq. 4.
-            reference_refresh_steps: run the Reference UNet at every so-manieth step only, and use its features until
-                then: faster, less faithful (docs/benchmarks.md has figures). 1, the paper's way, runs it at each.
+            reference_refresh_steps: run the Reference UNet every N steps and reuse its features in between: faster,
+                less faithful (docs/benchmarks.md has figures). 1, the paper's way, runs it at every step.
             generator: one for all, or a list with one an image. References draw their noise from the prompt's (its
                 first image's), after the latents.
             reference_prompt_embeds: (prompts, S, D) in place of `reference_prompt`.
@@ -87,4 +87,32 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
             ValueError: inputs that contradict each other or do not match in number, an unusable reference, or
                 attention processors that something has replaced.
         """
-        return self._generate(Request.from_arguments(locals()))
+        r = Request(
+            prompt=prompt,
+            reference_images=reference_images,
+            reference_prompt=reference_prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            reference_guidance_scale=reference_guidance_scale,
+            reference_refresh_steps=reference_refresh_steps,
+            num_images_per_prompt=num_images_per_prompt,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            reference_prompt_embeds=reference_prompt_embeds,
+            output_type=output_type,
+            return_dict=return_dict,
+            cross_attention_kwargs=cross_attention_kwargs,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        return self._generate(r)

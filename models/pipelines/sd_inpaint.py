@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from bootpig.models.pipelines.generation import Request
+from bootpig.models.pipelines.request import Request
 from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
 
 
@@ -67,5 +67,32 @@ class BootPIGInpaintPipeline(StableDiffusionParts, StableDiffusionPipeline):
         Raises:
             ValueError: as `BootPIGPipeline`, and see `bootpig.models.pipelines.known_region.Scene.read`.
         """
-        r = Request.from_arguments(locals())
+        r = Request(
+            prompt=prompt,
+            reference_images=reference_images,
+            reference_prompt=reference_prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            reference_guidance_scale=reference_guidance_scale,
+            reference_refresh_steps=reference_refresh_steps,
+            num_images_per_prompt=num_images_per_prompt,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            reference_prompt_embeds=reference_prompt_embeds,
+            output_type=output_type,
+            return_dict=return_dict,
+            cross_attention_kwargs=cross_attention_kwargs,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
         return self._inpaint(r, image, mask_image, strength, padding_mask_crop)

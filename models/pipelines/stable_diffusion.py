@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,17 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Request, Texts
+from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts
 from bootpig.models.pipelines.guidance import Conditions
 from bootpig.models.pipelines.known_region import InpaintOutput, Scene
+from bootpig.models.pipelines.request import Request, Sizes
 
 
 class StableDiffusionParts(GenerationMixin):
     """For a subclass of `StableDiffusionPipeline`."""
+
+    text_encoder: CLIPTextModel
+    run_safety_checker: Callable[..., tuple[Tensor, list[bool] | None]]
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor", "image_encoder", "reference_unet"]  # noqa: RUF012
@@ -51,7 +55,7 @@ class StableDiffusionParts(GenerationMixin):
         )
         self._register_bootpig(reference_unet, key_scale, pooling, reference_caption)
 
-    def _check(self: Any, r: Request) -> None:
+    def _check(self, r: Request) -> None:
         self.check_inputs(
             r.prompt,
             r.height,
@@ -63,7 +67,7 @@ class StableDiffusionParts(GenerationMixin):
             callback_on_step_end_tensor_inputs=r.callback_on_step_end_tensor_inputs,
         )
 
-    def _encode_texts(self: Any, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
+    def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
         scale = (self.cross_attention_kwargs or {}).get("scale")
         first = [text for text, _ in texts]
         with self._without_last_layers(clip_skip or 0):
@@ -71,7 +75,7 @@ class StableDiffusionParts(GenerationMixin):
         return {pair: Encoded(row) for pair, row in zip(texts, embeds, strict=True)}
 
     @contextmanager
-    def _without_last_layers(self: Any, skipped: int) -> Iterator[None]:
+    def _without_last_layers(self, skipped: int) -> Iterator[None]:
         """The text encoder ends `skipped` layers earlier, under the same last norm. That is what `encode_prompt` does
         with its `clip_skip`, but for a name that transformers' CLIP has no more."""
         encoder = getattr(self.text_encoder, "text_model", self.text_encoder).encoder
@@ -84,11 +88,12 @@ class StableDiffusionParts(GenerationMixin):
         finally:
             encoder.layers = layers
 
-    def _conditions(self, *_: Any) -> Conditions | None:
+    def _conditions(self, pooled: Tensor | None, sizes: Sizes) -> Conditions | None:
         return None
 
-    def _output(self: Any, r: Request, latents: Tensor, scene: Scene | None) -> Any:
-        nsfw, psnr = None, []
+    def _output(self, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+        nsfw: list[bool] | None = None
+        psnr: list[float] = []
         if r.output_type == "latent":
             images: Any = latents
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,18 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffus
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Request, Texts
+from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts
 from bootpig.models.pipelines.guidance import Conditions
 from bootpig.models.pipelines.known_region import InpaintOutput, Scene
+from bootpig.models.pipelines.request import Request, Sizes
 
 
 class StableDiffusionXLParts(GenerationMixin):
     """For a subclass of `StableDiffusionXLPipeline`."""
+
+    watermark: Any
+    """diffusers' `StableDiffusionXLWatermarker`, or None."""
+    _get_add_time_ids: Callable[..., Tensor]
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _callback_tensor_inputs = [  # noqa: RUF012
@@ -71,7 +76,7 @@ class StableDiffusionXLParts(GenerationMixin):
         )
         self._register_bootpig(reference_unet, key_scale, pooling, reference_caption)
 
-    def _check(self: Any, r: Request) -> None:
+    def _check(self, r: Request) -> None:
         self.check_inputs(
             r.prompt,
             r.prompt_2,
@@ -89,7 +94,7 @@ class StableDiffusionXLParts(GenerationMixin):
         if r.reference_prompt_embeds is not None and r.reference_pooled_prompt_embeds is None:
             raise ValueError("reference_pooled_prompt_embeds: must come with reference_prompt_embeds")
 
-    def _encode_texts(self: Any, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
+    def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
         scale = (self.cross_attention_kwargs or {}).get("scale")
         embeds, _, pooled, _ = self.encode_prompt(
             [first for first, _ in texts],
@@ -102,26 +107,23 @@ class StableDiffusionXLParts(GenerationMixin):
         )
         return {pair: Encoded(*rows) for pair, *rows in zip(texts, embeds, pooled, strict=True)}
 
-    def _conditions(
-        self: Any,
-        pooled: Tensor | None,
-        original: tuple[int, int],
-        crop: tuple[int, int],
-        target: tuple[int, int],
-    ) -> Conditions | None:
-        """SDXL's micro-conditioning, sizes as (height, width) pixels; `pooled` (rows, D)."""
+    def _conditions(self, pooled: Tensor | None, sizes: Sizes) -> Conditions | None:
         assert pooled is not None
         times = self._get_add_time_ids(
-            tuple(original), tuple(crop), tuple(target), pooled.dtype, text_encoder_projection_dim=pooled.shape[-1]
+            tuple(sizes.original),
+            tuple(sizes.crop),
+            tuple(sizes.target),
+            pooled.dtype,
+            text_encoder_projection_dim=pooled.shape[-1],
         )
         return {"text_embeds": pooled, "time_ids": times.to(pooled.device).repeat(len(pooled), 1)}
 
-    def _encode_pixels(self: Any, pixels: Tensor) -> Tensor:
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
         with self._vae_without_overflow():
             encoded: Tensor = super()._encode_pixels(pixels)
         return encoded
 
-    def _output(self: Any, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+    def _output(self, r: Request, latents: Tensor, scene: Scene | None) -> Any:
         psnr: list[float] = []
         if r.output_type == "latent":
             images: Any = latents
@@ -140,7 +142,7 @@ class StableDiffusionXLParts(GenerationMixin):
         return StableDiffusionXLPipelineOutput(images=images)
 
     @contextmanager
-    def _vae_without_overflow(self: Any) -> Iterator[None]:
+    def _vae_without_overflow(self) -> Iterator[None]:
         """SDXL's first VAE overflows in float16: run it in float32 where its config says so."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:

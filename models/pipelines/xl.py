@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from bootpig.models.pipelines.generation import Request
+from bootpig.models.pipelines.request import Request
 from bootpig.models.pipelines.stable_diffusion_xl import StableDiffusionXLParts
 
 
@@ -72,4 +72,43 @@ class BootPIGXLPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
         Returns:
             `StableDiffusionXLPipelineOutput`, or (images,).
         """
-        return self._generate(Request.from_arguments(locals()))
+        r = Request(
+            prompt=prompt,
+            reference_images=reference_images,
+            reference_prompt=reference_prompt,
+            negative_prompt=negative_prompt,
+            prompt_2=prompt_2,
+            negative_prompt_2=negative_prompt_2,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            reference_guidance_scale=reference_guidance_scale,
+            reference_refresh_steps=reference_refresh_steps,
+            num_images_per_prompt=num_images_per_prompt,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            reference_prompt_embeds=reference_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            reference_pooled_prompt_embeds=reference_pooled_prompt_embeds,
+            output_type=output_type,
+            return_dict=return_dict,
+            cross_attention_kwargs=cross_attention_kwargs,
+            guidance_rescale=guidance_rescale,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
+            negative_original_size=negative_original_size,
+            negative_crops_coords_top_left=negative_crops_coords_top_left,
+            negative_target_size=negative_target_size,
+            clip_skip=clip_skip,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        return self._generate(r)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from bootpig.models.pipelines.references import prepare_picture
 from bootpig.stages.engine.contract import InputError, sample_seed
-from bootpig.stages.engine.slices import halving
 from bootpig.stages.evaluate.subjects import Subject, read_picture
+from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
 
 METHODS = ("text_only", "untrained", "bootpig", "bootpig_no_reference")
 """What draws. `text_only`: the base model; `untrained`: BootPIG before training; `bootpig_no_reference`: the trained
@@ -35,18 +34,6 @@ class Drawing:
     file: str
     """Name of the picture in each method's folder; ends with the picture's number among those of its caption."""
     seed: int
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn, see the fields of the same names in `EvaluateConfig`."""
-
-    steps: int
-    guidance_scale: float
-    reference_guidance_scale: float
-    batch_size: int
-    reference_refresh_steps: int = 1
-    """The pipeline's argument of that name."""
 
 
 def drawings(subjects: Sequence[Subject], images_per_prompt: int, seed: int) -> list[Drawing]:
@@ -106,32 +93,17 @@ def draw(
         references: by the subject's name; None: the base alone, with plain classifier-free guidance.
     """
 
-    def paint(batch: Sequence[Drawing]) -> list[Image.Image]:
-        # The first noise is drawn here, on the CPU, so that no method's other draws can shift it.
-        latents = torch.cat([torch.randn(latent_shape(pipeline), generator=_generator(row.seed)) for row in batch])
-        images: list[Image.Image] = pipeline(
-            prompt=[row.prompt for row in batch],
-            reference_images=None if references is None else [list(references[row.subject.name]) for row in batch],
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            reference_guidance_scale=sampling.reference_guidance_scale,
-            reference_refresh_steps=sampling.reference_refresh_steps,
-            latents=latents.to(pipeline.unet.device, pipeline.unet.dtype),
-            generator=[_generator(row.seed ^ 1) for row in batch],
-        ).images
-        return images
+    def inputs(batch: Sequence[int]) -> dict[str, Any]:
+        chosen = [rows[place] for place in batch]
+        return {
+            "prompt": [row.prompt for row in chosen],
+            "reference_images": None if references is None else [list(references[row.subject.name]) for row in chosen],
+        }
 
-    def halved(size: int) -> None:
-        _LOG.warning("evaluate: out of memory; going on with %d at once (evaluate.batch_size)", size)
-
-    yield from halving(rows, sampling.batch_size, paint, halved)
-
-
-def latent_shape(pipeline: Any) -> tuple[int, int, int, int]:
-    """(1, C, h, w) at the UNet's own resolution."""
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return 1, pipeline.unet.config.in_channels, height, width
+    # The first noise has a seed of its own, so that no method's other draws can shift it.
+    seeds = [Seeds(row.seed, row.seed ^ 1) for row in rows]
+    for drawn in draw_pictures(pipeline, seeds, inputs, sampling, setting="evaluate.batch_size"):
+        yield [picture.image for picture in drawn]
 
 
 def warn_of_blank(method: str, pictures: Sequence[Image.Image]) -> None:
@@ -158,7 +130,3 @@ def _stands_on_white(picture: Image.Image) -> bool:
     pixels = np.asarray(picture)
     frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return bool((frame.min(axis=1) >= 245).mean() >= 0.9)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

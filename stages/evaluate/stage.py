@@ -215,12 +215,11 @@ class Evaluate(ReduceStage):
         from bootpig.stages.evaluate.drawing import (
             METHODS,
             WITH_REFERENCE,
-            Sampling,
             draw,
-            latent_shape,
             prepared_references,
             warn_of_blank,
         )
+        from bootpig.stages.sampling import Sampling, latent_shape
 
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
         if self.config.scheduler is not None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bootpig.models.memory import free_memory
 from bootpig.models.pipelines.references import PreparedReferences
+from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
 from bootpig.stages.train.dataset import EncodedSample
 
 TEXTS = {
@@ -79,15 +80,24 @@ class SampleGrid:
 
     def _generate(self) -> list[Image.Image]:
         device, side = self.pipeline.unet.device, self.pipeline.vae_scale_factor
-        images: list[Image.Image] = self.pipeline(
-            reference_images=PreparedReferences.from_latents(list(self.references.to(device)[:, None])),
-            **{argument: embeds.to(device) for argument, embeds in self.texts.items()},
-            height=self.targets.shape[-2] * side,
-            width=self.targets.shape[-1] * side,
-            num_inference_steps=self.STEPS,
-            generator=[torch.Generator().manual_seed(self.seed + row) for row in range(len(self.targets))],
-        ).images
-        return images
+        height, width = self.targets.shape[-2:]
+
+        def inputs(batch: Sequence[int]) -> dict[str, Any]:
+            rows = list(batch)
+            references = PreparedReferences.from_latents(list(self.references[rows].to(device)[:, None]))
+            texts = {argument: embeds[rows].to(device) for argument, embeds in self.texts.items()}
+            return {"reference_images": references, **texts}
+
+        count = len(self.targets)
+        batches = draw_pictures(
+            self.pipeline,
+            [Seeds(self.seed + row) for row in range(count)],
+            inputs,
+            Sampling(self.STEPS, batch_size=count),
+            setting="train: sample pictures",
+            size=(height * side, width * side),
+        )
+        return [picture.image for drawn in batches for picture in drawn]
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae

@@ -16,6 +16,7 @@ from bootpig.models.pipelines.references import prepare_picture
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.toy.world import render_reference, render_scene
 from bootpig.stages.evaluate.contact_sheet import CELL, GAP, LINE, MARGIN
+from tests.models.drawing import memory_for
 
 PROJECT = Path(__file__).parents[3]
 TOY = str(PROJECT / "configs" / "toy.yaml")
@@ -70,6 +71,28 @@ def test_a_picture_is_the_same_in_every_batch(model: Path, references: list[str]
     swapped = [*references[2:], *references[:2]]
     assert generate(model, "--prompt", PROMPT, *swapped, "-o", str(tmp_path / "swapped.png")) == 0
     assert np.abs(pixels(tmp_path / "one.png").astype(int) - pixels(tmp_path / "swapped.png")).max() <= 1
+
+
+def test_out_of_memory_ends_with_all_pictures(
+    model: Path,
+    references: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many = ["--prompt", PROMPT, "--count", "6", *references]
+    assert generate(model, *many, "-o", str(tmp_path / "small.png"), "--batch-size", "2") == 0
+    memory_for(2, monkeypatch)
+    assert generate(model, *many, "-o", str(tmp_path / "halved.png"), "--batch-size", "4") == 0
+    assert caplog.text.count("out of memory; going on with 2 at once (--batch-size)") == 1
+    for number in range(6):
+        assert np.array_equal(pixels(tmp_path / f"halved-{number}.png"), pixels(tmp_path / f"small-{number}.png"))
+    capsys.readouterr()
+    memory_for(0, monkeypatch)
+    assert generate(model, *many, "-o", str(tmp_path / "none.png")) == 1
+    said = capsys.readouterr().err
+    assert "\ngenerate: out of memory with a single sample;" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("crop", [[], ["--padding-mask-crop", "6"]], ids=["whole", "crop"])

@@ -23,6 +23,7 @@ from bootpig.stages.evaluate.drawing import METHODS, drawings, prepared_referenc
 from bootpig.stages.evaluate.metrics import mean_cosine
 from bootpig.stages.evaluate.stage import Evaluate, EvaluateConfig
 from bootpig.stages.evaluate.subjects import fill, read_subjects
+from tests.models.drawing import memory_for
 from tests.models.tiny import save_clip, save_vit
 from tests.stages.train.training_data import save_base
 
@@ -137,6 +138,16 @@ def test_equal_runs_are_equal_and_the_batch_size_is_speed(result, world, tmp_pat
     for method, values in metrics["methods"].items():
         for metric, value in values.items():
             assert other["methods"][method][metric]["mean"] == pytest.approx(value["mean"], abs=2e-3)
+
+
+def test_out_of_memory_ends_with_all_pictures(world, tmp_path, monkeypatch, caplog):
+    expected = run(world, tmp_path / "small", batch_size=2)
+    memory_for(2, monkeypatch)
+    assert run(world, tmp_path / "halved", batch_size=4) == expected
+    assert caplog.text.count("out of memory; going on with 2 at once (evaluate.batch_size)") == len(METHODS)
+    files = sorted(path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*.png"))
+    assert len([file for file in files if file.parts[1:2] == ("bootpig",)]) == expected["images"]
+    assert all((tmp_path / "halved" / file).read_bytes() == (tmp_path / "small" / file).read_bytes() for file in files)
 
 
 def test_the_reference_is_seen_but_never_scored_against(result, world, tmp_path):

@@ -9,6 +9,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -20,9 +21,11 @@ from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.contract import FatalError, InputError, Progress, ReduceInput
 from bootpig.stages.train import grid, loop
 from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.dataset import ShardLoader
 from bootpig.stages.train.grid import SampleGrid
 from bootpig.stages.train.loop import Interrupted, micro_batch, rate_factor
 from bootpig.stages.train.stage import Train
+from tests.models.drawing import memory_for
 from tests.stages.train.training_data import FolderCheckpoints, save_base, write_units
 
 
@@ -347,6 +350,20 @@ def test_a_failing_grid_of_samples_is_only_a_warning(
     assert caplog.text.count("no sample pictures at step") == 2 and "no room for the VAE" in caplog.text
     weights = "model/rsa.safetensors"
     assert (tmp_path / "plain" / weights).read_bytes() == (tmp_path / "failing" / weights).read_bytes()
+
+
+def test_a_grid_of_samples_is_drawn_in_smaller_batches_when_memory_runs_out(
+    base: Path, data: ReduceInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def drawn() -> np.ndarray:
+        pipeline = BootPIGPipeline.from_pretrained(base)
+        samples = ShardLoader(data, seed=0, batch_size=4).first(SampleGrid.ROWS)
+        return np.asarray(SampleGrid(pipeline, samples, 0)(), int)
+
+    expected = drawn()
+    memory_for(2, monkeypatch)
+    assert np.abs(drawn() - expected).max() <= 1, "batches of another size can differ in the last bits"
+    assert "out of memory; going on with 2 at once" in caplog.text
 
 
 def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
