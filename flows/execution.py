@@ -129,10 +129,9 @@ def _cancelling() -> bool:
 
 
 def _export_key(config: PipelineConfig) -> None:
-    """Read the Secret block `caption.openai.api_key_secret` into the variable `api_key_env`, unless that is set.
+    """Copy the Secret block `caption.openai.api_key_secret` into the variable `api_key_env`, unless that is set.
 
-    A block that is not there is no error yet: captions that are complete need no key, and the stage says which one it
-    misses.
+    A missing block is not an error here: complete captions need no key, and the stage reports a key that it needs.
     """
     llm = config.caption.openai
     if llm is None or llm.api_key_secret is None or llm.api_key_env is None or os.environ.get(llm.api_key_env):

@@ -2,40 +2,10 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
-
-T = TypeVar("T")
-
-ATTEMPTS = 4
-"""Of one call. Below it botocore tries a single request again; this is for what that does not see: an answer that ends
-in its middle, a part of an upload that is lost, file systems without retries of their own."""
-
-PAUSE_SECONDS = 0.5
-MOST_SECONDS = 10.0
 
 _AGAIN = {408, 425, 429}
 _AGAIN_CODES = {"RequestTimeout", "SlowDown", "InternalError", "IncompleteBody", "BadDigest", "OperationAborted"}
-
-
-def patiently(action: Callable[[], T]) -> T:
-    """`action()`, at most `ATTEMPTS` times where its fault is a passing one; longer pauses each time, with jitter."""
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return action()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-        pause(attempt)
-    return action()
-
-
-def pause(attempt: int) -> None:
-    """Wait after failed attempt number `attempt`, counted from 1."""
-    time.sleep(min(MOST_SECONDS, PAUSE_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -45,7 +15,12 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, (ConnectionError, TimeoutError, *_transport_faults())):
         return True
     status = _status(error)
-    return _code(error) in _AGAIN_CODES or (status is not None and (status in _AGAIN or status >= 500))
+    return _code(error) in _AGAIN_CODES or (status is not None and is_transient_status(status))
+
+
+def is_transient_status(status: int) -> bool:
+    """Whether a server that answers with this HTTP status may answer better a moment later."""
+    return status in _AGAIN or status >= 500
 
 
 def is_refused(error: BaseException) -> bool:

@@ -18,7 +18,8 @@ import fsspec
 
 from bootpig.storage import s3
 from bootpig.storage.errors import StoreError, StoreFull, StoreUnavailable
-from bootpig.storage.faults import ATTEMPTS, is_answered, is_missing_bucket, is_refused, is_transient, patiently, pause
+from bootpig.storage.faults import is_answered, is_missing_bucket, is_refused, is_transient
+from bootpig.storage.retry import ATTEMPTS, patiently, while_left
 
 T = TypeVar("T")
 
@@ -135,24 +136,26 @@ class Root:
         """Path → bytes of those `paths` that exist, fetched concurrently if the file system supports it."""
         left = {self.join(path): path for path in paths}
         read: dict[str, bytes] = {}
-        for attempt in range(1, ATTEMPTS + 1):
-            if not left:
-                break
-            found = self.fs.cat(list(left), on_error="return", **self._at_once)
-            again = {}
+
+        def fetch() -> dict[str, Exception]:
+            """The faults of those that are worth another try."""
+            faults = {}
+            found = self.fs.cat(list(left), on_error="return", **self._at_once) if left else {}
             for name, value in found.items():
                 if isinstance(value, bytes):
-                    read[left[name]] = value
+                    read[left.pop(name)] = value
                 elif isinstance(value, FileNotFoundError) and not is_missing_bucket(value):
-                    continue
-                elif is_transient(value) and attempt < ATTEMPTS:
-                    again[name] = left[name]
+                    del left[name]
+                elif is_transient(value):
+                    faults[name] = value
                 else:
                     with self._faults("read", left[name]):
                         raise value
-            left = again
-            if left:
-                pause(attempt)
+            return faults
+
+        for name, error in while_left(fetch).items():
+            with self._faults("read", left[name]):
+                raise error
         return read
 
     def write(self, path: str, data: bytes) -> None:
@@ -270,12 +273,16 @@ class Root:
             if not recursive:
                 self._call("remove", path, lambda: self.fs.rm_file(full))
                 return
-            for _ in range(ATTEMPTS):
+
+            def clear() -> list[dict[str, Any]]:
                 self._call("remove", path, lambda: self.fs.rm(full, recursive=True))
                 # S3 lists the objects that it could not remove in a successful response, which s3fs ignores
-                if not self._entries(path):
-                    return
-            raise StoreUnavailable(f"root: {self.url!r}: cannot remove all of {path!r}; run again when the store works")
+                return self._entries(path)
+
+            if while_left(clear):
+                raise StoreUnavailable(
+                    f"root: {self.url!r}: cannot remove all of {path!r}; run again when the store works"
+                )
 
     def check_writable(self) -> None:
         """Write and remove a small file to test access.

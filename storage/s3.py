@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from bootpig.storage.faults import ATTEMPTS
+from bootpig.storage.retry import ATTEMPTS
 
 PROTOCOLS = ("s3", "s3a")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
@@ -13,14 +11,10 @@ from typing import TypeVar
 from bootpig.models.memory import free_memory, is_out_of_memory
 from bootpig.stages.engine.contract import FatalError, InputError, MapStage, Sample
 from bootpig.storage.errors import StoreError
+from bootpig.storage.retry import patiently
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-TRANSIENT = (ConnectionError, TimeoutError)
-"""Worth another try: the same slice, after a pause."""
-
-ATTEMPTS = 3
 
 TOO_LARGE = (
     "out of memory with a single sample; take smaller pictures, a smaller model or dtype, or a device with more memory"
@@ -103,7 +97,7 @@ class Slices:
         """
         name = self.name
         try:
-            return _with_retries(stage, batch)
+            return patiently(partial(stage.process, batch))
         except (FatalError, InputError, StoreError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -114,22 +108,13 @@ class Slices:
             message = f"{type(error).__name__}: {_first_line(error)}"
             if len(batch) == 1:
                 return [batch[0].failed("error", message)]
+        # tenacity's call and the fault refer to each other: only a collection frees what the failed try held
+        free_memory()
         if not second:
             return self._batch(stage, batch, second=True)
         self.one_by_one.append(message)
         _LOG.warning("%s unit %d: a batch of %d failed, runs one by one: %s", name, self.unit, len(batch), message)
         return [result for sample in batch for result in self._batch(stage, [sample])]
-
-
-def _with_retries(stage: MapStage, batch: Sequence[Sample]) -> list[Sample]:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return stage.process(batch)
-        except TRANSIENT:
-            if attempt == ATTEMPTS:
-                raise
-            time.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-    raise AssertionError("unreachable")
 
 
 def _is_fatal(error: Exception) -> bool:

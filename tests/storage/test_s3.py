@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from bootpig.storage import faults as patience
+from bootpig.storage import retry as patience
 from bootpig.storage.errors import CorruptPart, StoreError, StoreUnavailable
 from bootpig.storage.fingerprint import bytes_digest
 from bootpig.storage.folders import check_folder, fetch_folder, publish_folder, read_manifest

@@ -11,11 +11,15 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import openai
+from tenacity import RetryCallState
+from tenacity.wait import wait_base
 
 from bootpig.stages.caption.llm.config import OpenAIConfig
 from bootpig.stages.caption.llm.faults import Fault, SchemaRefused
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.plain_text import one_line
+from bootpig.storage.faults import is_transient_status
+from bootpig.storage.retry import backoff, retrying
 
 LONGEST_WAIT = 3600.0
 """Seconds: a Retry-After above it is not waited for."""
@@ -63,14 +67,12 @@ class LLMClient:
 
     def call(self, request: Callable[[], T], *, schema: bool = False) -> tuple[T, int]:
         """`request()`, with retries of what passes: (result, tries before). Raises as `ask`."""
-        for attempt in range(self.config.max_retries + 1):
-            try:
-                return request(), attempt
-            except openai.APIError as error:
-                wait = _wait(error, attempt)
-                if wait is None or attempt == self.config.max_retries or self._stopped.wait(wait):
-                    raise self._explained(error, attempt + 1, schema) from None
-        raise AssertionError("unreachable")
+        tries = self.config.max_retries + 1
+        again = retrying(_is_transient, attempts=tries, pause=_Pause(), stopped=self._stopped)
+        try:
+            return again(request), again.statistics["attempt_number"] - 1
+        except openai.APIError as error:
+            raise self._explained(error, again.statistics["attempt_number"], schema) from None
 
     def mask(self, text: str) -> str:
         """`text` without the key."""
@@ -102,7 +104,7 @@ class LLMClient:
         if status == 429:
             code = "quota" if error.code == "insufficient_quota" else "rate_limited"
             return Fault(code, f"{url} answers 429 ({tried}): {said}")
-        if status >= 500 or status in (408, 409):
+        if is_transient_status(status) or status == 409:
             return Fault("server_error", f"{url} answers {status} ({tried}): {said}")
         if error.code == "content_filter":
             return Fault("content_filter", f"{url} answers {status}: {said}")
@@ -129,16 +131,33 @@ def _arguments(request: dict[str, Any]) -> dict[str, Any]:
     return known | {"extra_body": {name: value for name, value in request.items() if name not in own}}
 
 
-def _wait(error: openai.APIError, attempt: int) -> float | None:
-    """Seconds until the next try; None if there is no use in one."""
-    if isinstance(error, openai.APIStatusError):
-        if not (error.status_code in (408, 409, 429) or error.status_code >= 500) or error.code == "insufficient_quota":
-            return None
-        if (asked := _retry_after(error.response.headers.get("retry-after"))) is not None:
-            return asked * random.uniform(1.0, 1.1) if asked <= LONGEST_WAIT else None
-    elif not isinstance(error, openai.APIConnectionError):
-        return None
-    return min(60.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may be answered later, and not so late that nobody waits for it."""
+    if not isinstance(error, openai.APIStatusError):
+        return isinstance(error, openai.APIConnectionError)
+    if error.code == "insufficient_quota":
+        return False
+    # 409: a lock that the endpoint could not get in time, for which openai's own client tries again too
+    return (is_transient_status(error.status_code) or error.status_code == 409) and (
+        (_asked_wait(error) or 0) <= LONGEST_WAIT
+    )
+
+
+class _Pause(wait_base):
+    """What Retry-After asks for, or a little more; where there is none, as everywhere."""
+
+    def __init__(self) -> None:
+        self._backoff = backoff()
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        assert retry_state.outcome is not None
+        asked = _asked_wait(retry_state.outcome.exception())
+        return self._backoff(retry_state) if asked is None else asked * random.uniform(1.0, 1.1)
+
+
+def _asked_wait(error: BaseException | None) -> float | None:
+    """Seconds that an answer asks to wait."""
+    return _retry_after(error.response.headers.get("retry-after")) if isinstance(error, openai.APIStatusError) else None
 
 
 def _retry_after(value: str | None) -> float | None:

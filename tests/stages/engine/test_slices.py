@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from bootpig.stages.engine.contract import FatalError
+from bootpig.stages.engine.contract import FatalError, Sample
+from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.slices import halving
+from tests.stages.doubles import Painter, config, doubles
+
+__all__ = ["doubles"]
 
 
 class Activations:
@@ -62,3 +67,22 @@ def test_other_errors_pass() -> None:
 
     with pytest.raises(RuntimeError, match="something else"):
         list(halving(range(4), 2, process, lambda size: None))
+
+
+@pytest.mark.usefixtures("doubles")
+def test_a_failed_batch_is_let_go_of_before_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Activations]] = []
+    real = Painter.process
+
+    def once(self: Painter, samples: Sequence[Sample]) -> list[Sample]:
+        assert not any(reference() for reference in held)
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if len(held) == 1:
+            raise RuntimeError("a device that hiccups")
+        return real(self, samples)
+
+    monkeypatch.setattr(Painter, "process", once)
+    engine = Engine(config(tmp_path))
+    engine.run_unit("caption", 0)
+    assert engine.run_unit("synthesize", 0).rows["ok"] == 5

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from bootpig.stages.caption.llm.client import LONGEST_WAIT, LLMClient
+from bootpig.stages.caption.llm.faults import Fault
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import preflight
@@ -51,6 +55,26 @@ def test_what_passes_is_tried_again_after_retry_after(endpoint: Endpoint, url: s
     (log,) = tmp_path.rglob("log-00000.jsonl")
     usage = json.loads(log.read_text().splitlines()[-1])["usage"]
     assert (usage["requests"], usage["retries"], usage["replayed"]) == (4, 2, 0) and usage["output_tokens"] > 0
+
+
+REQUEST = {"model": "writer-1", "messages": [{"role": "user", "content": "captions"}]}
+
+
+def test_a_stop_ends_the_wait_for_another_try_and_asks_no_more(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+    endpoint.fault(kind="429", times=-1, retry_after=60)
+    client = LLMClient(configured(tmp_path, url).caption.openai)
+    threading.Timer(0.3, client.stop).start()
+    started = time.monotonic()
+    with pytest.raises(Fault, match=r"answers 429 \(1 try\)"):
+        client.ask(REQUEST)
+    assert time.monotonic() - started < 30 and len(endpoint.log) == 1
+
+
+def test_a_retry_after_that_is_too_long_is_not_waited_for(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+    endpoint.fault(kind="429", times=-1, retry_after=LONGEST_WAIT + 1)
+    with pytest.raises(Fault, match=r"answers 429 \(1 try\)"):
+        LLMClient(configured(tmp_path, url).caption.openai).ask(REQUEST)
+    assert len(endpoint.log) == 1
 
 
 def test_a_refused_connection_is_a_code(endpoint: Endpoint, tmp_path: Path) -> None:
