@@ -10,10 +10,13 @@ import pyarrow as pa
 from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
-from bootpig.stages.engine.contract import MapStage, Sample, StageConfig, sample_seed
-from bootpig.stages.pictures import decode_cut_out, encode_png, on_all_cores
+from bootpig.stages.engine.contract import Estimate, MapStage, Sample, SampleShape, StageConfig, Workload, sample_seed
+from bootpig.stages.pictures import PNG_BYTES, decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)
+
+REFERENCE_PNG_BYTES = 0.6
+"""A pixel, on average: a reference is white around its subject."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -81,6 +84,16 @@ class Augment(MapStage):
     @property
     def slice_size(self) -> int:
         return 16
+
+    def estimate(self, work: Workload) -> Estimate:
+        size = self.config.size
+        framed = work.above.pixels if size is None else float(size**2)
+        references = self.config.references if self.config.enabled else 1
+        return Estimate(
+            SampleShape(framed, references),
+            stored_bytes=work.samples * framed * (PNG_BYTES + references * REFERENCE_PNG_BYTES),
+            assumptions=(f"references: PNG at {REFERENCE_PNG_BYTES} bytes a pixel",),
+        )
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         return on_all_cores(self._augment, samples)

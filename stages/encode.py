@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.caption.phrases import object_caption
-from bootpig.stages.engine.contract import InputError, MapStage, Sample, StageConfig
+from bootpig.stages.engine.contract import (
+    Estimate,
+    InputError,
+    MapStage,
+    Sample,
+    StageConfig,
+    Workload,
+)
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
 from bootpig.stages.pictures import decode_pngs
 
@@ -20,6 +29,10 @@ if TYPE_CHECKING:
     import torch
 
     from bootpig.models.pretrained.painters import LatentEncoder
+
+TOKENS = 77
+"""Of CLIP's prompt embeds; for estimates, like `POOLED`, the width of SDXL's pooled embeds."""
+POOLED = 1280
 
 
 class EncodeConfig(StageConfig):
@@ -61,6 +74,18 @@ class Encode(MapStage):
     def models(self) -> dict[str, ModelSource]:
         c = self.config
         return resolve_all(self.name, {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE)})
+
+    def estimate(self, work: Workload) -> Estimate:
+        pictures, pixels = 1 + work.above.references, work.above.pixels
+        unet = sizes.unet_config(self.config.model)
+        pooled = POOLED if unet["addition_embed_type"] else 0
+        numbers = pictures * unet["in_channels"] * pixels / 64 + 2 * (TOKENS * unet["cross_attention_dim"] + pooled)
+        return Estimate(
+            replace(work.above, base=self.config.model),
+            tflop=work.samples * (pictures * sizes.vae_encode_tflop(self.config.model, pixels)),
+            stored_bytes=work.samples * (2 * numbers),
+            assumptions=(sizes.ASSUMPTION, f"encoded samples: float16 latents and embeds of {TOKENS} tokens"),
+        )
 
     def setup(self) -> None:
         from bootpig.models.devices import torch_device, torch_dtype

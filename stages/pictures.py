@@ -20,6 +20,9 @@ R = TypeVar("R")
 PNG_LEVEL = 4
 """zlib level: a third slower to write than level 1 and a tenth smaller."""
 
+PNG_BYTES = 1.5
+"""A pixel of a photo, on average; for estimates."""
+
 _THREADS = min(8, os.cpu_count() or 1)
 _WORKERS = ThreadPoolExecutor(_THREADS, "pictures")
 

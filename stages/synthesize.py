@@ -10,11 +10,20 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field, model_validator
 
+from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.contract import MapStage, Sample, StageConfig, sample_seed
+from bootpig.stages.engine.contract import (
+    Estimate,
+    MapStage,
+    Sample,
+    SampleShape,
+    StageConfig,
+    Workload,
+    sample_seed,
+)
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
-from bootpig.stages.pictures import encode_png, on_all_cores
+from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
 
 
 class SynthesizeConfig(StageConfig):
@@ -82,6 +91,23 @@ class Synthesize(MapStage):
         if (refiner := c.refiner) is not None:
             lookups["refiner"] = lambda: resolve("synthesize.refiner", refiner, c.refiner_revision, PIPELINE)
         return resolve_all(self.name, lookups)
+
+    def estimate(self, work: Workload) -> Estimate:
+        c = self.config
+        passes = 2 if c.guidance_scale > 1 else 1
+        painted = c.height * c.width
+        share = 1.0 if c.refiner is None else c.refiner_from
+        step = share * sizes.unet_tflop(c.model, painted)
+        if c.refiner is not None:
+            step += (1 - share) * sizes.refiner_tflop(c.refiner, painted)
+        scale = 1.0 if c.resize is None else c.resize / min(c.height, c.width)
+        kept = painted * scale**2
+        return Estimate(
+            SampleShape(kept),
+            tflop=work.samples * (c.steps * passes * step + sizes.vae_decode_tflop(c.model, painted)),
+            stored_bytes=work.samples * PNG_BYTES * kept,
+            assumptions=(sizes.ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
+        )
 
     def setup(self) -> None:
         from bootpig.models.devices import torch_device, torch_dtype

@@ -2,89 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-from bootpig.flows.runs.estimates import (
-    ASSUMPTIONS,
-    GPU_TFLOP_PER_SECOND,
-    USD_PER_GPU_HOUR,
-    caption_assumptions,
-    operations,
-    store_bytes,
-)
-from bootpig.stages.caption.llm.spending import estimate
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import InputError, MapStage, Stage
+from bootpig.stages.engine.contract import Estimate, InputError, MapStage, SampleShape, Stage, Workload
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import missing_models
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
+GPU_TFLOP_PER_SECOND = 0.4 * 800.0
+USD_PER_GPU_HOUR = 2.5
 
-def plan(config: PipelineConfig) -> dict[str, Any]:
+ASSUMPTIONS = (
+    f"one H100 at 40 % of {GPU_TFLOP_PER_SECOND / 0.4:.0f} TFLOP/s, {USD_PER_GPU_HOUR:.2f} USD an hour",
+    "no sample is rejected, so every stage sees all of them",
+    "bytes: this store's own units, where it has any; else as below",
+    "seconds: this store's own logs of the same stage and settings, where it has any",
+)
+
+
+def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None) -> dict[str, Any]:
     """What a run would make, per stage: units, samples, GPU-hours, cost, bytes in the store, seconds as measured. Also
     the missing models, and the assumptions behind the figures.
+
+    Args:
+        known: the stages there are, as in `Engine`; the registry's where none are given.
 
     Raises:
         StoreError: the root cannot be opened.
     """
-    engine = Engine(config)
+    engine = Engine(config, known)
     missing = missing_models(engine, engine.graph.stages)
     stages: dict[str, Any] = {}
+    shapes: dict[str, SampleShape] = {}
+    assumptions = list(ASSUMPTIONS)
     blocked = False
     dirty = False
     for name in engine.graph.stages:
         blocked = blocked or bool(missing[name])
         survey = None if blocked else engine.survey(name)
-        facts = _stage(engine, name, survey, dirty)
-        dirty = dirty or facts["units"]["due"] > 0
-        stages[name] = facts
-        missing[name] += _unready(engine.make(name), facts)
+        units = _units(engine, name, survey, dirty)
+        dirty = dirty or units["due"] > 0
+        stage = engine.make(name)
+        above = engine.graph.upstream[name][:1]
+        samples = units["due"] * (config.unit_size if engine.graph.is_map(name) else 1)
+        work = Workload(units["due"], samples, shapes[above[0]] if above else SampleShape())
+        estimate = stage.estimate(work)
+        shapes[name] = estimate.shape
+        assumptions += estimate.assumptions
+        stages[name] = _facts(engine.root, survey, units, work, estimate)
+        missing[name] += _unready(stage, units)
     total = {key: sum(stage[key] for stage in stages.values()) for key in ("gpu_hours", "cost_usd", "bytes")}
     return {
         "root": config.root,
         "stages": stages,
         "total": total,
         "missing": list(dict.fromkeys(line for lines in missing.values() for line in lines)),
-        "assumptions": [*ASSUMPTIONS, *caption_assumptions(config, stages["caption"].get("llm"))],
+        "assumptions": list(dict.fromkeys(assumptions)),
     }
 
 
-def _unready(stage: Stage, facts: dict[str, Any]) -> list[str]:
+def _unready(stage: Stage, units: Mapping[str, int]) -> list[str]:
     """What a source with units to make lacks, such as a key."""
     try:
-        if isinstance(stage, MapStage) and facts["units"]["due"]:
+        if isinstance(stage, MapStage) and units["due"]:
             stage.check_ready()
     except InputError as error:
         return [str(error)]
     return []
 
 
-def _stage(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -> dict[str, Any]:
-    config = engine.config
-    units = len(engine.units()) if engine.graph.is_map(name) else 1
+def _units(engine: Engine, name: str, survey: StageSurvey | None, dirty: bool) -> dict[str, int]:
+    """How many units a stage has, and how many of them are due; `dirty`: a stage above it has some to make."""
+    total = len(engine.units()) if engine.graph.is_map(name) else 1
     cached = survey.count("complete") if survey is not None else 0
     if not engine.graph.is_map(name) and dirty:
         cached = 0  # its data set is about to change
-    due = units - cached
-    samples = due * config.unit_size if engine.graph.is_map(name) else due
-    gpu_hours = samples * operations(config, name) / GPU_TFLOP_PER_SECOND / 3600
-    pace = _measured(engine.root, survey) if survey is not None else None
-    size = _measured_bytes(engine.root, survey) if survey is not None else None
-    llm = config.caption.openai if name == "caption" else None
-    asked = {} if llm is None else {"llm": estimate(llm, due, config.unit_size)}
-    cost = gpu_hours * USD_PER_GPU_HOUR + sum(facts["cost_usd"] or 0.0 for facts in asked.values())
+    return {"total": total, "cached": cached, "due": total - cached}
+
+
+def _facts(
+    root: Root, survey: StageSurvey | None, units: dict[str, int], work: Workload, estimate: Estimate
+) -> dict[str, Any]:
+    pace = _measured(root, survey) if survey is not None else None
+    size = _measured_bytes(root, survey) if survey is not None else None
+    gpu_hours = estimate.tflop / GPU_TFLOP_PER_SECOND / 3600
     return {
-        "units": {"total": units, "cached": cached, "due": due},
-        "samples": samples,
-        "seconds": None if pace is None else round(pace * due, 1),
+        "units": units,
+        "samples": work.samples,
+        "seconds": None if pace is None else round(pace * work.units, 1),
         "gpu_hours": gpu_hours,
-        "cost_usd": cost,
-        "bytes": round(samples * store_bytes(config, name) if size is None else due * size),
-        **asked,
+        "cost_usd": gpu_hours * USD_PER_GPU_HOUR + estimate.usd,
+        "bytes": round(estimate.stored_bytes if size is None else work.units * size),
+        **estimate.details,
     }
 
 

@@ -15,15 +15,30 @@ from bootpig.stages.caption.drafts import Draft
 from bootpig.stages.caption.llm.answers import FAULTS as ANSWER_FAULTS
 from bootpig.stages.caption.llm.config import OpenAIConfig
 from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
+from bootpig.stages.caption.llm.spending import expected_spending, spending_assumptions
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.sources import SOURCES
-from bootpig.stages.engine.contract import EXTENT, MODEL, MapStage, ModelIdentity, Sample, SourceContext, StageConfig
+from bootpig.stages.engine.contract import (
+    EXTENT,
+    MODEL,
+    Estimate,
+    MapStage,
+    ModelIdentity,
+    Sample,
+    SampleShape,
+    SourceContext,
+    StageConfig,
+    Workload,
+)
 
 BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
 """A blank of the template and the list that fills it."""
 
 FIELDS = {"grammar": ("template", *BLANKS.values()), "file": ("file",), "openai": ("openai",)}
 """The fields of each source."""
+
+CAPTION_BYTES = 150
+"""A sample in the store; for estimates."""
 
 
 class CaptionConfig(StageConfig):
@@ -137,6 +152,20 @@ class Caption(MapStage):
         """None; but the source is looked at here, before any work."""
         self._source.check()
         return {}
+
+    def estimate(self, work: Workload) -> Estimate:
+        stored = work.samples * CAPTION_BYTES
+        openai = self.config.openai
+        if openai is None:
+            return Estimate(SampleShape(), stored_bytes=stored, assumptions=("captions cost nothing",))
+        spent = expected_spending(openai, work.units, work.samples)
+        return Estimate(
+            SampleShape(),
+            stored_bytes=stored,
+            usd=spent["cost_usd"] or 0.0,
+            details={"llm": spent},
+            assumptions=spending_assumptions(openai, spent),
+        )
 
     def source_digest(self, unit: int, indices: range) -> str:
         return self._source.digest(indices)

@@ -119,6 +119,47 @@ class ModelIdentity(Protocol):
     def as_json(self) -> dict[str, str]: ...
 
 
+@dataclass(frozen=True)
+class SampleShape:
+    """What a stage's samples are expected to hold, as far as the costs of the stages below depend on it."""
+
+    pixels: float = 0.0
+    """Of a picture, height times width; 0 while there is none."""
+    references: int = 1
+    base: str = ""
+    """The base model that encodes the pictures or is trained on them, as the config names it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a stage has still to make."""
+
+    units: int
+    """Units of a map stage; 1 for the result of a reduce stage, 0 if it is there."""
+    samples: int
+    """In all these units; of a reduce stage its results."""
+    above: SampleShape
+    """The samples of its first upstream."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a `Workload` is expected to take, before anything is measured. `plan` adds these up."""
+
+    shape: SampleShape
+    """The stage's own samples."""
+    tflop: float = 0.0
+    """Operations, in 10^12."""
+    stored_bytes: float = 0.0
+    """Left in the store."""
+    usd: float = 0.0
+    """What others charge; the price of a GPU comes on top."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further figures for `plan --json`, by name."""
+    assumptions: tuple[str, ...] = ()
+    """What the figures are based on, a line each. Stages may repeat each other's."""
+
+
 class Stage(ABC):
     """Base of map and reduce stages. `config` is the stage's section of the YAML file, `seed` the run's seed."""
 
@@ -144,6 +185,10 @@ class Stage(ABC):
     def device(self) -> str:
         """Where its models run, as in a `device` setting; `cpu` for a stage without models."""
         return str(getattr(self.config, "device", "cpu"))
+
+    def estimate(self, work: Workload) -> Estimate:
+        """What making `work` is expected to take. By default nothing, of samples like those above. Loads nothing."""
+        return Estimate(work.above)
 
     def setup(self) -> None:  # noqa: B027 - a stage without models has nothing to load
         """Load the models. Called once per process, before the first unit."""

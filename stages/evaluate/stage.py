@@ -16,19 +16,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     MODEL,
     Checkpoints,
+    Estimate,
     InputError,
     Progress,
     ReduceInput,
     ReduceStage,
     StageConfig,
+    Workload,
 )
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects
+from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
@@ -112,6 +116,22 @@ class Evaluate(ReduceStage):
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE)
         return resolve_all(self.name, lookups)
+
+    def estimate(self, work: Workload) -> Estimate:
+        pixels = work.above.pixels
+        try:
+            captions = sum(len(subject.prompts) for subject in self.subjects())
+        except InputError:
+            captions = 30 * 25  # the DreamBooth benchmark's
+        pictures = captions * self.config.images_per_prompt
+        # Twelve passes per step over the four methods: 2 each without a reference, 3 and the Reference UNet's with one.
+        unet = sizes.unet_tflop(self.config.model or work.above.base, pixels)
+        return Estimate(
+            work.above,
+            tflop=work.samples * (pictures * self.config.steps * 12 * unet),
+            stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
+            assumptions=(sizes.ASSUMPTION,),
+        )
 
     def _subjects_source(self) -> ModelSource:
         self.subjects()

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
+from bootpig.stages.engine.checkpoints import KEEP
 from bootpig.stages.engine.contract import (
     Checkpoints,
+    Estimate,
     InputError,
     Progress,
     ReduceInput,
     ReduceStage,
+    Workload,
 )
 from bootpig.stages.train.config import TrainConfig
 from bootpig.storage.fingerprint import digest
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
     from bootpig.models.pipelines.sd import BootPIGPipeline
     from bootpig.models.pipelines.xl import BootPIGXLPipeline
     from bootpig.stages.train.dataset import EncodedSample
+
+_STEP_TFLOP = 4.5
+"""Of an update per sample of 512 px with SD 2.1's networks, in 10^12 operations."""
 
 
 class Train(ReduceStage):
@@ -51,6 +59,21 @@ class Train(ReduceStage):
         if c.init_from is not None:
             lookups["init_from"] = self._init_from
         return resolve_all(self.name, lookups)
+
+    def estimate(self, work: Workload) -> Estimate:
+        c = self.config
+        again = 4 / 3 if c.gradient_checkpointing else 1.0
+        passes = c.steps * c.global_batch_size * sizes.unet_tflop(c.model, work.above.pixels)
+        weights = sizes.unet_parameters(c.model)
+        base = {"none": 0.0, "rsa": sizes.RSA_SHARE, "all": 1.0}[c.trainable.base]
+        trained = weights * (base + (1.0 if c.trainable.reference else 0.0))
+        model = 4 * weights * (1 + max(base, sizes.RSA_SHARE))
+        return Estimate(
+            replace(work.above, base=c.model),
+            tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again),
+            stored_bytes=work.samples * (model + KEEP * 12 * trained),  # weights and two moments, in float32
+            assumptions=(sizes.ASSUMPTION, f"train: trained weights in float32 and {KEEP} checkpoints"),
+        )
 
     def _init_from(self) -> ModelSource:
         name = str(self.config.init_from)

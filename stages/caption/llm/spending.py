@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bootpig.stages.caption.llm.config import OpenAIConfig
 
@@ -72,17 +73,34 @@ class Spent:
         return f"{money}{self.tokens:,.0f} tokens"
 
 
-def estimate(config: OpenAIConfig, units: int, unit_size: int) -> dict[str, float | int | None]:
-    """What `units` units of captions are expected to take: requests, tokens, USD (None without prices)."""
-    per_unit = -(-unit_size // config.captions_per_request)
+def expected_spending(config: OpenAIConfig, units: int, samples: int) -> dict[str, Any]:
+    """What `units` units with `samples` captions in all are expected to take: requests, tokens, USD (None without
+    prices)."""
+    per_unit = -(-samples // units // config.captions_per_request) if units else 0
     prompt = len(config.system) + len(config.prompt) + len(config.steering) + 200
     named = config.steering_objects * TOKENS_PER_SUBJECT
     requests = units * per_unit
     input_tokens = requests * (prompt / CHARACTERS_PER_TOKEN + named)
-    output_tokens = units * unit_size * TOKENS_PER_CAPTION
+    output_tokens = samples * TOKENS_PER_CAPTION
     return {
         "requests": requests,
         "input_tokens": round(input_tokens),
         "output_tokens": round(output_tokens),
         "cost_usd": config.usd(input_tokens, output_tokens, batch=config.batch),
     }
+
+
+def spending_assumptions(config: OpenAIConfig, expected: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `expected_spending` is based on, and which cap it is above; a line each."""
+    tokens = (
+        f"{expected['requests']} requests, {expected['input_tokens']} prompt and {expected['output_tokens']} answer"
+    )
+    line = f"captions: {tokens} tokens of {config.model!r}, {TOKENS_PER_CAPTION:g} tokens a caption, no answer twice"
+    cost = expected["cost_usd"]
+    if cost is None:
+        return line, "captions cost nothing, as caption.openai.price_input and price_output are not given"
+    share = ", half of it in a batch" if config.batch else ""
+    line += f", {config.price_input:g} and {config.price_output:g} USD per million tokens{share}"
+    if config.cap_usd is None or cost <= config.cap_usd:
+        return (line,)
+    return line, f"captions: caption.openai.cap_usd {config.cap_usd:g} is less than that; units above it stay pending"

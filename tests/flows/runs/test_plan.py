@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,10 @@ from huggingface_hub import constants
 
 from bootpig.flows.loading import load_config
 from bootpig.flows.runs.plan import plan
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import Estimate, MapStage, Sample, StageConfig, Workload
+from bootpig.stages.registry import STAGES
+from tests.stages import doubles
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -73,3 +79,58 @@ def test_captions_of_an_llm_have_their_price(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delenv("OPENAI_API_KEY")
     missing = facts("sd21", tmp_path)["missing"]
     assert missing[0].startswith("caption.openai.api_key_env: 'OPENAI_API_KEY' → this environment variable is not set")
+
+
+class Blur(StageConfig):
+    """The settings of the stages below."""
+
+
+class BlurConfig(PipelineConfig):
+    blur: Blur = Blur()
+    crop: Blur = Blur()
+    weigh: Blur = Blur()
+
+
+class Blurred(MapStage):
+    """A stage that nobody has estimated."""
+
+    name, upstream, config_class = "blur", ("augment",), Blur
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        raise AssertionError("a plan makes nothing")
+
+
+class Cropped(Blurred):
+    name, upstream = "crop", ("blur",)
+
+    def estimate(self, work: Workload) -> Estimate:
+        return Estimate(replace(work.above, pixels=work.above.pixels / 4), tflop=3600.0 * work.samples, usd=2.0)
+
+
+class Weighed(Blurred):
+    name, upstream = "weigh", ("crop",)
+
+    def estimate(self, work: Workload) -> Estimate:
+        return Estimate(
+            work.above,
+            stored_bytes=work.samples * work.above.pixels,
+            details={"per_unit": work.samples / work.units},
+            assumptions=("each pixel weighs a byte",),
+        )
+
+
+def test_a_stage_that_is_not_registered_is_planned(tmp_path: Path) -> None:
+    values = doubles.config(tmp_path, augment__size=64, augment__references=3).model_dump()
+    plain = plan(PipelineConfig.model_validate(values))
+    known = {**STAGES, "blur": Blurred, "crop": Cropped, "weigh": Weighed}
+    planned = plan(BlurConfig.model_validate(values), known)
+    blur, crop, weigh = (planned["stages"][name] for name in ("blur", "crop", "weigh"))
+    assert blur["units"] == {"total": 4, "cached": 0, "due": 4} and blur["samples"] == 20
+    assert (blur["gpu_hours"], blur["cost_usd"], blur["bytes"]) == (0, 0, 0)
+    assert crop["gpu_hours"] == pytest.approx(20 / (0.4 * 800))
+    assert crop["cost_usd"] == pytest.approx(2.5 * crop["gpu_hours"] + 2)
+    assert weigh["bytes"] == 20 * 32 * 32, "a stage without an estimate passes on what its samples hold"
+    assert weigh["per_unit"] == 5 and "each pixel weighs a byte" in planned["assumptions"]
+    for name, facts in plain["stages"].items():
+        assert planned["stages"][name] == facts, "no other stage is planned differently"
+    assert planned["total"]["bytes"] == plain["total"]["bytes"] + weigh["bytes"]
