@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -28,6 +29,10 @@ from uuid import UUID
 from bootpig.storage.root import masked
 
 STARTUP_SECONDS = 180.0
+
+CLIENT_RETRIES = "8"
+"""Of a request to our own server, after 2, 4, 8, … 256 s: a database that takes no write for minutes, as under heavy
+load, does not end a run. Prefect's own 5 bridge one minute."""
 """The first start creates the database, which takes about twenty seconds on two busy cores."""
 
 _PR_SET_PDEATHSIG = 1
@@ -89,7 +94,9 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
         listener.listen(128)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         os.environ["PREFECT_API_URL"] = address
+        os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
         with _first_start_lock():
+            _await_database()
             child = _start(listener, address, log)
             try:
                 importlib.import_module(preload)  # takes seconds, and so does the server's start
@@ -154,9 +161,40 @@ def _home() -> Path:
     return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
 
 
+def _database() -> Path:
+    return _home() / f"bootpig-{version('prefect')}.db"
+
+
+def _await_database() -> None:
+    """Wait until the database can be written: a server that starts meanwhile ends after a minute, without a word.
+
+    A write lock is held for as long as minutes by the servers of other runs on the same PREFECT_HOME, as when one of
+    them removes old events.
+
+    Raises:
+        ServerError: it stays locked for `STARTUP_SECONDS`.
+    """
+    if not _database().exists() or "PREFECT_SERVER_DATABASE_CONNECTION_URL" in os.environ:
+        return
+    with contextlib.closing(sqlite3.connect(_database(), timeout=STARTUP_SECONDS, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            raise ServerError(
+                f"PREFECT_HOME: {str(_home())!r} → {_database().name} cannot be written ({error}); end the process "
+                "that locks it, or give another PREFECT_HOME"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise ServerError(
+                f"PREFECT_HOME: {str(_home())!r} → {_database().name} is damaged ({error}); remove it, it holds only "
+                "the history of runs that the Prefect UI shows"
+            ) from None
+
+
 def _start(listener: socket.socket, address: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_home()}/bootpig-{version('prefect')}.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{_database()}",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_API_URL": address,

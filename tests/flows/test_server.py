@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from bootpig.flows import server
 from bootpig.flows.server import configured_api
 
 PROJECT = Path(__file__).parents[2]
@@ -114,3 +118,36 @@ def test_a_signal_ends_a_run_with_its_code(number: int, code: int, environment: 
     psutil.wait_procs(children, timeout=10)
     assert not any(child.is_running() for child in children)
     assert '"interrupted"' in next(store.glob("runs/*/run.json")).read_text()
+
+
+LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextlib.contextmanager
+def locked(database: Path, seconds: float) -> Iterator[None]:
+    command = [sys.executable, "-c", LOCK, str(database), str(seconds)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+    yield
+    holder.kill()
+    holder.wait()
+
+
+def test_a_locked_database_is_waited_for_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    database = server._database()
+    sqlite3.connect(database).close()
+    with locked(database, 1.0):
+        server._await_database()
+    monkeypatch.setattr(server, "STARTUP_SECONDS", 0.2)
+    with locked(database, 60.0), pytest.raises(server.ServerError, match=r"^PREFECT_HOME: .* cannot be written"):
+        server._await_database()
+    database.write_bytes(b"no data base" * 100)
+    with pytest.raises(server.ServerError, match="is damaged"):
+        server._await_database()
