@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 from uuid import UUID
 
+from bootpig.storage.refusals import NO_LOCKS
 from bootpig.storage.root import masked
 
 STARTUP_SECONDS = 180.0
@@ -234,9 +235,23 @@ def die_with(parent: int) -> None:
 @contextlib.contextmanager
 def _first_start_lock() -> Iterator[None]:
     """Allow one start at a time per PREFECT_HOME: two first starts would both create the database's tables."""
-    _home().mkdir(parents=True, exist_ok=True)
-    with open(_home() / "bootpig-start.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        _home().mkdir(parents=True, exist_ok=True)
+        lock = open(_home() / "bootpig-start.lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ServerError(
+            f"PREFECT_HOME: {str(_home())!r} → {error.strerror}; set PREFECT_HOME to a writable folder"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise ServerError(
+                f"PREFECT_HOME: {str(_home())!r} → this file system has no file locks ({error.strerror}), which the "
+                "database needs; set PREFECT_HOME to a folder on a local disk"
+            ) from None
         yield
 
 

@@ -46,7 +46,8 @@ class PayloadCache:
         with suppress(OSError):
             data = file.read_bytes()
             if bytes_digest(data) == sha256:
-                os.utime(file)
+                with suppress(OSError):  # only the order in which files are removed
+                    os.utime(file)
                 return data
         data = fetch()
         if len(data) <= self.limit:

@@ -9,16 +9,20 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from bootpig.storage import s3
 from bootpig.storage.errors import StoreError, StoreFull, StoreUnavailable
 from bootpig.storage.faults import is_answered, is_missing_bucket, is_refused, is_transient
+from bootpig.storage.refusals import REFUSALS, optional
 from bootpig.storage.retry import ATTEMPTS, patiently, while_left
 
 T = TypeVar("T")
@@ -58,7 +62,10 @@ class Root:
         self.url = url
         self._s3 = url.partition("://")[0] in s3.PROTOCOLS
         try:
-            self.fs, path = fsspec.url_to_fs(url, **(s3.options() if self._s3 else {}))
+            if "://" in url:
+                self.fs, path = fsspec.url_to_fs(url, **(s3.options() if self._s3 else {}))
+            else:  # a path is taken as it is: fsspec would cut it at `::`
+                self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
         except (ImportError, ValueError) as error:
             raise StoreError(f"root: {url!r} cannot be opened: {error}") from None
         if self._s3:
@@ -140,8 +147,10 @@ class Root:
         def fetch() -> dict[str, Exception]:
             """The faults of those that are worth another try."""
             faults = {}
-            found = self.fs.cat(list(left), on_error="return", **self._at_once) if left else {}
-            for name, value in found.items():
+            # cat_ranges, not cat: cat takes *, ? and [ in a name for a pattern
+            names = list(left)
+            found = self.fs.cat_ranges(names, None, None, on_error="return", **self._at_once) if names else []
+            for name, value in zip(names, found, strict=True):
                 if isinstance(value, bytes):
                     read[left.pop(name)] = value
                 elif isinstance(value, FileNotFoundError) and not is_missing_bucket(value):
@@ -199,14 +208,28 @@ class Root:
             handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as stream:
-                    os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 would lock out other users of the store
+                    with optional():
+                        os.fchmod(stream.fileno(), 0o644)  # mkstemp's 0600 would lock out other users of the store
                     yield stream
                     stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, target)
+                    with optional():
+                        os.fsync(stream.fileno())
+                self._rename(temporary, target)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
+
+    def _rename(self, temporary: str, target: Path) -> None:
+        """Raises StoreError where the file system has no atomic rename: a kill would leave half a file."""
+        try:
+            os.replace(temporary, target)
+        except OSError as error:
+            if error.errno not in REFUSALS or target.is_dir():
+                raise
+            raise StoreError(
+                f"root: {self.url!r}: this file system refuses to rename a file ({os.strerror(error.errno or 0)}), "
+                "which every commit needs; choose a folder on another one"
+            ) from None
 
     def download(self, path: str, file: Path) -> None:
         """Copy `path` to a local file. Raises FileNotFoundError."""
@@ -275,7 +298,7 @@ class Root:
                 return
 
             def clear() -> list[dict[str, Any]]:
-                self._call("remove", path, lambda: self.fs.rm(full, recursive=True))
+                self._call("remove", path, lambda: self._clear(full))
                 # S3 lists the objects that it could not remove in a successful response, which s3fs ignores
                 return self._entries(path)
 
@@ -283,6 +306,27 @@ class Root:
                 raise StoreUnavailable(
                     f"root: {self.url!r}: cannot remove all of {path!r}; run again when the store works"
                 )
+
+    def _clear(self, full: str) -> None:
+        """Remove all files below a folder, and the folder, by their exact names.
+
+        fsspec's recursive `rm` takes *, ? and [ in a name for a pattern: below `data[12]` it would remove `data1`.
+        """
+        if self.local is not None:
+            folder = Path(full)
+            folder.unlink() if folder.is_symlink() or folder.is_file() else shutil.rmtree(folder)
+            return
+        self.fs.invalidate_cache(full)
+        found = self.fs.find(full, withdirs=True, detail=True)
+        names = [name for name, entry in found.items() if entry["type"] == "file"]
+        plain = [name for name in names if not has_magic(name)]
+        if plain:
+            self.fs.rm(plain)
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(self.fs.rm_file, (name for name in names if has_magic(name))))
+        for name in sorted({name for name, entry in found.items() if entry["type"] != "file"} | {full}, reverse=True):
+            with suppress(OSError):  # an object store has no folders
+                self.fs.rmdir(name)
 
     def check_writable(self) -> None:
         """Write and remove a small file to test access.

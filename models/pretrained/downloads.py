@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -57,12 +58,29 @@ def fetch(source: ModelSource, told: Callable[[str], None] = lambda line: None) 
     path = Path(source.path)
     if source.sha256 is None:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with _locked(source.field, path):
         if not path.exists() or content_digest(path) != source.sha256:
             told(f"{source.field}: downloading {_shown(source.source)}")
             _download(source, source.sha256, path)
     return path
+
+
+@contextlib.contextmanager
+def _locked(field: str, path: Path) -> Iterator[None]:
+    """One process at a time in the block. Raises ModelError where the cache's folder cannot be written or locked."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        raise ModelError(
+            f"{field}: {str(path.parent)!r} cannot be used as a cache ({_reason(error)}); set XDG_CACHE_HOME to a "
+            "writable folder on a local disk"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 _BY_HAND = "go online, or download it by hand and give the path"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from bootpig.stages.engine.contract import InputError
+from bootpig.storage.refusals import NO_LOCKS, optional
 
 POLL_SECONDS = 0.2
 
@@ -56,7 +57,7 @@ def _open_lock(name: str) -> int:
             raise
         raise InputError(f"TMPDIR: {str(folder)!r} → is a link or a file, not a folder; remove it") from None
     try:
-        with contextlib.suppress(PermissionError):  # another user owns it and has already done this
+        with optional():  # another user owns it and has already done this
             os.fchmod(place, 0o1777)
         return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=place)
     except OSError as error:
@@ -71,13 +72,21 @@ def _locked(name: str) -> int | None:
     """The lock file of this name, open and locked, or None if another process has it."""
     handle = _open_lock(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}.lock")
     try:
-        with contextlib.suppress(PermissionError):
+        with optional():
             os.fchmod(handle, 0o666)
         # POSIX, not flock: a forked loader process that outlives its parent must not keep it
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         return None
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in NO_LOCKS:
+            raise
+        raise InputError(
+            f"TMPDIR: {tempfile.gettempdir()!r} → this file system has no file locks ({error.strerror}); set TMPDIR to "
+            "a folder on a local disk"
+        ) from None
     except BaseException:
         os.close(handle)
         raise
