@@ -216,9 +216,9 @@ class _Place:
         self.bar = bar
         self.share = share
 
-    def whole(self, done: int, total: int, text: str) -> None:
+    def result_progress(self, done: int, total: int, text: str) -> None:
         """The progress of a stage that makes one result."""
-        self.bar.whole()(done, total, text)
+        self.bar.result()(done, total, text)
         self.share(done, total)
 
 
@@ -249,7 +249,7 @@ def _engine(config: str) -> Engine:
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
 def make_result(place: _Place, stage: str, force: bool) -> State[Any]:
     """The result of a reduce stage."""
-    return _state(place.engine.run_reduce(stage, force=force, progress=place.whole))
+    return _state(place.engine.run_reduce(stage, force=force, progress=place.result_progress))
 
 
 def _state(report: UnitReport) -> State[Any]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from bootpig.models.pipelines.reference_captions import ReferenceCaption, object_caption
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.caption.phrases import object_caption
 from bootpig.stages.engine.contract import (
     Estimate,
     InputError,
@@ -42,7 +42,7 @@ class EncodeConfig(StageConfig):
         description="The base text-to-image model, a diffusers pipeline: a local folder or hub id."
     )
     revision: Revision = None
-    reference_caption: Literal["caption", "object"] = Field(
+    reference_caption: ReferenceCaption = Field(
         default="caption",
         description="Text given to the Reference UNet: the whole caption (paper), or what stands before its first "
         "comma (published code).",

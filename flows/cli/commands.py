@@ -265,7 +265,7 @@ def verify(asked: argparse.Namespace) -> int:
     with display.shown_on(Console(stderr=True)) as screen:
         for stage in engine.graph.stages:
             with screen.stage(stage, 1) as bar:
-                problems += engine.verify(stage, bar.whole())
+                problems += engine.verify(stage, bar.result())
     _complain(*problems)
     print(f"{len(problems)} problems; run again to rebuild what is damaged" if problems else "all checksums match")
     return 1 if problems else 0
@@ -280,7 +280,7 @@ def train(asked: argparse.Namespace) -> int:
     first = is_first_process()
     with _recorded(engine) if first else contextlib.nullcontext() as record:
         with display.shown_on(Console() if first else None) as screen, screen.stage("train", 1) as bar:
-            report = engine.run_reduce("train", progress=bar.whole())
+            report = engine.run_reduce("train", progress=bar.result())
         if record is not None:
             record.state, record.message = ("failed", report.message) if report.state == "failed" else ("done", "")
     if report.state == "failed":

@@ -89,7 +89,7 @@ class StageBar:
 
         return report
 
-    def whole(self) -> ProgressCallback:
+    def result(self) -> ProgressCallback:
         """The progress callback of a stage that makes one result and reports its own total."""
 
         def report(done: int, total: int, text: str) -> None:

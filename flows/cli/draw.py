@@ -19,7 +19,7 @@ from bootpig.stages.engine.contract import FatalError, InputError
 
 
 def generate(asked: argparse.Namespace) -> int:
-    from bootpig.flows.cli.generate import Prompts, Scene, generate, model_folder, run_config
+    from bootpig.flows.cli.generate import InpaintFiles, Prompts, generate, model_folder, run_config
     from bootpig.stages.sampling import Sampling
 
     bounds = {"count": 1000, "batch-size": 1000, "steps": 1000, "reference-refresh-steps": 1000, "seed": 2**62}
@@ -50,9 +50,9 @@ def generate(asked: argparse.Namespace) -> int:
         if phrase is None:
             raise InputError(f"--object: missing → say what the subject is; {prompts[0]!r} does not name it")
         cutter = (config.segment, phrase)
-    scene = None
+    inpaint = None
     if asked.image is not None:
-        scene = Scene(Path(asked.image), Path(asked.mask), asked.strength, asked.padding_mask_crop)
+        inpaint = InpaintFiles(Path(asked.image), Path(asked.mask), asked.strength, asked.padding_mask_crop)
     references = [Path(path) for path in asked.ref]
     sheet = Path(asked.sheet) if asked.sheet else None
     with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
@@ -65,8 +65,8 @@ def generate(asked: argparse.Namespace) -> int:
                     Prompts(prompts, asked.negative_prompt, asked.count, asked.seed),
                     Path(asked.out),
                     sampling,
-                    bar.whole(),
-                    scene=scene,
+                    bar.result(),
+                    inpaint=inpaint,
                     cutter=cutter,
                     sheet=sheet,
                 )
@@ -105,7 +105,7 @@ def evaluate(asked: argparse.Namespace) -> int:
         folder = model_folder(asked.model, config.root, scratch)
         with screen.stage("evaluate", 1) as bar:
             try:
-                metrics = evaluate(folder, config, Path(asked.out), bar.whole())
+                metrics = evaluate(folder, config, Path(asked.out), bar.result())
             except FatalError as error:
                 print(f"evaluate: {error}", file=sys.stderr)
                 return 1

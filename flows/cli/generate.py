@@ -36,7 +36,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Scene:
+class InpaintFiles:
     """A picture to paint the subject into."""
 
     image: Path
@@ -108,7 +108,7 @@ def generate(
     sampling: Sampling,
     progress: Progress,
     *,
-    scene: Scene | None = None,
+    inpaint: InpaintFiles | None = None,
     cutter: tuple[SegmentConfig, str] | None = None,
     sheet: Path | None = None,
 ) -> list[Written]:
@@ -117,7 +117,7 @@ def generate(
     Args:
         references: pictures of one subject, RGB on white or RGBA cut out; none: the trained base alone.
         outputs: a .png file; with several pictures -0, -1, … are put before the suffix, prompt by prompt.
-        scene: paint into this picture in place of an empty frame.
+        inpaint: paint into this picture in place of an empty frame.
         cutter: the segment stage's models and the object phrase, to cut the subject out of plain photos first.
         sheet: a .png file for all pictures beside what they were made of: before | mask | reference | after.
 
@@ -134,7 +134,7 @@ def generate(
     pictures = [read_picture(path, "--ref") for path in references]
     if cutter is not None:
         pictures = _cut_out(references, pictures, *cutter)
-    painted = {} if scene is None else _scene(scene)
+    painted = {} if inpaint is None else _inpaint_inputs(inpaint)
     info = model_info(model)
 
     pipeline = _pipeline(model, info)
@@ -144,7 +144,7 @@ def generate(
             prepared = pipeline.prepare_references(pictures)
         except ValueError as error:
             raise InputError(f"--ref: {error}") from None
-    if scene is not None:
+    if inpaint is not None:
         from diffusers.utils import logging as diffusers_logging
 
         from bootpig.models.pipelines.sd_inpaint import BootPIGInpaintPipeline
@@ -212,17 +212,17 @@ def _pipeline(model: Path, info: dict[str, Any]) -> Any:
     return pipeline.to(device)
 
 
-def _scene(scene: Scene) -> dict[str, Any]:
+def _inpaint_inputs(files: InpaintFiles) -> dict[str, Any]:
     """The inpainting pipeline's arguments."""
-    image, mask = read_picture(scene.image, "--image"), read_picture(scene.mask, "--mask")
+    image, mask = read_picture(files.image, "--image"), read_picture(files.mask, "--mask")
     if image.size != mask.size:
         sizes = f"{mask.width}x{mask.height} pixels for an image of {image.width}x{image.height}"
-        raise InputError(f"--mask: {str(scene.mask)!r} → {sizes}; give one of the image's size")
+        raise InputError(f"--mask: {str(files.mask)!r} → {sizes}; give one of the image's size")
     return {
         "image": on_white(image),
         "mask_image": mask,
-        "strength": scene.strength,
-        "padding_mask_crop": scene.padding_mask_crop,
+        "strength": files.strength,
+        "padding_mask_crop": files.padding_mask_crop,
     }
 
 

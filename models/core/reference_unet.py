@@ -174,12 +174,12 @@ def restore(
     """
     config = {name: value for name, value in reference_unet.config.items() if not name.startswith("_")}
     with torch.device("meta"):
-        whole = UNet2DConditionModel.from_config(config)
+        full = UNet2DConditionModel.from_config(config)
     state = {**base.state_dict(), **reference_unet.state_dict()}
     state = {name: tensor.to(dtype or reference_unet.dtype) for name, tensor in state.items()}
-    wanted = whole.state_dict()
+    wanted = full.state_dict()
     wrong = wanted.keys() ^ state.keys() or {name for name in wanted if wanted[name].shape != state[name].shape}
     if wrong:
         raise ValueError(f"the Reference UNet and the base UNet differ in {min(wrong)}: they must be of one make")
-    whole.load_state_dict(state, assign=True)
-    return whole
+    full.load_state_dict(state, assign=True)
+    return full

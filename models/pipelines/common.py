@@ -19,6 +19,7 @@ from bootpig.models.pipelines.card import base_licence
 from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
 from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
+from bootpig.models.pipelines.reference_captions import ReferenceCaption
 from bootpig.models.pipelines.references import (
     PreparedReferences,
     picture_key,
@@ -26,10 +27,6 @@ from bootpig.models.pipelines.references import (
     prepare_picture,
     reference_lists,
 )
-
-ReferenceCaption = Literal["caption", "object"]
-"""What the Reference UNet reads: the whole prompt (the paper), or what stands before its first comma (the published
-code)."""
 
 NOISE_SCHEDULE = (
     "prediction_type",
@@ -181,21 +178,6 @@ class BootPIGMixin(DiffusersParts):
         distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
         return distribution.mode() * self.vae.config.scaling_factor
 
-    def _reference_captions(
-        self, prompts: Sequence[str] | None, given: str | Sequence[str] | None, count: int
-    ) -> list[str] | None:
-        """The text that the Reference UNet reads for each prompt; None: the prompt embeds serve as they are."""
-        if given is not None:
-            captions = [given] * count if isinstance(given, str) else list(given)
-            if len(captions) != count:
-                raise ValueError(f"reference_prompt: {len(captions)} for {count} prompts")
-            return captions
-        if prompts is None:
-            if self.config.reference_caption == "object":
-                raise ValueError("reference_prompt: this model wants the object phrase, give it with prompt_embeds")
-            return None
-        return [object_phrase(p) for p in prompts] if self.config.reference_caption == "object" else list(prompts)
-
     def _reference_rows(
         self,
         prepared: PreparedReferences,
@@ -237,11 +219,6 @@ class BootPIGMixin(DiffusersParts):
             attends=attends,
             conditions=conditions and {name: tensor[which] for name, tensor in conditions.items()},
         )
-
-
-def object_phrase(caption: str) -> str:
-    """What stands before the first comma of a caption: "A photo of a teapot"."""
-    return caption.split(",", 1)[0].strip()
 
 
 def _noise_draws(

@@ -13,7 +13,8 @@ from torch import Tensor
 from bootpig.models.core.rsa import check_rsa
 from bootpig.models.pipelines.common import BootPIGMixin
 from bootpig.models.pipelines.guidance import Conditions, Denoiser
-from bootpig.models.pipelines.known_region import KnownRegion, Scene
+from bootpig.models.pipelines.known_region import InpaintTask, KnownRegion
+from bootpig.models.pipelines.reference_captions import reference_captions
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.request import Request, Sizes
 
@@ -48,7 +49,7 @@ class GenerationMixin(BootPIGMixin):
         """What the UNet is given besides the text, one row for each of `pooled` (rows, D); None: nothing."""
         raise NotImplementedError
 
-    def _output(self, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+    def _output(self, r: Request, latents: Tensor, task: InpaintTask | None) -> Any:
         """Decode `latents`, (B, C, h, w), to what the call returns."""
         raise NotImplementedError
 
@@ -57,8 +58,8 @@ class GenerationMixin(BootPIGMixin):
         """eta_im of eq. 4, of the running call; callbacks may set `_reference_guidance_scale`."""
         return self._reference_guidance_scale
 
-    def _generate(self, r: Request, scene: Scene | None = None) -> Any:
-        """Run a call. `scene` is the picture to inpaint; its height and width are the request's.
+    def _generate(self, r: Request, task: InpaintTask | None = None) -> Any:
+        """Run a call. `task` is the picture to inpaint; its height and width are the request's.
 
         Raises:
             ValueError: inputs that contradict each other or do not match in number, an unusable reference, or
@@ -87,7 +88,7 @@ class GenerationMixin(BootPIGMixin):
             prepared = self.prepare_references(prepared, count)
         captions = None
         if prepared is not None and r.reference_prompt_embeds is None:
-            captions = self._reference_captions(r.prompts(), r.reference_prompt, count)
+            captions = reference_captions(self.config.reference_caption, r.prompts(), r.reference_prompt, count)
         prompt, negative, caption = self._encode_all(r, captions)
 
         device = self._execution_device
@@ -102,11 +103,11 @@ class GenerationMixin(BootPIGMixin):
             r.latents,
         )
         region = None
-        if scene is not None:
-            timesteps, steps = scene.timesteps(timesteps, steps, self.scheduler.order)
+        if task is not None:
+            timesteps, steps = task.timesteps(timesteps, steps, self.scheduler.order)
             noise = latents / self.scheduler.init_noise_sigma
-            region = scene.region(self._encode_pixels, noise)
-            latents = scene.start(self.scheduler, region, timesteps, latents)
+            region = task.region(self._encode_pixels, noise)
+            latents = task.start(self.scheduler, region, timesteps, latents)
         references = None
         if prepared is not None:
             names = captions or [str(row) for row in range(count)]
@@ -128,15 +129,15 @@ class GenerationMixin(BootPIGMixin):
             r.reference_refresh_steps,
         )
         latents = self._denoise(r, denoiser, timesteps, steps, latents, region)
-        output = self._output(r, latents, scene)
+        output = self._output(r, latents, task)
         self.maybe_free_model_hooks()
         return output
 
     def _inpaint(self, r: Request, image: Any, mask_image: Any, strength: float, padding_mask_crop: int | None) -> Any:
-        """Run a call that repaints the white of `mask_image`, see `Scene.read`."""
+        """Run a call that repaints the white of `mask_image`, see `InpaintTask.read`."""
         height, width = self._size(r)
-        scene = Scene.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
-        return self._generate(r, scene)
+        task = InpaintTask.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
+        return self._generate(r, task)
 
     def _size(self, r: Request) -> tuple[int, int]:
         """(height, width) in pixels; the UNet's own where the request leaves them open."""
@@ -145,14 +146,16 @@ class GenerationMixin(BootPIGMixin):
         return r.height or sides[0] * self.vae_scale_factor, r.width or sides[1] * self.vae_scale_factor
 
     def _pictures(
-        self, r: Request, pixels: Tensor, scene: Scene | None, denormalize: list[bool]
+        self, r: Request, pixels: Tensor, task: InpaintTask | None, denormalize: list[bool]
     ) -> tuple[Any, list[float]]:
-        """The pictures in the request's format from the VAE's pixels, pasted into the scene where there is one, and
-        then the PSNR of what was to be kept."""
-        if scene is None:
+        """The pictures in the request's format from the VAE's pixels, and how well they keep what they should (PSNR).
+
+        With a task, they are pasted into its pictures; without one, there is no PSNR.
+        """
+        if task is None:
             return self.image_processor.postprocess(pixels, r.output_type, denormalize), []
         generated = self.image_processor.postprocess(pixels, "np", denormalize)
-        pictures, psnr = scene.paste(generated)
+        pictures, psnr = task.paste(generated)
         if r.output_type == "pil":
             return pictures, psnr
         arrays = self.image_processor.pil_to_numpy(pictures)

@@ -25,7 +25,7 @@ class InpaintOutput(BaseOutput):
     images: Any
     nsfw_content_detected: list[bool] | None
     known_psnr_db: list[float]
-    """For each image, how well the network itself rendered what it was to keep; see `Scene.paste`."""
+    """For each image, how well the network itself rendered what it was to keep; see `InpaintTask.paste`."""
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class KnownRegion:
 
 
 @dataclass(eq=False)
-class Scene:
+class InpaintTask:
     """Pictures to inpaint and where."""
 
     pictures: list[Image.Image]
@@ -64,7 +64,7 @@ class Scene:
     @classmethod
     def read(
         cls, image: Any, mask_image: Any, size: tuple[int, int], strength: float, padding: int | None, prompts: int
-    ) -> Scene:
+    ) -> InpaintTask:
         """Check and pair pictures and masks.
 
         Args:
@@ -88,8 +88,8 @@ class Scene:
                 raise ValueError(f"mask_image: {mask.size} pixels for an image of {picture.size}")
             if mask.getbbox() is None:
                 raise ValueError("mask_image: it is black everywhere, there is nothing to repaint")
-            whole = (0, 0, *picture.size)
-            boxes.append(whole if padding is None else VaeImageProcessor.get_crop_region(mask, *size, pad=padding))
+            everything = (0, 0, *picture.size)
+            boxes.append(everything if padding is None else VaeImageProcessor.get_crop_region(mask, *size, pad=padding))
         return cls(pictures, masks, boxes, size, strength)
 
     def timesteps(self, timesteps: Tensor, steps: int, order: int) -> tuple[Tensor, int]:
@@ -133,13 +133,13 @@ class Scene:
             picture, mask, box = self.pictures[row // each], self.masks[row // each], self.boxes[row // each]
             view = Image.fromarray((array * 255).round().astype(np.uint8))
             view = view.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
-            whole = picture.copy()
-            whole.paste(view, box[:2])
+            repainted = picture.copy()
+            repainted.paste(view, box[:2])
             known = np.asarray(mask.crop(box)) == 0
             error = np.asarray(view, float)[known] - np.asarray(picture.crop(box), float)[known]
             mean = float(np.mean(error**2)) if error.size else 0.0
             psnr.append(float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean)))
-            pasted.append(Image.composite(whole, picture, mask))
+            pasted.append(Image.composite(repainted, picture, mask))
         return pasted, psnr
 
     def _view(self, picture: Image.Image, box: tuple[int, int, int, int]) -> Pixels:

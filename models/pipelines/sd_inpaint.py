@@ -65,7 +65,7 @@ class BootPIGInpaintPipeline(StableDiffusionParts, StableDiffusionPipeline):
             `InpaintOutput`, or (images, nsfw_content_detected).
 
         Raises:
-            ValueError: as `BootPIGPipeline`, and see `bootpig.models.pipelines.known_region.Scene.read`.
+            ValueError: as `BootPIGPipeline`, and see `bootpig.models.pipelines.known_region.InpaintTask.read`.
         """
         r = Request(
             prompt=prompt,

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts
 from bootpig.models.pipelines.guidance import Conditions
-from bootpig.models.pipelines.known_region import InpaintOutput, Scene
+from bootpig.models.pipelines.known_region import InpaintOutput, InpaintTask
 from bootpig.models.pipelines.request import Request, Sizes
 
 
@@ -91,7 +91,7 @@ class StableDiffusionParts(GenerationMixin):
     def _conditions(self, pooled: Tensor | None, sizes: Sizes) -> Conditions | None:
         return None
 
-    def _output(self, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+    def _output(self, r: Request, latents: Tensor, task: InpaintTask | None) -> Any:
         nsfw: list[bool] | None = None
         psnr: list[float] = []
         if r.output_type == "latent":
@@ -101,8 +101,8 @@ class StableDiffusionParts(GenerationMixin):
                 (latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False, generator=r.generator
             )[0]
             pixels, nsfw = self.run_safety_checker(pixels, self._execution_device, latents.dtype)
-            images, psnr = self._pictures(r, pixels, scene, [not found for found in nsfw or [False] * len(pixels)])
-        if scene is not None:
+            images, psnr = self._pictures(r, pixels, task, [not found for found in nsfw or [False] * len(pixels)])
+        if task is not None:
             output: Any = InpaintOutput(images=images, nsfw_content_detected=nsfw, known_psnr_db=psnr)
         else:
             output = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=nsfw)

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts
 from bootpig.models.pipelines.guidance import Conditions
-from bootpig.models.pipelines.known_region import InpaintOutput, Scene
+from bootpig.models.pipelines.known_region import InpaintOutput, InpaintTask
 from bootpig.models.pipelines.request import Request, Sizes
 
 
@@ -123,7 +123,7 @@ class StableDiffusionXLParts(GenerationMixin):
             encoded: Tensor = super()._encode_pixels(pixels)
         return encoded
 
-    def _output(self, r: Request, latents: Tensor, scene: Scene | None) -> Any:
+    def _output(self, r: Request, latents: Tensor, task: InpaintTask | None) -> Any:
         psnr: list[float] = []
         if r.output_type == "latent":
             images: Any = latents
@@ -134,10 +134,10 @@ class StableDiffusionXLParts(GenerationMixin):
                 )[0]
             if self.watermark is not None:
                 pixels = self.watermark.apply_watermark(pixels)
-            images, psnr = self._pictures(r, pixels, scene, [True] * len(pixels))
+            images, psnr = self._pictures(r, pixels, task, [True] * len(pixels))
         if not r.return_dict:
             return (images,)
-        if scene is not None:
+        if task is not None:
             return InpaintOutput(images=images, nsfw_content_detected=None, known_psnr_db=psnr)
         return StableDiffusionXLPipelineOutput(images=images)
 

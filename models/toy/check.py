@@ -37,7 +37,7 @@ from bootpig.models.toy.renders import Renders, scenes
 from bootpig.models.toy.sam_model import build_sam_vit_toy
 from bootpig.models.toy.tokens import all_captions
 from bootpig.models.toy.vae import psnr
-from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE, object_phrase
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE, with_article
 
 DETECTION_THRESHOLD = 0.1
 POSITION_BOUNDS = (0.42, 0.58)
@@ -145,7 +145,7 @@ class Check:
         best: list[np.ndarray | None] = []
         for begin in range(0, len(pictures), 64):
             part = pictures[begin : begin + 64]
-            queries = [[object_phrase(KINDS[kind])] for kind in kinds[begin : begin + 64]]
+            queries = [[with_article(KINDS[kind])] for kind in kinds[begin : begin + 64]]
             output = model(**processor(text=queries, images=part, return_tensors="pt"))
             for found in processor.post_process_grounded_object_detection(
                 output, threshold=DETECTION_THRESHOLD, target_sizes=[(SIZE, SIZE)] * len(part)

@@ -24,7 +24,7 @@ from bootpig.models.toy.scenes import render_backdrop
 from bootpig.models.toy.soften import pictures, soften
 from bootpig.models.toy.tokens import all_captions, build_tokenizer
 from bootpig.models.toy.training import Recipe, fit
-from bootpig.models.toy.world import KINDS, SCENES, SIZE, object_phrase
+from bootpig.models.toy.world import KINDS, SCENES, SIZE, with_article
 
 RECIPE = Recipe(steps=3500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 32
@@ -125,9 +125,9 @@ def teach_words(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, work:
         return side(dict(tokens))
 
     with torch.no_grad():
-        strange = read([object_phrase(noun) for noun in STRANGERS], plain).mean(0, keepdim=True)
+        strange = read([with_article(noun) for noun in STRANGERS], plain).mean(0, keepdim=True)
         queries = torch.cat(
-            [read([object_phrase(kind) for kind in KINDS], plain), functional.normalize(strange, dim=-1)]
+            [read([with_article(kind) for kind in KINDS], plain), functional.normalize(strange, dim=-1)]
         )
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
@@ -182,7 +182,7 @@ def train(work: Path, device: torch.device) -> tuple[OwlViTForObjectDetection, O
 
     @torch.no_grad()
     def report() -> str:
-        tokens = tokenizer([object_phrase(kind) for kind in KINDS], padding=True, return_tensors="pt").to(device)
+        tokens = tokenizer([with_article(kind) for kind in KINDS], padding=True, return_tensors="pt").to(device)
         logits, boxes = find(model, pictures(held_out.images[:128], device), dict(tokens))
         truth = torch.from_numpy(held_out.boxes[:128]).to(device).float() / SIZE
         kinds = torch.from_numpy(held_out.kinds[:128]).to(device)

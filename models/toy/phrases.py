@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bootpig.models.toy.world import KINDS, object_phrase
+from bootpig.models.toy.world import KINDS, with_article
 
 _ADJECTIVES = """
 red orange yellow green blue purple pink white black grey brown small big old new shiny striped dotted checked faded
@@ -57,5 +57,5 @@ def invented_word(rng: np.random.Generator) -> str:
 
 
 def _with_article(named: str, rng: np.random.Generator) -> str:
-    article = object_phrase(named)
+    article = with_article(named)
     return (article, article, named, f"the {named}", f"a photo of {article}")[rng.integers(5)]

@@ -27,11 +27,11 @@ __all__ = [
     "Split",
     "caption",
     "draw_identity",
-    "object_phrase",
     "render_reference",
     "render_scene",
     "render_subject",
     "split_of",
+    "with_article",
 ]
 
 SIZE = 64
@@ -74,14 +74,14 @@ def draw_identity(rng: random.Random, kind: str, split: Split) -> int:
             return identity
 
 
-def object_phrase(kind: str) -> str:
+def with_article(kind: str) -> str:
     """`a mug`, `an umbrella`."""
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def caption(kind: str, position: str, scene: str) -> str:
     """The caption grammar: `A photo of a teapot, on the left on a sandy beach`."""
-    return f"A photo of {object_phrase(kind)}, {position} {scene}"
+    return f"A photo of {with_article(kind)}, {position} {scene}"
 
 
 def render_reference(kind: str, identity: int, fill: float = 0.8) -> Image.Image:

@@ -20,11 +20,6 @@ def object_phrase(caption: str) -> str | None:
     return match[1].strip() if match else None
 
 
-def object_caption(caption: str) -> str:
-    """What stands before the first comma: `A photo of a teapot`. The published code's reference caption."""
-    return caption.split(",", 1)[0].strip()
-
-
 def head_noun(phrase: str) -> str:
     """The word that says what an object phrase names, in small letters: `camera` for `faded Polaroid camera on legs`.
 

@@ -9,7 +9,7 @@ from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest
 from bootpig.storage.root import Root
 
-KEEP = 2
+CHECKPOINTS_KEPT = 2
 """Whole checkpoints that stay."""
 
 
@@ -31,7 +31,8 @@ class StoredCheckpoints:
     def save(self, step: int, folder: Path) -> None:
         publish_folder(self.root, self._folder(step), folder)
         # Training resumed below every checkpoint with a higher number, because that one was damaged.
-        kept = [step, *[old for old in reversed(self._steps()) if old < step and self._is_whole(old)]][:KEEP]
+        older = [old for old in reversed(self._steps()) if old < step and self._is_whole(old)]
+        kept = [step, *older][:CHECKPOINTS_KEPT]
         for other in self._steps():
             if other not in kept:
                 self._remove(other)

@@ -61,21 +61,21 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> dict[str, lis
         InputError: one is unreadable or unusable.
     """
     prepared: dict[str, list[Image.Image]] = {}
-    scenes = []
+    on_background = []
     for subject in subjects:
         prepared[subject.name] = []
         for path in subject.references:
             picture = read_picture(path)
             if picture.mode == "RGB" and not _stands_on_white(picture):
-                scenes.append(f"{subject.name}/{path.name}")
+                on_background.append(f"{subject.name}/{path.name}")
             prepared[subject.name].append(_prepared(path, picture, side))
-    if scenes:
+    if on_background:
         _LOG.warning(
             "evaluate.subjects: %d references show a background, which the model was not trained on (%s%s); "
             "cut the subject out (PNG with transparency)",
-            len(scenes),
-            ", ".join(scenes[:3]),
-            ", …" if len(scenes) > 3 else "",
+            len(on_background),
+            ", ".join(on_background[:3]),
+            ", …" if len(on_background) > 3 else "",
         )
     return prepared
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.checkpoints import KEEP
+from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
 from bootpig.stages.engine.contract import (
     Checkpoints,
     Estimate,
@@ -71,8 +71,9 @@ class Train(ReduceStage):
         return Estimate(
             replace(work.above, base=c.model),
             tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again),
-            stored_bytes=work.samples * (model + KEEP * 12 * trained),  # weights and two moments, in float32
-            assumptions=(sizes.ASSUMPTION, f"train: trained weights in float32 and {KEEP} checkpoints"),
+            stored_bytes=work.samples
+            * (model + CHECKPOINTS_KEPT * 12 * trained),  # weights and two moments, in float32
+            assumptions=(sizes.ASSUMPTION, f"train: trained weights in float32 and {CHECKPOINTS_KEPT} checkpoints"),
         )
 
     def _init_from(self) -> ModelSource:

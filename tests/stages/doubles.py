@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 import bootpig.stages.engine.loaded
-from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, object_phrase, render_scene
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, render_scene, with_article
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.encode import EncodeConfig
 from bootpig.stages.engine.contract import Checkpoints, MapStage, Progress, ReduceInput, ReduceStage, Sample
@@ -124,7 +124,7 @@ def doubles(monkeypatch):
 def config(root: Path, **changes) -> PipelineConfig:
     """A small run: 4 units of 5; `segment__border=0.1` changes one field of a stage."""
     grammar = {
-        "objects": [object_phrase(kind) for kind in KINDS],
+        "objects": [with_article(kind) for kind in KINDS],
         "positions": list(POSITIONS),
         "scenes": list(SCENES),
     }

@@ -16,11 +16,11 @@ from bootpig.models.toy.world import (
     SIZE,
     caption,
     draw_identity,
-    object_phrase,
     render_reference,
     render_scene,
     render_subject,
     split_of,
+    with_article,
 )
 
 
@@ -80,10 +80,10 @@ def test_captions_follow_the_grammar_and_never_name_a_look() -> None:
                 text = caption(kind, position, scene)
                 match = grammar.fullmatch(text)
                 assert match
-                assert match[1] == object_phrase(kind)
+                assert match[1] == with_article(kind)
                 assert not re.search(r"plain|halves|bands|dots|checks|striped", text)
-    assert object_phrase("umbrella") == "an umbrella"
-    assert object_phrase("mug") == "a mug"
+    assert with_article("umbrella") == "an umbrella"
+    assert with_article("mug") == "a mug"
 
 
 def test_subject_and_reference() -> None:

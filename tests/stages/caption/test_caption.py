@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, object_phrase
-from bootpig.stages.caption.phrases import object_caption
-from bootpig.stages.caption.phrases import object_phrase as parse
+from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, with_article
+from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.stage import Caption, CaptionConfig
 from bootpig.stages.engine.contract import InputError, Sample
 
 LISTS = {
-    "objects": [object_phrase(kind) for kind in KINDS],
+    "objects": [with_article(kind) for kind in KINDS],
     "positions": list(POSITIONS),
     "scenes": list(SCENES),
 }
@@ -83,11 +82,7 @@ def test_count_is_not_hashed():
     ],
 )
 def test_object_phrase(caption: str, phrase: str | None):
-    assert parse(caption) == phrase
-
-
-def test_object_caption():
-    assert object_caption("A photo of a teapot, on the left, there") == "A photo of a teapot"
+    assert object_phrase(caption) == phrase
 
 
 def test_a_line_without_object_is_a_rejected_row(tmp_path: Path):
