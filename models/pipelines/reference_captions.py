@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,9 +10,56 @@ ReferenceCaption = Literal["caption", "object"]
 """The whole caption (the paper), or its `object_caption` (the published code)."""
 
 
+_COMMA = re.compile(r"\s*(?:,(?!\d{3}(?!\d))|[，、､])\s*")
+"""A comma, also a full-width one, but none inside a number such as 1,000."""
+
+_ADJECTIVE = re.compile(
+    r"(?:.*\b)?(?:"
+    r"small|tiny|little|miniature|mini|big|large|huge|giant|massive|tall|short|long|wide|narrow|thick|thin|slim|slender|"
+    r"flat|round|square|oval|curved|deep|shallow|heavy|light|lightweight|sturdy|old|new|ancient|antique|vintage|retro|modern|"
+    r"young|elderly|fresh|red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|beige|cream|turquoise|"
+    r"teal|crimson|scarlet|golden|silver|bronze|pale|dark|bright|vivid|dull|matte|clear|glossy|shiny|sleek|smooth|rough|soft|"
+    r"hard|fluffy|fuzzy|furry|hairy|shaggy|woolly|dusty|rusty|dirty|clean|wet|dry|empty|full|open|plain|simple|ornate|elegant|"
+    r"fancy|cute|adorable|beautiful|pretty|lovely|happy|sad|friendly|playful|sleepy|grumpy|funny|quirky|cozy|cosy|warm|cold|"
+    r"cool|hot|strange|rare|rustic|wooden|woollen|metallic|plastic|ceramic|leather|striped|spotted|dotted|checkered|"
+    r"hand-?made|hand-?painted|\w+(?:ous|less|ful|ished|oured|ored|thered|iled|aded|ated|ided|ushed|acked|apped|ipped|nted|"
+    r"rved|ised|ized|tted|ssed|ched|shed|rned|eled)|\w+-(?:\w+ed|coloured|colored|legged|eyed|haired|sized|shaped)"
+    r")",
+    re.IGNORECASE,
+)
+"""Ends in a word that describes and cannot be what a caption shows: what follows the comma belongs to it."""
+
+
+_PLACE = (
+    r"(?:about|above|across|against|along|among|around|as|at|before|behind|below|beneath|beside|between|by|during|floating|"
+    r"for|from|high|in|inside|into|near|next|of|off|on|onto|over|through|to|towards?|under|underneath|upon|with|without)\b"
+)
+_POSITION = re.compile(
+    rf"{_PLACE}|(?:here|there|left|right|centered|centred|outdoors|indoors|outside|alone)\b|"
+    rf"\w+(?:ing|ed|en|[^aeiou\W]t)\s+(?:\w+ly\s+|right\s+|just\s+|high\s+)?{_PLACE}",
+    re.IGNORECASE,
+)
+"""How the part behind the object begins: it says where the object is."""
+
+
+def object_end(caption: str) -> int | None:
+    """Where the object of a caption ends: at the first comma behind a noun; None where there is no such comma.
+
+    In `A photo of a small, red boat, on a lake` the first comma is part of the object, in `A photo of an orange, on a
+    plate` it is not.
+    """
+    begin = 0
+    for comma in _COMMA.finditer(caption):
+        describes = _ADJECTIVE.fullmatch(caption[begin : comma.start()].strip())
+        if not describes or _POSITION.match(caption, comma.end()):
+            return comma.start()
+        begin = comma.end()
+    return None
+
+
 def object_caption(caption: str) -> str:
-    """What is before the first comma of a caption: `A photo of a teapot`."""
-    return caption.split(",", 1)[0].strip()
+    """The part of a caption that names its object: `A photo of a teapot`."""
+    return caption[: object_end(caption)].strip()
 
 
 def reference_captions(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+
+from bootpig.models.pipelines.reference_captions import object_end
 
 _BEHIND = re.compile(
     r"about|above|after|against|among|around|as|at|before|behind|below|beneath|beside|between|by|carrying|covered|"
@@ -11,13 +14,27 @@ _BEHIND = re.compile(
 )
 """Words that may stand behind the noun of an object phrase."""
 
-_FORM = re.compile(r"\s*a photo of an? ([^,]*[^,\s])\s*,\s*\S", re.IGNORECASE)
+OPENING = r"(?:an?\s+|the\s+)?(?:close-?up\s+)?(?:photo(?:graph)?|picture|image)\s+of\s+"
+"""How a caption begins, to be matched without regard to case."""
+
+_FORM = re.compile(rf"\s*{OPENING}(?:an?\s+|the\s+|some\s+|one\s+)?", re.IGNORECASE)
 
 
 def object_phrase(caption: str) -> str | None:
-    """What stands between `A photo of a` (or `an`) and the first comma, or None if the caption has another form."""
+    """The object that a caption names, without its article, or None if the caption has another form.
+
+    It is what is between `A photo of` and the comma in front of position and scene. Commas between adjectives belong
+    to it: `small, red boat` for `A photo of a small, red boat, on a lake`.
+    """
     match = _FORM.match(caption)
-    return match[1].strip() if match else None
+    if match is None:
+        return None
+    end = object_end(caption)
+    if end is None or end <= match.end() or not caption[end:].strip(" ,，、､"):
+        return None
+    phrase = " ".join(caption[match.end() : end].split())
+    names = re.search(r"[^\W_]", phrase) or any(unicodedata.category(character) == "So" for character in phrase)
+    return phrase if names and phrase.casefold() not in ("a", "an", "the") else None
 
 
 def head_noun(phrase: str) -> str:

@@ -97,7 +97,9 @@ def test_device_locks_do_without_modes(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_download_cache_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = ModelSource("segment.sam", "https://example.org/sam.pth", str(tmp_path / "cache" / "sam.pth"), sha256="0" * 64)
+    source = ModelSource(
+        "segment.sam", "https://example.org/sam.pth", str(tmp_path / "cache" / "sam.pth"), sha256="0" * 64
+    )
 
     def refused(self: object) -> None:
         raise NotImplementedError("FileSystem does not appear to support flock")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import from_json
-
-from bootpig.stages.caption.phrases import object_phrase
+from bootpig.stages.caption.llm.reading import captions_in, without_thoughts
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
 
@@ -32,9 +29,31 @@ SCHEMA: dict[str, Any] = {
 SHOWN = 120
 """Characters of an endpoint's text that a message shows."""
 
-_FENCE = re.compile(r"\s*```[a-z]*\s*\n(.*?)(?:\n\s*```\s*)?$", re.DOTALL)
-_BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d{1,4}[.):])\s+")
-_QUOTES = "\"'“”‘’`*"
+NATURAL_ENDS = {
+    "stop",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+    "end",
+    "complete",
+    "completed",
+    "finished",
+    "done",
+}
+"""Values of `finish_reason`, in small letters, after which an answer is whole. Every other value cuts it."""
+
+WITHHELD = {
+    "content_filter",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+    "image_safety",
+    "guardrail",
+}
+"""Values of `finish_reason`, in small letters, of answers that a filter withheld."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +65,88 @@ class Answer:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The first choice of a chat completion."""
+
+    text: str
+    finish: str
+    """In small letters; empty if the endpoint does not say."""
+    refusal: str = ""
+    reasons: bool = False
+    """The model gave its reasoning in a field of its own."""
+
+
+def completion(body: str) -> Choice | None:
+    """The answer in the body of a chat completion, also of a streamed one; None if it holds no choice."""
+    try:
+        data = parse_json(body)
+    except ValueError:
+        data = _joined(body)
+    try:
+        choice = data["choices"][0]
+        message = choice["message"] if isinstance(choice.get("message"), dict) else choice["delta"]
+        finish = choice.get("finish_reason")
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+        return Choice(
+            _text(message.get("content")),
+            str(finish).strip().casefold() if finish else "",
+            str(message.get("refusal") or ""),
+            bool(reasoning),
+        )
+    except (LookupError, TypeError, AttributeError):
+        return None
+
+
+def _joined(body: str) -> Any:
+    """A streamed completion, `data: {…}` lines, as if it had come at once; None if it is none."""
+    text, reasoning, finish = "", "", None
+    for line in body.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() != "data" or value.strip() in ("", "[DONE]"):
+            continue
+        try:
+            choice = parse_json(value)["choices"][0]
+            delta = choice.get("delta") or choice.get("message") or {}
+            text += _text(delta.get("content"))
+            reasoning += _text(delta.get("reasoning_content") or delta.get("reasoning"))
+            finish = choice.get("finish_reason") or finish
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue
+    if not (text or reasoning or finish):
+        return None
+    # a stream that ends without a reason was cut off
+    return {"choices": [{"message": {"content": text, "reasoning": reasoning}, "finish_reason": finish or "cut"}]}
+
+
 def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
     """Read the body of a chat completion.
 
     Args:
         body: as it came.
         asked: captions that were asked for; more than these are left out.
-        lines_too: captions one a line are as good as JSON.
+        lines_too: captions in lines and lists are as good as JSON.
     """
-    try:
-        choice = parse_json(body)["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        refusal, text = message.get("refusal"), _text(message.get("content"))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    choice = completion(body)
+    if choice is None:
         return _fault("invalid_json", f"no chat completion: {_quoted(body)}")
-    if refusal:
-        return _fault("refusal", f"the model refused: {_quoted(str(refusal))}")
-    if finish == "content_filter":
+    if choice.refusal:
+        return _fault("refusal", f"the model refused: {_quoted(choice.refusal)}")
+    if choice.finish in WITHHELD:
         return _fault("content_filter", FAULTS["content_filter"])
-    cut = finish == "length"
-    captions = _captions(text, cut, lines_too)
+    cut = choice.finish != "" and choice.finish not in NATURAL_ENDS
+    text, only_thoughts = without_thoughts(choice.text)
+    if not text.strip() and (only_thoughts or choice.reasons):
+        return _fault(
+            "truncated" if cut else "empty",
+            "the answer holds reasoning only; raise max_tokens in caption.openai.extra_body, or turn reasoning off "
+            "there (reasoning_effort, or chat_template_kwargs: {enable_thinking: false})",
+        )
+    captions = captions_in(text, cut=cut, lines_too=lines_too)
     if cut:
         shown = (
-            f"cut off after {len(captions or ())} of {asked} captions; ask for fewer, or raise its limit in extra_body"
+            f"cut off ({choice.finish}) after {len(captions or ())} of {asked} captions; ask for fewer, or raise its "
+            "limit in extra_body"
         )
         return _fault("truncated", shown, captions or (), asked)
     if captions is None:
@@ -87,40 +165,9 @@ def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int =
 def _text(content: Any) -> str:
     """A message's content; some endpoints give it in parts."""
     if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
-
-
-def _captions(text: str, cut: bool, lines_too: bool) -> tuple[str, ...] | None:
-    """The captions in `text`, whole ones only; None if it should be JSON and is not."""
-    fenced = _FENCE.match(text)
-    body = (fenced[1] if fenced else text).strip()
-    if not body:
-        return ()
-    if body[0] not in "{[":
-        return _lines(body, cut) if lines_too else None
-    try:
-        data = from_json(body, allow_partial=cut)
-    except ValueError:
-        return None
-    found = data.get("captions") if isinstance(data, dict) else data
-    if found is None and cut:
-        return ()
-    if not isinstance(found, list):
-        return None
-    return tuple(caption for entry in found if isinstance(entry, str) and (caption := clean(entry)))
-
-
-def _lines(body: str, cut: bool) -> tuple[str, ...]:
-    lines = body.splitlines()
-    found = [clean(_BULLET.sub("", line)) for line in (lines[:-1] if cut else lines)]
-    # talk around the captions is no caption: an answer without a single one is nothing else
-    return tuple(line for line in found if line and line[-1] != ":") if any(map(object_phrase, found)) else ()
-
-
-def clean(caption: str) -> str:
-    """A caption as one line, without the quotes, stars and brackets that a model may put around it."""
-    return one_line(caption).strip(_QUOTES + " ").replace("[", "").replace("]", "")
 
 
 def _quoted(text: str) -> str:

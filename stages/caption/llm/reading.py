@@ -1,0 +1,226 @@
+"""Find the captions in what a language model wrote: JSON, almost JSON, lists, tables, with or without talk around them.
+
+Only text in the form `A photo of a <object>, …` is taken from anything but valid JSON: so neither an introduction nor a
+piece of markup can become a caption.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import json_repair
+from pydantic_core import from_json
+
+from bootpig.stages.caption.phrases import OPENING, object_phrase
+from bootpig.stages.plain_text import one_line
+from bootpig.storage.jsonio import parse_json
+
+_THOUGHT = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|analysis|reflection|scratchpad)"
+_THINKING = re.compile(rf"[<\[◁]({_THOUGHT})\b[^>\]▷\n]*[>\]▷].*?[<\[◁]/\1\s*[>\]▷]", re.DOTALL | re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(rf"[<\[◁]/{_THOUGHT}\s*[>\]▷]", re.IGNORECASE)
+_THOUGHT_BEGINS = re.compile(rf"[<\[◁]{_THOUGHT}\b[^>\]▷\n]*[>\]▷]", re.IGNORECASE)
+_FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|[a-z_]+\|>[^<]*)?<\|message\|>", re.IGNORECASE)
+_CHANNEL = re.compile(r"<\|channel\|>", re.IGNORECASE)
+
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[\w+-]*[ \t]*$", re.MULTILINE)
+_TOKEN = re.compile(r"<\|[^|<>\n]{0,60}\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|end_of_turn|start_of_turn)>")
+_TAG = re.compile(r"</?[A-Za-z][\w:-]{0,40}(?:\s[^<>\n]{0,200})?/?>")
+_JSON_BEGINS = re.compile(r"[\[{]\s*(?=[\[{\"'“”‘’\d}\]])|\{\s*(?=captions?\b)")
+_COUNTED = re.compile(r"\s*[(\[–—-]+\s*\d{1,3}\s*words?\s*[)\]]*\s*[.,;]?\s*$", re.IGNORECASE)
+_EMPHASIS = re.compile(r"\*{1,3}|`{1,3}|~~|(?<!\w)_{1,3}|_{1,3}(?!\w)")
+_QUOTES = "\"'“”‘’„«»`*_~"
+_NUMBER = rf"[(\[{{]?\s*(?:#|no\.?\s?|nr\.?\s?)?\d{{1,4}}[*_]*(?:\s*(?:[.):\]}}、,/-]+|\s-)|\s+(?={OPENING}))"
+_LABEL = (
+    r"(?:captions?|photos?|images?|pictures?|prompts?|scenes?|answers?|descriptions?|items?|text)"
+    r"(?:\s*#?\s*\d{1,4}|\s+(?:one|two|three|four|five|six|seven|eight|nine|ten))?"
+)
+_MARK = re.compile(
+    r"\s+|[>#|+→●▪■□◦○•·∙‣⁃–—―*_~`\"'“”‘’„«»\-]+|\[\s*[ xX]?\s*\]|[\[({]|[(\[]?[A-Za-z][.)]\s|"
+    rf"{_NUMBER}|{_LABEL}\s*[*_]*\s*[:.)–—-]+",
+    re.IGNORECASE,
+)
+"""What may stand in front of a caption on its line."""
+_NEXT = re.compile(rf"[;|.!/”\"]+\s*[\"“'*]*\s*(?:{_NUMBER}\s*)?[\"“'*]*(?={OPENING})", re.IGNORECASE)
+"""What stands between two captions of one line."""
+_BEGINS = re.compile(OPENING, re.IGNORECASE)
+_MARKUP = re.compile(r"[{}<>|\\]|```|\*\*|\"\s*[:,\]]|https?://")
+_BREAKS = re.compile(r"\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")
+LONGEST = 60
+"""Words; longer lines are talk, no caption."""
+
+
+def without_thoughts(text: str) -> tuple[str, bool]:
+    """What follows a model's reasoning, and whether there was nothing but reasoning."""
+    if final := list(_FINAL.finditer(text)):
+        return text[final[-1].end() :], False
+    if _CHANNEL.search(text):
+        return "", True
+    left = _THINKING.sub("\n", text)
+    if ends := list(_THOUGHT_ENDS.finditer(left)):  # some servers keep the opening tag for themselves
+        left = left[ends[-1].end() :]
+    thinks = left != text
+    if (begins := _THOUGHT_BEGINS.search(left)) is not None:  # cut off while it was thinking
+        left, thinks = left[: begins.start()], True
+    return left, thinks and not left.strip()
+
+
+def captions_in(text: str, *, cut: bool = False, lines_too: bool = True) -> tuple[str, ...] | None:
+    """The captions in `text`, in their order.
+
+    Args:
+        cut: the text ends before its end, so the last caption may not be whole, and is left out unless something
+            behind it shows that it is.
+        lines_too: take lists and lines too, not JSON alone.
+
+    Returns:
+        None if it should be JSON and nothing can be read from it.
+    """
+    text = text.replace("\ufeff", "").replace("\u200b", "").strip()
+    if not text:
+        return ()
+    body = _unfenced(text)
+    found = _from_valid_json(body, cut)
+    if found is not None:
+        return found
+    looks_like_json = body.startswith(("{", "[")) or "```json" in text.casefold()
+    found = _from_almost_json(body, cut)
+    if found or not lines_too:
+        return found or None
+    return _from_lines(text, cut) or (None if looks_like_json else ())
+
+
+def _unfenced(text: str) -> str:
+    """The content of the first fenced block with something like JSON in it, else all of the text."""
+    blocks = _FENCE.split(text)
+    for block in blocks[1::2]:
+        if block.strip().startswith(("{", "[")):
+            return block.strip()
+    return text
+
+
+def _from_valid_json(body: str, cut: bool) -> tuple[str, ...] | None:
+    """None if it is not valid JSON, or none with a list of captions."""
+    if not body.startswith(("{", "[")):
+        return None
+    try:
+        data = from_json(body, allow_partial=cut)
+    except ValueError:
+        return None
+    found = data.get("captions") if isinstance(data, dict) else data
+    if cut and data in ({}, []):
+        return ()
+    if not isinstance(found, list):
+        return tuple(filter(_is_caption, map(clean, _texts(data)))) or None
+    captions: list[str] = []
+    for entry in found:
+        if isinstance(entry, str):  # whatever its form: the stage rejects the row where it has another
+            captions += [text] if " " in (text := clean(entry)) and not _MARKUP.search(text) else []
+        else:
+            captions += filter(_is_caption, map(clean, _texts(entry)))
+    return tuple(captions)
+
+
+def _texts(data: Any) -> Iterator[str]:
+    """The strings in JSON values, in their order."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _texts(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _texts(value)
+
+
+def _from_almost_json(body: str, cut: bool) -> tuple[str, ...]:
+    begin = _JSON_BEGINS.search(body)
+    if begin is None:
+        return ()
+    values = list(_json_lines(body))
+    if not values:
+        rest = body[begin.start() :]
+        try:
+            # in a list of its own, so that several objects one after the other are all read
+            values = [json_repair.loads(f"[{rest}" if rest.startswith("{") else rest)]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            return ()
+    found = [clean(text) for text in _texts(values)]
+    if cut and found:
+        found.pop()  # json_repair ends a string that was cut off
+    return tuple(filter(_is_caption, found))
+
+
+def _json_lines(body: str) -> Iterator[Any]:
+    """One JSON value per line, if that is what the text is."""
+    values = []
+    for line in body.splitlines():
+        if line.strip():
+            try:
+                values.append(parse_json(line.strip().rstrip(",")))
+            except ValueError:
+                return
+    yield from values
+
+
+def _from_lines(text: str, cut: bool) -> tuple[str, ...]:
+    found: list[str] = []
+    open_line = False
+    """Whether the next line may carry the last caption on."""
+    lines = list(_lines(text))
+    for number, line in enumerate(lines):
+        rest, marked = _unmarked(line)
+        if _BEGINS.match(rest):
+            pieces = [piece for piece in _NEXT.split(rest) if piece]
+            found += pieces
+            open_line = True
+        elif open_line and not marked and _carries_on(found[-1], line):
+            found[-1] = f"{found[-1]} {line.strip()}"
+        else:
+            open_line = False
+        if cut and number == len(lines) - 1 and open_line and found:
+            found.pop()
+    return tuple(caption for piece in found if _is_caption(caption := clean(piece)))
+
+
+def _lines(text: str) -> Iterator[str]:
+    text = html.unescape(html.unescape(_TOKEN.sub("\n", text)))
+    for line in _BREAKS.split(_TAG.sub("\n", text)):
+        yield from line.split("|")
+
+
+def _unmarked(line: str) -> tuple[str, bool]:
+    """A line without the bullets, numbers, labels and quotes in front of it, and whether there were any."""
+    place, marked = 0, False
+    while not _BEGINS.match(line, place) and (mark := _MARK.match(line, place)) is not None and mark.end() > place:
+        marked = marked or not mark[0].isspace()
+        place = mark.end()
+    return line[place:], marked
+
+
+def _carries_on(caption: str, line: str) -> bool:
+    """Whether a line is the rest of a caption that was wrapped."""
+    text = line.strip()
+    if not text or caption.rstrip(_QUOTES + " ").endswith((".", "!", "?", ";")):
+        return False
+    return (text[0].islower() or caption.rstrip().endswith(",")) and not text.endswith(":")
+
+
+def _is_caption(caption: str) -> bool:
+    return (
+        object_phrase(caption) is not None
+        and _MARKUP.search(caption) is None
+        and len(caption.split()) <= LONGEST
+        and len(_BEGINS.findall(caption)) == 1
+    )
+
+
+def clean(caption: str) -> str:
+    """A caption as one line, without the marks, quotes, emphasis and brackets that a model puts around it."""
+    text = one_line(_TAG.sub("", html.unescape(html.unescape(_TOKEN.sub("", caption)))))
+    rest, _ = _unmarked(text)
+    text = rest if _BEGINS.match(rest) else text
+    text = _COUNTED.sub("", _EMPHASIS.sub("", text)).replace("[", "").replace("]", "")
+    return text.strip(_QUOTES + " ;|\\").rstrip(",").strip(_QUOTES + " ")
