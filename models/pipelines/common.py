@@ -22,6 +22,7 @@ from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
 from bootpig.models.pipelines.reference_captions import ReferenceCaption
 from bootpig.models.pipelines.references import (
     PreparedReferences,
+    ReferencesOfPrompts,
     picture_key,
     pixel_values,
     prepare_picture,
@@ -143,7 +144,7 @@ class BootPIGMixin(DiffusersParts):
         Path(save_directory, "pipeline.py").write_text(standalone_source(type(self)), encoding="utf-8")
 
     @torch.no_grad()
-    def prepare_references(self, images: Any, prompts: int = 1) -> PreparedReferences:
+    def prepare_references(self, images: ReferencesOfPrompts, prompts: int = 1) -> PreparedReferences:
         """Encode references once, for many calls: hand the result to `reference_images`.
 
         Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bootpig.models.core.rsa import check_rsa
 from bootpig.models.pipelines.common import BootPIGMixin
 from bootpig.models.pipelines.guidance import Conditions, Denoiser
-from bootpig.models.pipelines.known_region import InpaintTask, KnownRegion
+from bootpig.models.pipelines.known_region import InpaintTask, KnownRegion, Pictures
 from bootpig.models.pipelines.reference_captions import reference_captions
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.request import Request, Sizes
@@ -133,7 +133,9 @@ class GenerationMixin(BootPIGMixin):
         self.maybe_free_model_hooks()
         return output
 
-    def _inpaint(self, r: Request, image: Any, mask_image: Any, strength: float, padding_mask_crop: int | None) -> Any:
+    def _inpaint(
+        self, r: Request, image: Pictures, mask_image: Pictures, strength: float, padding_mask_crop: int | None
+    ) -> Any:
         """Run a call that repaints the white of `mask_image`, see `InpaintTask.read`."""
         height, width = self._size(r)
         task = InpaintTask.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())

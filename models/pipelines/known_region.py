@@ -17,6 +17,9 @@ from torch import Tensor
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
+Pictures = Image.Image | Sequence[Image.Image] | None
+"""A picture for all prompts, or a list with one for each; None is refused."""
+
 
 @dataclass
 class InpaintOutput(BaseOutput):
@@ -63,7 +66,13 @@ class InpaintTask:
 
     @classmethod
     def read(
-        cls, image: Any, mask_image: Any, size: tuple[int, int], strength: float, padding: int | None, prompts: int
+        cls,
+        image: Pictures,
+        mask_image: Pictures,
+        size: tuple[int, int],
+        strength: float,
+        padding: int | None,
+        prompts: int,
     ) -> InpaintTask:
         """Check and pair pictures and masks.
 
@@ -148,7 +157,7 @@ class InpaintTask:
         return np.asarray(view if view.size == self.size else view.resize(self.size, resampling))
 
 
-def _listed(name: str, given: Any, prompts: int) -> list[Image.Image]:
+def _listed(name: str, given: Pictures, prompts: int) -> list[Image.Image]:
     pictures: Sequence[Any] = [given] * prompts if not isinstance(given, (list, tuple)) else given
     if len(pictures) != prompts:
         raise ValueError(f"{name}: {len(pictures)} for {prompts} prompts")

@@ -53,11 +53,15 @@ class PreparedReferences:
         return self.prompts
 
 
-def reference_lists(images: Any, count: int) -> list[list[ReferenceImage]]:
+ReferencesOfPrompts = ReferenceImage | Sequence[ReferenceImage] | Sequence[Sequence[ReferenceImage]]
+"""An image or a flat list belongs to the one prompt; a list of lists has one list per prompt."""
+
+
+def reference_lists(images: ReferencesOfPrompts, count: int) -> list[list[ReferenceImage]]:
     """The references of each of `count` prompts.
 
     Args:
-        images: one image or a flat list belongs to the one prompt; a list of lists has one list per prompt.
+        images: see `ReferencesOfPrompts`.
 
     Raises:
         ValueError: the numbers do not match, or a prompt has none.

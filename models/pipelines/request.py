@@ -10,6 +10,8 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from bootpig.models.pipelines.references import PreparedReferences, ReferencesOfPrompts
+
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
@@ -25,8 +27,7 @@ class Request:
     """The arguments of a call, named as in diffusers' pipelines."""
 
     prompt: str | list[str] | None
-    reference_images: Any
-    """What `prepare_references` takes, or a `PreparedReferences`."""
+    reference_images: ReferencesOfPrompts | PreparedReferences | None
     reference_prompt: str | list[str] | None
     negative_prompt: str | list[str] | None
     height: int | None

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from bootpig.models.pipelines.references import PreparedReferences, ReferencesOfPrompts
 from bootpig.models.pipelines.request import Request
 from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
 
@@ -32,7 +33,7 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
     def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str] | None = None,
-        reference_images: Any = None,
+        reference_images: ReferencesOfPrompts | PreparedReferences | None = None,
         reference_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,

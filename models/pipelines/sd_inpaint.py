@@ -10,6 +10,8 @@ from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from bootpig.models.pipelines.known_region import Pictures
+from bootpig.models.pipelines.references import PreparedReferences, ReferencesOfPrompts
 from bootpig.models.pipelines.request import Request
 from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
 
@@ -21,9 +23,9 @@ class BootPIGInpaintPipeline(StableDiffusionParts, StableDiffusionPipeline):
     def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str] | None = None,
-        reference_images: Any = None,
-        image: Any = None,
-        mask_image: Any = None,
+        reference_images: ReferencesOfPrompts | PreparedReferences | None = None,
+        image: Pictures = None,
+        mask_image: Pictures = None,
         reference_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from bootpig.models.pipelines.references import PreparedReferences, ReferencesOfPrompts
 from bootpig.models.pipelines.request import Request
 from bootpig.models.pipelines.stable_diffusion_xl import StableDiffusionXLParts
 
@@ -21,7 +22,7 @@ class BootPIGXLPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
     def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str] | None = None,
-        reference_images: Any = None,
+        reference_images: ReferencesOfPrompts | PreparedReferences | None = None,
         reference_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         prompt_2: str | list[str] | None = None,

@@ -71,8 +71,8 @@ class Train(ReduceStage):
         return Estimate(
             replace(work.above, base=c.model),
             tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again),
-            stored_bytes=work.samples
-            * (model + CHECKPOINTS_KEPT * 12 * trained),  # weights and two moments, in float32
+            # checkpoints hold weights and two moments, in float32
+            stored_bytes=work.samples * (model + CHECKPOINTS_KEPT * 12 * trained),
             assumptions=(sizes.ASSUMPTION, f"train: trained weights in float32 and {CHECKPOINTS_KEPT} checkpoints"),
         )
 
