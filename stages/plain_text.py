@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from bootpig.storage.secrets import mask
+
 _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)?", re.DOTALL)
 """Escape sequences: colours, cursor moves, titles."""
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def printable(text: str) -> str:
-    """`text` without escape sequences, control, direction and other invisible characters; white space as blanks."""
-    text = _TERMINAL.sub("", text)
+    """`text` without secrets, escape sequences, control, direction and other invisible characters; white space as
+    blanks."""
+    text = _TERMINAL.sub("", mask(text))
     return "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from string import Formatter
@@ -36,6 +37,9 @@ BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
 
 FIELDS = {"grammar": ("template", *BLANKS.values()), "file": ("file",), "openai": ("openai",)}
 """The fields of each source."""
+
+ARTICLE = re.compile(r"(?:an?|the|some|one|two|three|\d+)\s", re.IGNORECASE)
+"""How a phrase of `objects` begins, which the template puts behind `A photo of`."""
 
 CAPTION_BYTES = 150
 """A sample in the store; for estimates."""
@@ -112,10 +116,10 @@ class CaptionConfig(StageConfig):
                 problems.append(f"{name} is given, but the template has no {{{blank}}}; remove one or add the other")
         for phrase in self.objects:
             caption = self.template.format(object=phrase, position="here", scene="here")
-            if object_phrase(caption) is None:
+            if object_phrase(caption) is None or not ARTICLE.match(phrase):
                 problems.append(
                     f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions begin "
-                    "'A photo of a <object>,', so give the phrase with its article and without a comma"
+                    "'A photo of a <object>,', so give the phrase with its article"
                 )
         return problems
 

@@ -249,7 +249,7 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     elif kind == "truncated":
         content, finish = content[: len(content) // 2], "length"
     elif kind == "invalid_json":
-        content = content[: len(content) // 2]
+        content = '{"captions": [{]}'
     elif kind == "empty":
         content = ""
     elif kind == "prose":

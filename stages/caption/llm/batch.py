@@ -15,6 +15,7 @@ from typing import Any
 
 from openai.types import Batch
 
+from bootpig.stages.caption.llm.answers import completion
 from bootpig.stages.caption.llm.client import LLMClient
 from bootpig.stages.caption.llm.faults import Fault
 from bootpig.stages.caption.llm.journal import Key, Record
@@ -23,6 +24,7 @@ from bootpig.stages.caption.llm.requests import Asker
 from bootpig.stages.engine.contract import Postponed, SourceContext
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
+from bootpig.storage.secrets import mask
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 SLICE = 0.2
@@ -172,11 +174,11 @@ def _collect(
     """Journal every answer of an ended batch. Returns why the others are missing."""
     fault = None
     if batch.status != "completed":
-        said = [one_line(client.mask(str(error.message)), 200) for error in (batch.errors and batch.errors.data) or []]
+        said = [one_line(mask(str(error.message)), 200) for error in (batch.errors and batch.errors.data) or []]
         fault = ("batch_failed", f"batch_failed: the batch {batch.status}{': ' if said else ''}{'; '.join(said[:2])}")
     for file in filter(None, (batch.output_file_id, batch.error_file_id)):
         content, _ = client.call(_content(client, file))
-        for line in client.mask(content).splitlines():
+        for line in mask(content).splitlines():
             fault = _line(ledger, note, line) or fault
     ledger.journal.write(name, {**note, "state": "collected"})
     return fault
@@ -203,9 +205,12 @@ def _line(ledger: Ledger, note: dict[str, Any], line: str) -> tuple[str, str] | 
             "batch_failed",
             f"batch_failed: answered {status}: {one_line(json.dumps(body or entry.get('error')), 200)}",
         )
+    text = json.dumps(body, ensure_ascii=False)
+    if completion(text) is None:
+        return ("batch_failed", f"batch_failed: no chat completion: {one_line(text, 200)}")
     if not ledger.journal.has(key):
         asked, request = note["asked"][key.name], note["requests"][key.name]
-        record = Record(asked, note["structured"], request, json.dumps(body, ensure_ascii=False), batch=True)
+        record = Record(asked, note["structured"], request, text, batch=True)
         ledger.journal.keep(key, record)
         ledger.journal.count(key, record)
     return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,17 +16,21 @@ import openai
 from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
+from bootpig.stages.caption.llm.answers import completion
 from bootpig.stages.caption.llm.config import OpenAIConfig
 from bootpig.stages.caption.llm.faults import Fault, SchemaRefused
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.faults import is_transient_status
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.retry import backoff, retrying
+from bootpig.storage.secrets import mask
 
 LONGEST_WAIT = 3600.0
 """Seconds: a Retry-After above it is not waited for."""
 
-MASK = "***"
+TOLD_WAIT = 5.0
+"""Seconds: a longer pause is shown."""
 
 T = TypeVar("T")
 
@@ -38,11 +44,13 @@ class LLMClient:
 
     def __init__(self, config: OpenAIConfig) -> None:
         self.config = config
-        self._key = config.key()
+        key = config.key()
         self._stopped = threading.Event()
+        self._waiting = (0.0, 0.0)
+        """Until when, by the monotonic clock, and how long the longest pause is."""
         # the client's own retries do not wait out a Retry-After above two minutes, and cannot be stopped
         self.api = openai.OpenAI(
-            api_key=self._key or "none",
+            api_key=key or "none",
             base_url=config.base_url,
             max_retries=0,
             timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 10.0)),
@@ -58,29 +66,43 @@ class LLMClient:
         Raises:
             Fault: there was no answer.
             SchemaRefused: the endpoint takes no `response_format`, or something else in the request.
-            InputError: the key, the model or the request cannot be used.
+            InputError: the key, the model, the address or the request cannot be used.
         """
         api = self.api.chat.completions.with_raw_response
-        schema = "response_format" in request
-        response, retries = self.call(lambda: api.create(**_arguments(request)), schema=schema)
-        return self.mask(response.text), retries
+
+        def send() -> str:
+            body = api.create(**_arguments(request)).text
+            if completion(body) is None:
+                raise NoCompletion(body)
+            return body
+
+        body, retries = self.call(send, schema="response_format" in request)
+        return mask(body), retries
 
     def call(self, request: Callable[[], T], *, schema: bool = False) -> tuple[T, int]:
         """`request()`, with retries of what passes: (result, tries before). Raises as `ask`."""
         tries = self.config.max_retries + 1
-        again = retrying(_is_transient, attempts=tries, pause=_Pause(), stopped=self._stopped)
+        again = retrying(_is_transient, attempts=tries, pause=_Pause(self._waits), stopped=self._stopped)
         try:
             return again(request), again.statistics["attempt_number"] - 1
-        except openai.APIError as error:
+        except (openai.APIError, NoCompletion) as error:
             raise self._explained(error, again.statistics["attempt_number"], schema) from None
 
-    def mask(self, text: str) -> str:
-        """`text` without the key."""
-        return text.replace(self._key, MASK) if self._key else text
+    def wait(self) -> str:
+        """What is waited for, in words, while a pause is long enough to be told; else empty."""
+        until, seconds = self._waiting
+        left = until - time.monotonic()
+        return f"the endpoint asks to wait {seconds:.0f} s, {left:.0f} s left" if left > 0 else ""
 
-    def _explained(self, error: openai.APIError, tries: int, schema: bool) -> Exception:
+    def _waits(self, seconds: float) -> None:
+        if seconds >= TOLD_WAIT:
+            self._waiting = (time.monotonic() + seconds, seconds)
+
+    def _explained(self, error: openai.APIError | NoCompletion, tries: int, schema: bool) -> Exception:
         url, tried = self.config.base_url, f"{tries} tries" if tries > 1 else "1 try"
-        said = one_line(self.mask(_message(error)), 200)
+        if isinstance(error, NoCompletion):
+            return self._no_completion(error, tried)
+        said = one_line(mask(_message(error)), 200)
         if isinstance(error, openai.APITimeoutError):
             return Fault("timeout", f"no answer from {url} within {self.config.timeout:g} s ({tried})")
         if isinstance(error, openai.APIConnectionError):
@@ -114,6 +136,18 @@ class LLMClient:
             f"caption.openai: bad_request: {url} answers {status}: {said}; see model, temperature, extra_body"
         )
 
+    def _no_completion(self, error: NoCompletion, tried: str) -> Exception:
+        url, said = self.config.base_url, one_line(mask(error.body), 120)
+        if error.status is not None:
+            code = "rate_limited" if error.status == 429 else "server_error"
+            return Fault(code, f"{url} answers 200 with an error {error.status} in it ({tried}): {said}")
+        if error.is_empty:
+            return Fault("content_filter", f"{url} answers without a choice: {said}")
+        return InputError(
+            f"caption.openai.base_url: {url!r} → what answers there is no chat completion: {said!r}; give the address of "
+            "an OpenAI-compatible endpoint, which usually ends in /v1"
+        )
+
     def _models(self) -> str:
         """What to do about a model that is not there, by the endpoint's own list."""
         try:
@@ -131,8 +165,52 @@ def _arguments(request: dict[str, Any]) -> dict[str, Any]:
     return known | {"extra_body": {name: value for name, value in request.items() if name not in own}}
 
 
+class NoCompletion(Exception):
+    """A 200 whose body is no chat completion: an error, a gateway's page, another service."""
+
+    def __init__(self, body: str) -> None:
+        super().__init__("no chat completion")
+        self.body = body
+        self.status = _status_within(body)
+        """The status of an error that passes, as far as the body tells."""
+        self.is_empty = _has_no_choice(body)
+        """A chat completion with an empty list of choices."""
+
+
+_PASSES = {"rate_limit_exceeded": 429, "rate_limited": 429, "resource_exhausted": 429, "too_many_requests": 429}
+_PASSES |= {"overloaded": 503, "overloaded_error": 503, "unavailable": 503, "server_error": 500, "internal_error": 500}
+_PAGE = re.compile(r"<(?:title|h1)>[^<]*\b(429|5\d\d)\b", re.IGNORECASE)
+
+
+def _status_within(body: str) -> int | None:
+    """429 or 5xx, where a body says so in a field or, as a page, in its title."""
+    try:
+        data = parse_json(body)
+    except ValueError:
+        page = _PAGE.search(body)
+        return int(page[1]) if page else None
+    error = data.get("error") if isinstance(data, dict) else None
+    for fields in (error, data):
+        for name in ("code", "status", "status_code", "type"):
+            value = fields.get(name) if isinstance(fields, dict) else None
+            number = _PASSES.get(str(value).casefold(), int(value) if str(value).isdigit() else 0)
+            if number == 429 or 500 <= number < 600:
+                return number
+    return None
+
+
+def _has_no_choice(body: str) -> bool:
+    try:
+        data = parse_json(body)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("choices") == [] and "error" not in data
+
+
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may be answered later, and not so late that nobody waits for it."""
+    if isinstance(error, NoCompletion):
+        return error.status is not None
     if not isinstance(error, openai.APIStatusError):
         return isinstance(error, openai.APIConnectionError)
     if error.code == "insufficient_quota":
@@ -146,13 +224,17 @@ def _is_transient(error: BaseException) -> bool:
 class _Pause(wait_base):
     """What Retry-After asks for, or a little more; where there is none, as everywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[float], None]) -> None:
+        """`told`: called with the seconds of each pause."""
         self._backoff = backoff()
+        self._told = told
 
     def __call__(self, retry_state: RetryCallState) -> float:
         assert retry_state.outcome is not None
         asked = _asked_wait(retry_state.outcome.exception())
-        return self._backoff(retry_state) if asked is None else asked * random.uniform(1.0, 1.1)
+        seconds = self._backoff(retry_state) if asked is None else asked * random.uniform(1.0, 1.1)
+        self._told(seconds)
+        return seconds
 
 
 def _asked_wait(error: BaseException | None) -> float | None:
@@ -161,17 +243,17 @@ def _asked_wait(error: BaseException | None) -> float | None:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """The header's seconds, or those until its date."""
+    """The header's seconds, or those until its date; None where it asks for no wait, or for one that is over."""
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return seconds if 0 < seconds < math.inf else None
 
 
 def _message(error: openai.APIError) -> str:

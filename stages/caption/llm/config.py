@@ -176,6 +176,14 @@ class OpenAIConfig(StageConfig):
         if name is None:
             return ""
         if key := os.environ.get(name, "").strip():
+            hide(key)
+            if (wrong := next((place for place, c in enumerate(key, 1) if not "!" <= c <= "~"), None)) is not None:
+                # said without the character: nothing of a key is ever shown
+                raise InputError(
+                    f"caption.openai.api_key_env: {name!r} → character {wrong} of {len(key)} of this variable is a "
+                    "space, a line break or none of a key's letters, as when two lines or a curly quote were pasted; "
+                    "export the key again"
+                )
             return key
         block = f" and there is no Prefect Secret block {self.api_key_secret!r}" if self.api_key_secret else ""
         raise InputError(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bootpig.stages.caption.llm.answers import completion
 from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, Spent
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
@@ -106,7 +107,9 @@ class Journal:
         found: dict[Key, Record] = {}
         for path, value in self.root.read_many(list(paths)).items():
             with suppress(ValueError, TypeError):
-                found[paths[path]] = Record(**parse_json(value))
+                record = Record(**parse_json(value))
+                if completion(record.body) is not None:  # earlier versions kept errors, too
+                    found[paths[path]] = record
         return found
 
     def read(self, name: str) -> dict[str, Any] | None:

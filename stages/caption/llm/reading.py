@@ -31,8 +31,9 @@ _TAG = re.compile(r"</?[A-Za-z][\w:-]{0,40}(?:\s[^<>\n]{0,200})?/?>")
 _JSON_BEGINS = re.compile(r"[\[{]\s*(?=[\[{\"'“”‘’\d}\]])|\{\s*(?=captions?\b)")
 _COUNTED = re.compile(r"\s*[(\[–—-]+\s*\d{1,3}\s*words?\s*[)\]]*\s*[.,;]?\s*$", re.IGNORECASE)
 _EMPHASIS = re.compile(r"\*{1,3}|`{1,3}|~~|(?<!\w)_{1,3}|_{1,3}(?!\w)")
+_QUOTE = re.compile(r'(?<!\\)"')
 _QUOTES = "\"'“”‘’„«»`*_~"
-_NUMBER = rf"[(\[{{]?\s*(?:#|no\.?\s?|nr\.?\s?)?\d{{1,4}}[*_]*(?:\s*(?:[.):\]}}、,/-]+|\s-)|\s+(?={OPENING}))"
+_NUMBER = rf"[(\[{{]?\s*(?:#|no\.?\s?|nr\.?\s?)?\d{{1,4}}[*_]*(?:\s*(?:[.):\]}}、,/-]+|\s-)|\s+(?=[*_\"“'`]*{OPENING}))"
 _LABEL = (
     r"(?:captions?|photos?|images?|pictures?|prompts?|scenes?|answers?|descriptions?|items?|text)"
     r"(?:\s*#?\s*\d{1,4}|\s+(?:one|two|three|four|five|six|seven|eight|nine|ten))?"
@@ -148,7 +149,7 @@ def _from_almost_json(body: str, cut: bool) -> tuple[str, ...]:
         except (ValueError, RecursionError, LookupError, TypeError):
             return ()
     found = [clean(text) for text in _texts(values)]
-    if cut and found:
+    if found and (cut or len(_QUOTE.findall(body[begin.start() :])) % 2):
         found.pop()  # json_repair ends a string that was cut off
     return tuple(filter(_is_caption, found))
 

@@ -214,7 +214,7 @@ class _Unit:
     def _show(self) -> None:
         """Progress; raises where the run is to end."""
         filled = sum(caption is not None for caption in self.slots)
-        self.context.progress(filled, len(self.slots), "")
+        self.context.progress(filled, len(self.slots), self._client.wait() if self._client else "")
 
     def _exchange(self, keys: Sequence[Key], chunks: Sequence[Sequence[int]]) -> dict[Key, tuple[str, str]]:
         """Ask several requests at a time; each answer is journaled by the thread that received it.

@@ -74,7 +74,7 @@ def test_count_is_not_hashed():
         ("A photo of a teapot, on the left on a sandy beach", "teapot"),
         ("A photo of an umbrella, in the center on a blue carpet", "umbrella"),
         ("a photo of a faded Polaroid camera , lying on a blanket", "faded Polaroid camera"),
-        ("A photo of teapots, on the left", None),
+        ("A photo of teapots, on the left", "teapots"),
         ("A photo of a teapot on the left", None),
         ("A photo of a , on the left", None),
         ("A photo of a teapot,", None),

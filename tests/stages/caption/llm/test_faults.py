@@ -187,7 +187,7 @@ def test_hostile_captions_become_harmless_lines(endpoint: Endpoint, url: str, tm
     config = configured(tmp_path, url, units=1, concurrency=1)
     run(config)
     caption = rows(config)[0]["caption"]
-    assert caption == "A photo of a <script>alert(1)</script> mug, link(javascript:x) on a table"
+    assert caption == "A photo of a alert(1) mug, link(javascript:x) on a table"
 
 
 def test_an_endpoint_that_repeats_the_key_never_gets_it_kept(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
