@@ -272,6 +272,16 @@ class UnitRef:
     """Its `ok` rows, the samples of its shard."""
 
 
+class Pieces(Protocol):
+    """Pieces of a result that is under way, by names of letters, digits, `-` and `_`."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store a piece."""
+
+    def get(self, name: str) -> bytes | None:
+        """A piece as it was put, every byte checked; None where there is none, or it is damaged."""
+
+
 class Checkpoints(Protocol):
     """Where a reduce stage saves its progress: under its fingerprint, whole folders only, manifest last."""
 
@@ -280,6 +290,14 @@ class Checkpoints(Protocol):
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint as (step, local folder), or None. Damaged ones are skipped with a message."""
+
+    def pieces(self, key: str) -> Pieces:
+        """What earlier runs have left of this result, and where this run leaves its own. Gone once it is published.
+
+        Args:
+            key: digest of what changes the pieces and is not part of the fingerprint, such as the batch size. Pieces
+                of any other key are removed.
+        """
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
