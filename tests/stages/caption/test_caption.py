@@ -8,9 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, object_phrase
+from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.phrases import object_caption
 from bootpig.stages.caption.phrases import object_phrase as parse
-from bootpig.stages.caption.stage import Caption, CaptionConfig
+from bootpig.stages.caption.stage import Caption
 from bootpig.stages.engine.contract import InputError, Sample
 
 LISTS = {
