@@ -69,7 +69,7 @@ class EvaluateConfig(StageConfig):
     subjects: str = Field(
         min_length=1,
         json_schema_extra=MODEL,
-        description="Folder in DreamBooth layout: <subject>/00.png (the reference), 01.png, …; see stages/subjects.py.",
+        description="Folder in DreamBooth layout: <subject>/00.png (the reference), …; see stages/evaluate/subjects.py",
     )
     prompts: tuple[str, ...] = Field(
         default=(),
