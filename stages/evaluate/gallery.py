@@ -89,22 +89,25 @@ class DrawnPictures:
         begin = index - index % self._batch_size
         return range(begin, min(begin + self._batch_size, len(self.rows)))
 
-    def _name(self, batch: range) -> str:
-        return f"{self.method}-{batch.start:06d}"
+    def _name(self, index: int) -> str:
+        """Of a picture in its piece; a piece is called as its first picture."""
+        return f"{self.method}-{index:06d}"
 
     def _pack(self, batch: range) -> None:
         if self._pieces is not None:
-            members = ((f"{index:06d}.png", self.files.paths[index].read_bytes()) for index in batch)
-            self._pieces.put(self._name(batch), write_shard(members))
+            members = ((f"{self._name(index)}.png", self.files.paths[index].read_bytes()) for index in batch)
+            self._pieces.put(self._name(batch.start), write_shard(members))
 
     def _unpack(self, batch: range) -> bool:
         """Whether the batch was drawn before; its files and `blank` are then as if it had been drawn now."""
-        data = None if self._pieces is None else self._pieces.get(self._name(batch))
+        data = None if self._pieces is None else self._pieces.get(self._name(batch.start))
         try:
             members = dict(read_shard(data)) if data is not None else {}
         except CorruptPart:
             return False
-        if [*members] != [f"{index:06d}" for index in batch] or any([*files] != ["png"] for files in members.values()):
+        if [*members] != [self._name(index) for index in batch] or any(
+            [*files] != ["png"] for files in members.values()
+        ):
             return False
         for index, files in zip(batch, members.values(), strict=True):
             self.files.paths[index].write_bytes(files["png"])
