@@ -295,6 +295,7 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
     stage = make_stage(config, "evaluate")
     assert isinstance(stage, Evaluate)
     stage.models()
+    outputs = outputs.absolute()
     outputs.parent.mkdir(parents=True, exist_ok=True)
     # Pictures are written as they are drawn: the folder takes its name when it is whole.
     with tempfile.TemporaryDirectory(prefix=f".{outputs.name}-", dir=outputs.parent) as scratch:
