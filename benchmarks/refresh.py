@@ -38,7 +38,7 @@ def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
     pipeline.load_bootpig(model)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
-    references = prepared_references(subjects, min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor)
+    references = dict(prepared_references(subjects, min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor))
     rows = drawings(subjects, own.images_per_prompt, own.seed)
     pictures, seconds = {}, {}
     for n in every:

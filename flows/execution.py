@@ -44,6 +44,7 @@ from bootpig.stages.report.gather import StageDone, gather
 from bootpig.stages.report.html import build_report
 from bootpig.storage.errors import StoreError
 from bootpig.storage.root import Root
+from bootpig.storage.secrets import mask, mask_logs
 
 SHOWN = 5
 """Warnings of a stage that are shown; the log has all."""
@@ -71,6 +72,7 @@ def execute(
         InputError, ModelError, StoreError: what the user gave cannot be used.
     """
     interrupt.reset()
+    mask_logs()
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
         # a worker has started this process for the run: with the worker gone nobody would look after it
         interrupt.end_with_parent(kill=False)
@@ -106,6 +108,9 @@ def execute(
             # training answers a signal itself, by a checkpoint, so Prefect does not know which signal it was
             if isinstance(error, SystemExit) and _cancelling():
                 return Cancelled(message="cancelled; what is complete is kept")
+            if isinstance(error, Exception) and mask(str(error)) != str(error):
+                # Prefect keeps the text, and that of all its causes
+                raise RuntimeError(f"{type(error).__name__}: {mask(str(error))}") from None
             raise
         work.report()
     wait_recorded(work.last_task)
@@ -264,6 +269,7 @@ class _Work:
             display.current.line(f"  warning: no report: {error}", "yellow")
 
     def end(self, state: RunState, message: str) -> None:
+        message = mask(message)
         self.record.state, self.record.message, self.record.ended = state, message, datetime.now(UTC)
         self._keep(f"{state}{': ' if message else ''}{message}")
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bootpig.stages.augment import AugmentConfig
-from bootpig.stages.caption.stage import CaptionConfig
+from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.encode import EncodeConfig
 from bootpig.stages.engine.contract import EXTENT, SPEED, StageConfig
 from bootpig.stages.evaluate.stage import EvaluateConfig

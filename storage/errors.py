@@ -1,8 +1,15 @@
 """Exceptions raised by the store. Each message is one line that says where the problem is and how to fix it."""
 
+from __future__ import annotations
+
+from bootpig.storage.secrets import mask
+
 
 class StoreError(ValueError):
     """The store cannot be used as given."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 class StoreFull(StoreError):

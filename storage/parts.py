@@ -23,6 +23,7 @@ from bootpig.storage.errors import CorruptPart
 from bootpig.storage.fingerprint import bytes_digest, digest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
+from bootpig.storage.secrets import mask
 
 ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa.string()), ("reason", pa.string())])
 """The first columns of every row."""
@@ -284,9 +285,9 @@ class Parts:
 
     def note_failure(self, unit: int, message: str) -> None:
         """Record why the last attempt at a unit was not committed."""
-        self.root.write(f"{self.folder}/failed-{unit:05d}.txt", message.encode())
+        self.root.write(f"{self.folder}/failed-{unit:05d}.txt", mask(message).encode())
 
     def log(self, unit: int, record: Mapping[str, Any]) -> None:
         """Add a line to the unit's log: times, host, messages; everything that is not part of the unit's identity."""
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        line = mask(json.dumps(record, ensure_ascii=False)).encode() + b"\n"
         self.root.append(f"{self.folder}/log-{unit:05d}.jsonl", line)

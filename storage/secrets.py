@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import re
+import traceback
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
@@ -41,6 +44,24 @@ def mask(text: str) -> str:
         for form in _forms(secret):
             text = text.replace(form, MASK)
     return text
+
+
+class _MaskedRecord(logging.LogRecord):
+    """A log record without secrets, its traceback included."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.exc_info and self.exc_info[0] is not None:
+            # formatters take this text as it is
+            self.exc_text = mask("".join(traceback.format_exception(*self.exc_info)).rstrip())
+
+    def getMessage(self) -> str:
+        return mask(super().getMessage())
+
+
+def mask_logs() -> None:
+    """From now on no log record of this process holds a secret, whoever's logger or handler it is."""
+    logging.setLogRecordFactory(_MaskedRecord)
 
 
 @lru_cache(maxsize=64)

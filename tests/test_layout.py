@@ -32,21 +32,21 @@ def module_files() -> dict[str, Path]:
 
 @cache
 def imports_of(path: Path) -> frozenset[str]:
-    """The names a file imports, at its top or in a function; not what only a type checker reads."""
+    """The names a file imports: at its top, in a function, or for the type checker alone."""
     tree = ast.parse(path.read_text())
-    unseen: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            unseen |= {id(inner) for inner in ast.walk(node)}
     names: set[str] = set()
     for node in ast.walk(tree):
-        if id(node) in unseen:
-            continue
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return frozenset(names)
+
+
+def test_every_import_of_a_file_counts(tmp_path: Path) -> None:
+    lines = ["import a", "if TYPE_CHECKING:", "    from b import c", "def f():", "    from d import e"]
+    (tmp_path / "file.py").write_text("\n".join(lines))
+    assert imports_of(tmp_path / "file.py") == {"a", "b", "b.c", "d", "d.e"}
 
 
 def test_imports_point_one_way() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -49,7 +50,7 @@ class Display:
     def stage(self, stage: str, total: int) -> Iterator[StageBar]:
         """The progress bar of one stage with `total` samples or steps. Removed when the block ends."""
         if self._bars is None:
-            yield StageBar(None, 0)
+            yield StageBar(None, 0, self.line)
             return
         bar = self._bars.add_task(stage, total=total, text="")
         self._bars.start()
@@ -68,14 +69,27 @@ class Display:
 class StageBar:
     """Adds up the progress of a stage's units, which may run at the same time."""
 
-    def __init__(self, bars: Progress | None, bar: int) -> None:
+    def __init__(
+        self, bars: Progress | None, bar: int, line: Callable[[str, str | None], None] = lambda text, style: None
+    ) -> None:
+        """`line`: prints, where there is no bar."""
         self._bars = bars
         self._bar = bar
+        self._line = line
         self._lock = threading.Lock()
+        self._said: set[str] = set()
 
     def advance(self, amount: int) -> None:
         if self._bars is not None:
             self._bars.advance(self._bar, amount)  # type: ignore[arg-type]
+
+    def _tell(self, text: str) -> None:
+        """What a unit waits for: beside the bar, or, where there is none, once as a line."""
+        if self._bars is not None:
+            self._bars.update(self._bar, text=text)  # type: ignore[arg-type]
+        elif text and (kind := re.sub(r"\d+", "", text)) not in self._said:
+            self._said.add(kind)
+            self._line(f"  {text}", "dim")
 
     def unit(self) -> ProgressCallback:
         """The progress callback of one unit. Its progress is added to that of the other units."""
@@ -86,6 +100,7 @@ class StageBar:
             with self._lock:
                 self.advance(done - last)
                 last = done
+                self._tell(text)
 
         return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -263,8 +264,14 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
     stage = make_stage(config, "evaluate")
     assert isinstance(stage, Evaluate)
     stage.models()
-    outputs.mkdir(parents=True, exist_ok=True)
-    metrics = stage.measure(model, outputs, progress)
-    card = model_card({**model_info(model), "metrics": metrics})
-    (outputs / "model_card.md").write_text(card, encoding="utf-8")
+    outputs = outputs.absolute()
+    outputs.parent.mkdir(parents=True, exist_ok=True)
+    # Pictures are written as they are drawn: the folder takes its name when it is whole.
+    with tempfile.TemporaryDirectory(prefix=f".{outputs.name}-", dir=outputs.parent) as scratch:
+        result = Path(scratch, "result")
+        result.mkdir()
+        metrics = stage.measure(model, result, progress)
+        card = model_card({**model_info(model), "metrics": metrics})
+        (result / "model_card.md").write_text(card, encoding="utf-8")
+        result.replace(outputs)
     return metrics

@@ -23,6 +23,7 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
+from bootpig.storage.secrets import mask
 
 FOLDER = "runs"
 LATEST = f"{FOLDER}/latest.json"
@@ -146,7 +147,7 @@ class RunRecord(BaseModel):
         """Add a line with a timestamp to the run's log."""
         path = f"{self.folder}/log.txt"
         before = root.read(path) if root.exists(path) else b""
-        root.write(path, before + f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {line}\n".encode())
+        root.write(path, before + f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {mask(line)}\n".encode())
 
     def made_by_force(self, flow_run: str, stage: str) -> list[int]:
         """The units of `stage` that an earlier attempt of the same flow run has already made with `force`."""

@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from bootpig.stages.caption.drafts import Draft
-from bootpig.stages.caption.llm.source import OpenAISource
+from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.phrases import object_phrase
-from bootpig.stages.engine.contract import InputError, SourceContext
+from bootpig.stages.engine.contract import InputError, SourceContext, Status
 
-if TYPE_CHECKING:
-    from bootpig.stages.caption.stage import CaptionConfig
+
+@dataclass(frozen=True)
+class Draft:
+    """A caption as its source gives it."""
+
+    caption: str
+    status: Status = "ok"
+    """Not `ok`: the source itself has rejected it, or could not get it."""
+    reason: str = ""
+    message: str = ""
 
 
 class CaptionSource(Protocol):
@@ -114,6 +122,3 @@ class FileSource:
                 "write captions as 'A photo of a <object>, <position> <scene>'"
             )
         return [line for _, line in numbered]
-
-
-SOURCES: dict[str, type[CaptionSource]] = {"grammar": GrammarSource, "file": FileSource, "openai": OpenAISource}

@@ -1,10 +1,11 @@
-"""The checkpoints of a reduce stage in the store."""
+"""What a reduce stage leaves in the store while it works: checkpoints, and pieces of its result."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from bootpig.stages.engine.pieces import StoredPieces, clear_pieces, open_pieces
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest
 from bootpig.storage.root import Root
@@ -47,10 +48,14 @@ class StoredCheckpoints:
             self.root.size(f"{published.path}/{name}") == facts["size"] for name, facts in published.files.items()
         )
 
+    def pieces(self, key: str) -> StoredPieces:
+        return open_pieces(self.root, self.path, key)
+
     def clear(self) -> None:
-        """Remove all checkpoints."""
+        """Remove all checkpoints and pieces."""
         for step in self._steps():
             self._remove(step)
+        clear_pieces(self.root, self.path)
 
     def _remove(self, step: int) -> None:
         # The manifest is removed first, so that a half-removed checkpoint is none.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import holds_credentials
+from bootpig.storage.secrets import mask
 
 Status = Literal["ok", "rejected", "failed"]
 
@@ -29,6 +30,9 @@ MODEL: dict[str, Any] = {"affects": "model"}
 
 class InputError(ValueError):
     """The user's input cannot be used. One line: the field, the value, the fix. The command line exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 class FatalError(RuntimeError):
@@ -272,6 +276,16 @@ class UnitRef:
     """Its `ok` rows, the samples of its shard."""
 
 
+class Pieces(Protocol):
+    """Pieces of a result that is under way, by names of letters, digits, `-` and `_`."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store a piece."""
+
+    def get(self, name: str) -> bytes | None:
+        """A piece as it was put, every byte checked; None where there is none, or it is damaged."""
+
+
 class Checkpoints(Protocol):
     """Where a reduce stage saves its progress: under its fingerprint, whole folders only, manifest last."""
 
@@ -280,6 +294,14 @@ class Checkpoints(Protocol):
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint as (step, local folder), or None. Damaged ones are skipped with a message."""
+
+    def pieces(self, key: str) -> Pieces:
+        """What earlier runs have left of this result, and where this run leaves its own. Gone once it is published.
+
+        Args:
+            key: digest of what changes the pieces and is not part of the fingerprint, such as the batch size. Pieces
+                of any other key are removed.
+        """
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Stage
 from bootpig.stages.engine.loaded import loaded
+from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.reduce import is_first_process, publish_result
 from bootpig.stages.engine.survey import StageSurvey, Surveyor, graph_of
 from bootpig.stages.engine.units import WAITS, UnitFailed, UnitReport, UnitWork, first_line, log_record, quietly
@@ -102,6 +103,7 @@ class Engine:
         if not survey.fingerprint:
             return UnitReport(stage, 0, "failed", f"{stage}: no stage that it reads is complete; run those first")
         if survey.result is not None and not force:
+            clear_pieces(self.root, survey.path)  # of a process that was killed after it published
             return UnitReport(stage, 0, "cached")
         if not self.config.train_on_partial and (left := self._left(stage, surveys)):
             return UnitReport(stage, 0, "failed", left)

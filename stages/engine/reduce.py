@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
+from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.storage.cache import PayloadCache
 from bootpig.storage.errors import CorruptPart
@@ -32,11 +33,11 @@ def publish_result(
     *,
     restart: bool = False,
 ) -> None:
-    """Run a reduce stage in a local work folder and publish its result, manifest last.
+    """Run a reduce stage in a local work folder and publish its result, manifest last; then its pieces go.
 
     Args:
         above: the stages that it reads.
-        restart: start from the beginning, not from the newest checkpoint.
+        restart: start from the beginning, not from the newest checkpoint or from pieces.
 
     Raises:
         CorruptPart: something it reads is damaged; the damaged part is stale from then on.
@@ -54,6 +55,7 @@ def publish_result(
         # Another process may have made it meanwhile, and evaluated it: other bytes would leave that stale.
         if restart or read_manifest(root, f"{survey.path}/result") is None:
             publish_folder(root, f"{survey.path}/result", workdir)
+        clear_pieces(root, survey.path)
 
 
 def _inputs(root: Root, above: Sequence[StageSurvey], scratch: Path) -> ReduceInput:

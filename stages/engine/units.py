@@ -20,6 +20,7 @@ from bootpig.stages.engine.slices import Slices
 from bootpig.stages.engine.survey import Surveyor, fingerprint_of, input_digest
 from bootpig.storage.errors import CorruptPart, StoreError
 from bootpig.storage.parts import Marker, Parts
+from bootpig.storage.secrets import mask
 
 WAITS = "waits for the GPU"
 
@@ -41,6 +42,9 @@ class UnitReport:
     samples: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     """Rows by status."""
+
+    def __post_init__(self) -> None:
+        self.message = mask(self.message)
 
 
 class UnitWork:

@@ -51,8 +51,8 @@ def drawings(subjects: Sequence[Subject], images_per_prompt: int, seed: int) -> 
     ]
 
 
-def prepared_references(subjects: Sequence[Subject], side: int) -> dict[str, list[Image.Image]]:
-    """Each subject's references as the pipeline takes them: RGB, `side`×`side`, by the subject's name.
+def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tuple[str, list[Image.Image]]]:
+    """Each subject's name and its references as the pipeline takes them: RGB, `side`×`side`.
 
     A picture with transparency is cut out and put on white; one without is taken as it is, and said so if it does not
     stand on white.
@@ -60,15 +60,15 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> dict[str, lis
     Raises:
         InputError: one is unreadable or unusable.
     """
-    prepared: dict[str, list[Image.Image]] = {}
     on_background = []
     for subject in subjects:
-        prepared[subject.name] = []
+        prepared = []
         for path in subject.references:
             picture = read_picture(path)
             if picture.mode == "RGB" and not _stands_on_white(picture):
                 on_background.append(f"{subject.name}/{path.name}")
-            prepared[subject.name].append(_prepared(path, picture, side))
+            prepared.append(_prepared(path, picture, side))
+        yield subject.name, prepared
     if on_background:
         _LOG.warning(
             "evaluate.subjects: %d references show a background, which the model was not trained on (%s%s); "
@@ -77,7 +77,6 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> dict[str, lis
             ", ".join(on_background[:3]),
             ", …" if len(on_background) > 3 else "",
         )
-    return prepared
 
 
 def draw(
@@ -106,14 +105,18 @@ def draw(
         yield [picture.image for picture in drawn]
 
 
-def warn_of_blank(method: str, pictures: Sequence[Image.Image]) -> None:
-    """Say how many pictures are of a single colour: what half precision or a safety checker leaves of a failure."""
-    blank = sum(bool(np.ptp(np.asarray(picture), axis=(0, 1)).max() == 0) for picture in pictures)
+def is_blank(picture: Image.Image) -> bool:
+    """Whether it is of a single colour: what half precision or a safety checker leaves of a failure."""
+    return bool(np.ptp(np.asarray(picture), axis=(0, 1)).max() == 0)
+
+
+def warn_of_blank(method: str, blank: int, count: int) -> None:
+    """Say how many of a method's pictures are blank."""
     if blank:
         _LOG.warning(
             "evaluate: %d of %d pictures of %s are of a single colour; set evaluate.dtype to float32",
             blank,
-            len(pictures),
+            count,
             method,
         )
 

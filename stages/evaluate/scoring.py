@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig.stages.evaluate.drawing import Drawing
+from bootpig.stages.evaluate.gallery import PictureFiles
 from bootpig.stages.evaluate.metrics import METRICS, aligned_cosine, collect, gap_closed, mean_cosine, mean_cosine_among
 from bootpig.stages.evaluate.subjects import Subject, on_white, read_picture
 
@@ -35,22 +37,29 @@ class Scores:
     subjects: Sequence[Subject]
     rows: Sequence[Drawing]
     pictures: Mapping[str, Sequence[Image.Image]]
-    """Method → one picture a row."""
+    """Method → one picture a row; `PictureFiles` of any number take no memory."""
 
     def __post_init__(self) -> None:
         self.drawn: dict[str, dict[str, NDArray[np.float64]]] = {method: {} for method in self.pictures}
         """Method → metric → one value a row."""
         self.real: dict[str, list[float]] = {}
         """Metric → one value a subject."""
-        self._photos = {s.name: [on_white(read_picture(path)) for path in s.real] for s in self.subjects}
+        self._embedder: ImageEmbedder | None = None
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+
+    def _embedded(self, embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
+        """Method → one vector a row. Each picture is read once per embedder."""
+        if self._embedder is not embedder:
+            self._vectors = {method: embedder.images(pictures) for method, pictures in self.pictures.items()}
+            self._embedder = embedder
+        return self._vectors
 
     def add_likeness(self, metric: str, embedder: ImageEmbedder) -> None:
         """`clip_i` or `dino`: the mean cosine with all real pictures of the subject; real ones with each other."""
-        real = {name: embedder.images(photos) for name, photos in self._photos.items()}
-        for method, pictures in self.pictures.items():
+        real = {subject.name: embedder.images(_photos(subject.real)) for subject in self.subjects}
+        for method, vectors in self._embedded(embedder).items():
             values = [
-                mean_cosine(row, real[drawing.subject.name])[0]
-                for row, drawing in zip(embedder.images(pictures), self.rows, strict=True)
+                mean_cosine(row, real[drawing.subject.name])[0] for row, drawing in zip(vectors, self.rows, strict=True)
             ]
             self.drawn[method][metric] = np.array(values)
         self.real[metric] = [mean_cosine_among(embeddings) for embeddings in real.values()]
@@ -58,14 +67,14 @@ class Scores:
     def add_fidelity(self, metric: str, embedder: TextEmbedder) -> None:
         """`clip_t`: the cosine with the caption; of real pictures, with their own caption where it is known."""
         captions = embedder.texts([drawing.prompt for drawing in self.rows])
-        for method, pictures in self.pictures.items():
-            self.drawn[method][metric] = aligned_cosine(embedder.images(pictures), captions)
+        for method, vectors in self._embedded(embedder).items():
+            self.drawn[method][metric] = aligned_cosine(vectors, captions)
         self.real[metric] = []
         for subject in self.subjects:
-            known = [i for i, path in enumerate(subject.real) if path.name in subject.captions]
+            known = [path for path in subject.real if path.name in subject.captions]
             if known:
-                photos = embedder.images([self._photos[subject.name][i] for i in known])
-                texts = embedder.texts([subject.captions[subject.real[i].name] for i in known])
+                photos = embedder.images(_photos(known))
+                texts = embedder.texts([subject.captions[path.name] for path in known])
                 self.real[metric].append(float(aligned_cosine(photos, texts).mean()))
 
     def metrics(self, seed: int) -> dict[str, Any]:
@@ -105,3 +114,7 @@ class Scores:
                 for index, drawing in enumerate(self.rows)
             ]
         )
+
+
+def _photos(paths: Sequence[Path]) -> PictureFiles:
+    return PictureFiles(paths, lambda path: on_white(read_picture(path)))

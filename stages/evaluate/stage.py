@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from bootpig.stages.engine.contract import (
     Checkpoints,
     Estimate,
     InputError,
+    Pieces,
     Progress,
     ReduceInput,
     ReduceStage,
@@ -33,13 +35,14 @@ from bootpig.stages.engine.contract import (
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects
 from bootpig.stages.pictures import PNG_BYTES
+from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from bootpig.stages.evaluate.drawing import Drawing
+    from bootpig.stages.evaluate.gallery import PictureFiles
     from bootpig.stages.evaluate.scoring import Scores
 
 SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
@@ -66,7 +69,7 @@ class EvaluateConfig(StageConfig):
     subjects: str = Field(
         min_length=1,
         json_schema_extra=MODEL,
-        description="Folder in DreamBooth layout: <subject>/00.png (the reference), 01.png, …; see stages/subjects.py.",
+        description="Folder in DreamBooth layout: <subject>/00.png (the reference), …; see stages/evaluate/subjects.py",
     )
     prompts: tuple[str, ...] = Field(
         default=(),
@@ -173,15 +176,21 @@ class Evaluate(ReduceStage):
             )
         return read_subjects(folder, self.config.prompts, self.config.references)
 
+    def setup(self) -> None:
+        import torch  # noqa: F401 - the engine pins the threads of a torch that is imported
+
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
-        self.measure(data.result / "model", workdir, progress)
+        self.measure(data.result / "model", workdir, progress, checkpoints)
 
-    def measure(self, model: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
-        """Measure a trained model into `workdir`.
+    def measure(
+        self, model: Path, workdir: Path, progress: Progress, checkpoints: Checkpoints | None = None
+    ) -> dict[str, Any]:
+        """Measure a trained model into `workdir`. Memory does not grow with the number of pictures.
 
         Args:
             model: a folder of `BootPIGPipeline.save_bootpig`.
+            checkpoints: where drawn pictures are kept, so that after a kill they are not drawn again; None: nowhere.
 
         Returns:
             What stands in `metrics.json`.
@@ -200,7 +209,9 @@ class Evaluate(ReduceStage):
         subjects = self.subjects()
         device = torch_device("evaluate.device", self.config.device)
         rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
-        references, pictures = self._draw(model, self.base(model), subjects, rows, device, progress)
+        base = self.base(model)
+        pieces = None if checkpoints is None else checkpoints.pieces(self._key(base, rows, device))
+        references, pictures = self._draw(model, base, subjects, rows, device, workdir / "images", pieces, progress)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -219,6 +230,22 @@ class Evaluate(ReduceStage):
         _write(workdir, scores, references, metrics)
         return metrics
 
+    def _key(self, base: ModelSource, rows: Sequence[Drawing], device: torch.device) -> str:
+        """Digest of what changes pictures. The trained model and the subjects are part of the fingerprint."""
+        import torch
+
+        return digest(
+            {
+                "base": base.as_json(),
+                "config": self.config.hashed(),
+                "rows": [[row.file, row.prompt, row.seed] for row in rows],
+                "batch_size": self.config.batch_size,
+                "device": device.type,
+                "threads": torch.get_num_threads(),
+                "versions": {name: version(name) for name in ("diffusers", "pillow", "torch", "transformers")},
+            }
+        )
+
     def _draw(
         self,
         model: Path,
@@ -226,9 +253,11 @@ class Evaluate(ReduceStage):
         subjects: Sequence[Subject],
         rows: Sequence[Drawing],
         device: torch.device,
+        folder: Path,
+        pieces: Pieces | None,
         progress: Progress,
-    ) -> tuple[dict[str, list[Image.Image]], dict[str, list[Image.Image]]]:
-        """The prepared references by subject, and every method's pictures, one a row."""
+    ) -> tuple[dict[str, PictureFiles], dict[str, PictureFiles]]:
+        """The prepared references by subject, and every method's pictures, one a row; all are files in `folder`."""
         from bootpig.models.devices import torch_dtype
         from bootpig.models.pipelines.bases import load_base
         from bootpig.models.pretrained.painters import set_scheduler
@@ -239,6 +268,7 @@ class Evaluate(ReduceStage):
             prepared_references,
             warn_of_blank,
         )
+        from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
         from bootpig.stages.sampling import Sampling, latent_shape
 
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
@@ -246,53 +276,54 @@ class Evaluate(ReduceStage):
             set_scheduler(pipeline, base, self.config.scheduler)
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
-        references = prepared_references(subjects, min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor)
+        references: dict[str, PictureFiles] = {}
+        (folder / "reference").mkdir(parents=True)
+        side = min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor
+        for name, prepared in prepared_references(subjects, side):
+            paths = [folder / "reference" / f"{name}-{number:02d}.png" for number in range(len(prepared))]
+            for path, picture in zip(paths, prepared, strict=True):
+                picture.save(path)
+            references[name] = PictureFiles(paths)
         sampling = Sampling(
             self.config.steps, self.config.guidance_scale, self.config.reference_guidance_scale, self.config.batch_size
         )
-        pictures: dict[str, list[Image.Image]] = {}
+        drawn: dict[str, PictureFiles] = {}
         for done, method in enumerate(METHODS):
             if method == "bootpig":
                 with loading("evaluate: the trained model", str(model)):
                     pipeline.load_bootpig(model)
-            pictures[method] = []
-            for batch in draw(pipeline, rows, references if method in WITH_REFERENCE else None, sampling):
-                pictures[method] += batch
-                progress(done * len(rows) + len(pictures[method]), len(METHODS) * len(rows), method.replace("_", " "))
-            warn_of_blank(method, pictures[method])
-        return references, pictures
+            pictures = DrawnPictures(method, folder / method, rows, sampling.batch_size, pieces)
+            text = method.replace("_", " ")
+            progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
+            for batch in draw(pipeline, pictures.missing, references if method in WITH_REFERENCE else None, sampling):
+                pictures.add(batch)
+                progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
+            warn_of_blank(method, pictures.blank, len(rows))
+            drawn[method] = pictures.files
+        return references, drawn
 
 
-def _write(
-    workdir: Path, scores: Scores, references: Mapping[str, Sequence[Image.Image]], metrics: Mapping[str, Any]
-) -> None:
+def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles], metrics: Mapping[str, Any]) -> None:
+    """What stands beside the pictures."""
     import numpy as np
     import pyarrow.parquet as pq
 
     from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
+    from bootpig.stages.evaluate.gallery import PictureFiles
 
-    named = {
-        method: {row.file: picture for row, picture in zip(scores.rows, pictures, strict=True)}
-        for method, pictures in scores.pictures.items()
-    }
-    named["reference"] = {
-        f"{subject}-{number:02d}.png": picture
-        for subject, pictures in references.items()
-        for number, picture in enumerate(pictures)
-    }
-    for method, files in named.items():
-        folder = workdir / "images" / method
-        folder.mkdir(parents=True)
-        for name, picture in files.items():
-            picture.save(folder / name)
-
+    images = workdir / "images"
     firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
     # Spread over the subjects where there are more captions than a sheet can hold.
     shown = [firsts[int(i)] for i in np.linspace(0, len(firsts) - 1, min(len(firsts), SHEET_ROWS))]
     sheet = contact_sheet(
         ("reference", *SHEET.values()),
         [
-            SheetRow(row.prompt, [references[row.subject.name][0], *(named[method][row.file] for method in SHEET)])
+            SheetRow(
+                row.prompt,
+                PictureFiles(
+                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)]
+                ),
+            )
             for row in shown
         ],
     )

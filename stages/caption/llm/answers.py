@@ -145,8 +145,8 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
     captions = captions_in(text, cut=cut, lines_too=lines_too)
     if cut:
         shown = (
-            f"cut off after {len(captions or ())} of {asked} captions (finish_reason {one_line(choice.finish, 40)}); ask "
-            "for fewer, or raise its limit in extra_body"
+            f"cut off after {len(captions or ())} of {asked} captions (finish_reason {one_line(choice.finish, 40)}); "
+            "ask for fewer, or raise its limit in extra_body"
         )
         return _fault("truncated", shown, captions or (), asked)
     if captions is None:

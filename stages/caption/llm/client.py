@@ -144,8 +144,8 @@ class LLMClient:
         if error.is_empty:
             return Fault("content_filter", f"{url} answers without a choice: {said}")
         return InputError(
-            f"caption.openai.base_url: {url!r} → what answers there is no chat completion: {said!r}; give the address of "
-            "an OpenAI-compatible endpoint, which usually ends in /v1"
+            f"caption.openai.base_url: {url!r} → what answers there is no chat completion: {said!r}; give the address "
+            "of an OpenAI-compatible endpoint, which usually ends in /v1"
         )
 
     def _models(self) -> str:
@@ -193,7 +193,8 @@ def _status_within(body: str) -> int | None:
     for fields in (error, data):
         for name in ("code", "status", "status_code", "type"):
             value = fields.get(name) if isinstance(fields, dict) else None
-            number = _PASSES.get(str(value).casefold(), int(value) if str(value).isdigit() else 0)
+            said = str(value).casefold()
+            number = _PASSES.get(said, int(said) if said.isdecimal() and len(said) == 3 else 0)
             if number == 429 or 500 <= number < 600:
                 return number
     return None

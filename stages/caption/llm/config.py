@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from bootpig.stages.engine.contract import MODEL, SPEED, InputError, StageConfig
+from bootpig.storage.secrets import hide
 
 PROMPT = (
     "Write {count} captions of photographs, each in the form\n"

@@ -32,7 +32,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bootpig.stages.caption.drafts import Draft
+from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.duplicates import DuplicateIndex
 from bootpig.stages.caption.llm.answers import FAULTS, read_answer
 from bootpig.stages.caption.llm.config import OpenAIConfig
@@ -41,11 +41,11 @@ from bootpig.stages.caption.llm.journal import Key, Record
 from bootpig.stages.caption.llm.ledger import Ledger, open_ledger
 from bootpig.stages.caption.llm.requests import Asker
 from bootpig.stages.caption.phrases import head_noun, object_phrase
+from bootpig.stages.caption.sources import Draft
 from bootpig.stages.engine.contract import InputError, Postponed, SourceContext
 
 if TYPE_CHECKING:
     from bootpig.stages.caption.llm.client import LLMClient
-    from bootpig.stages.caption.stage import CaptionConfig
 
 LONGEST = 300
 """Characters of a caption; no text encoder reads more."""

@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, with_article
+from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.phrases import object_phrase
-from bootpig.stages.caption.stage import Caption, CaptionConfig
+from bootpig.stages.caption.stage import Caption
 from bootpig.stages.engine.contract import InputError, Sample
 
 LISTS = {

@@ -13,7 +13,6 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from pydantic import ValidationError
 
-from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.embedders import DinoEmbedder
 from bootpig.models.pretrained.source import ModelError
 from bootpig.models.toy.subject_folder import FOLDER, write_folder
@@ -21,11 +20,10 @@ from bootpig.models.toy.world import KINDS
 from bootpig.stages.engine.contract import InputError, ReduceInput
 from bootpig.stages.evaluate.drawing import METHODS, drawings, prepared_references
 from bootpig.stages.evaluate.metrics import mean_cosine
-from bootpig.stages.evaluate.stage import Evaluate, EvaluateConfig
+from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.evaluate.subjects import fill, read_subjects
 from tests.models.drawing import memory_for
-from tests.models.tiny import save_clip, save_vit
-from tests.stages.train.training_data import save_base
+from tests.stages.evaluate.world import evaluate_config, make_world
 
 SUBJECTS = 3
 PROMPTS = ("a {object} on the table",)
@@ -33,25 +31,7 @@ PROMPTS = ("a {object} on the table",)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Base, trained model, judges and subjects in one folder."""
-    folder = tmp_path_factory.mktemp("world")
-    base = save_base(folder / "base")
-    save_clip(folder / "clip")
-    save_vit(folder / "dino")
-    write_folder(folder / "subjects", SUBJECTS)
-    pipeline = BootPIGPipeline.from_pretrained(base)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in [*pipeline.unet.named_parameters(), *pipeline.reference_unet.named_parameters()]:
-            if ".attn1." in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    pipeline.save_bootpig(folder / "result" / "model", {"base": str(base), "revision": None})
-    return folder
-
-
-def config(world: Path, **changes) -> EvaluateConfig:
-    values = {name: str(world / name) for name in ("clip", "dino", "subjects")}
-    return EvaluateConfig(**{**values, "steps": 2, "images_per_prompt": 1, "batch_size": 4, **changes})
+    return make_world(tmp_path_factory.mktemp("world"), SUBJECTS)
 
 
 def run(world: Path, workdir: Path, **changes) -> dict:
@@ -59,7 +39,7 @@ def run(world: Path, workdir: Path, **changes) -> dict:
     workdir.mkdir(parents=True)
     calls = []
     data = ReduceInput((), lambda unit: world, world / "result")
-    stage = Evaluate(config(world, **changes), seed=0)
+    stage = Evaluate(evaluate_config(world, **changes), seed=0)
     stage.run(data, workdir, None, lambda done, total, text: calls.append((done, total)))
     assert calls[-1] == (calls[-1][1], calls[-1][1])
     assert calls == sorted(calls)
@@ -166,22 +146,22 @@ def test_the_reference_is_seen_but_never_scored_against(result, world, tmp_path)
 def test_a_changed_picture_changes_the_identity(world, tmp_path):
     changed = tmp_path / "subjects"
     write_folder(changed, SUBJECTS)
-    stage = Evaluate(config(world, subjects=str(changed)), seed=0)
+    stage = Evaluate(evaluate_config(world, subjects=str(changed)), seed=0)
     before = stage.models()["subjects"].as_json()
-    assert before == Evaluate(config(world), seed=0).models()["subjects"].as_json()
+    assert before == Evaluate(evaluate_config(world), seed=0).models()["subjects"].as_json()
     Image.new("RGB", (64, 64)).save(next(changed.glob("*/03.png")))
     assert stage.models()["subjects"].as_json() != before
 
 
 def test_speed_is_not_hashed_and_models_are_by_identity(world):
-    hashed = config(world).hashed()
+    hashed = evaluate_config(world).hashed()
     assert {"batch_size", "device", "model", "clip", "dino", "subjects"}.isdisjoint(hashed)
     assert {"seed", "steps", "guidance_scale", "reference_guidance_scale", "references", "prompts"} <= set(hashed)
 
 
 def test_a_folder_without_a_trained_model_is_one_line(world, tmp_path):
     with pytest.raises(InputError, match=r"bootpig\.json") as caught:
-        Evaluate(config(world), seed=0).measure(tmp_path, tmp_path / "out", lambda *_: None)
+        Evaluate(evaluate_config(world), seed=0).measure(tmp_path, tmp_path / "out", lambda *_: None)
     assert "\n" not in str(caught.value)
 
 
@@ -193,16 +173,16 @@ def test_a_damaged_trained_model_is_one_line(world, tmp_path):
         target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
     (model / "rsa.safetensors").write_bytes((model / "rsa.safetensors").read_bytes()[:100])
     with pytest.raises(ModelError, match=r"rsa\.safetensors") as caught:
-        Evaluate(config(world), seed=0).measure(model, tmp_path / "out", lambda *_: None)
+        Evaluate(evaluate_config(world), seed=0).measure(model, tmp_path / "out", lambda *_: None)
     assert "\n" not in str(caught.value)
 
 
 def test_a_prompt_without_object_is_a_config_error(world):
     with pytest.raises(ValidationError, match="object"):
-        config(world, prompts=("a mug on a table",))
+        evaluate_config(world, prompts=("a mug on a table",))
     with pytest.raises(ValidationError):
-        config(world, references=0)
-    assert config(world, references="all").references == "all"
+        evaluate_config(world, references=0)
+    assert evaluate_config(world, references="all").references == "all"
 
 
 # The folder of subjects
@@ -248,14 +228,14 @@ def test_transparent_references_are_cut_out_and_photos_are_said(tmp_path, caplog
     cut = np.zeros((64, 64, 4), np.uint8)
     cut[4:12, 4:12] = (200, 0, 0, 255)
     Image.fromarray(cut).save(tmp_path / "mug" / "00.png")
-    prepared = prepared_references(read_subjects(tmp_path, PROMPTS, 1), 64)["mug"][0]
+    prepared = dict(prepared_references(read_subjects(tmp_path, PROMPTS, 1), 64))["mug"][0]
     pixels = np.asarray(prepared)
     assert (pixels[0] == 255).all()
     assert (pixels[32, 32] == (200, 0, 0)).all()
     assert (pixels[..., 1] < 128).any(axis=0).sum() == 48
     assert not caplog.records
     Image.new("RGB", (64, 64), (10, 200, 10)).save(tmp_path / "mug" / "00.png")
-    prepared_references(read_subjects(tmp_path, PROMPTS, 1), 64)
+    dict(prepared_references(read_subjects(tmp_path, PROMPTS, 1), 64))
     assert "mug/00.png" in caplog.text
 
 
@@ -288,7 +268,7 @@ def test_no_prompt_and_no_subject_get_one_line(tmp_path, world):
     with pytest.raises(InputError, match=r"evaluate\.prompts.*'mug'"):
         read_subjects(tmp_path, (), 1)
     with pytest.raises(ModelError, match="there is no folder 'some/where'"):
-        Evaluate(config(world, subjects="some/where"), seed=0).models()
+        Evaluate(evaluate_config(world, subjects="some/where"), seed=0).models()
 
 
 def test_the_committed_folder_is_what_its_maker_makes(tmp_path):
@@ -312,7 +292,7 @@ def test_the_committed_folder_holds_enough(tmp_path):
         # A caption to draw never shows a scene of the subject's real pictures.
         scenes = [text.split(" ", 8)[-1] for text in subject.captions.values()]
         assert not any(prompt.endswith(scene) for prompt in subject.prompts for scene in scenes)
-    prepared_references(subjects, 64)
+    assert len(list(prepared_references(subjects, 64))) == len(subjects)
 
 
 def _truncate(path: Path) -> None:

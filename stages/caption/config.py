@@ -1,0 +1,102 @@
+"""The settings of the caption stage: where captions come from, and how many."""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bootpig.stages.caption.llm.config import OpenAIConfig
+from bootpig.stages.caption.phrases import object_phrase
+from bootpig.stages.engine.contract import EXTENT, MODEL, StageConfig
+
+BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
+"""A blank of the template and the list that fills it."""
+
+FIELDS = {"grammar": ("template", *BLANKS.values()), "file": ("file",), "openai": ("openai",)}
+"""The fields of each source."""
+
+
+ARTICLE = re.compile(r"(?:an?|the|some|one|two|three|\d+)\s", re.IGNORECASE)
+"""How a phrase of `objects` begins, which the template puts behind `A photo of`."""
+
+
+class CaptionConfig(StageConfig):
+    """Where the captions come from, and how many."""
+
+    source: Literal["grammar", "file", "openai"] = Field(
+        default="grammar",
+        description="grammar: the template below, filled at random. file: one caption a line. openai: an LLM.",
+    )
+    count: int = Field(
+        ge=1,
+        le=1_000_000_000,
+        json_schema_extra=EXTENT,
+        description="Captions; rounded up to whole units. Growing it keeps what is made.",
+    )
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=MODEL,
+        description="source file: a UTF-8 text file, one caption a line. Each unit depends on its own lines only.",
+    )
+    template: str = Field(
+        default="A photo of {object}, {position} {scene}",
+        description="source grammar: blanks {object}, {position}, {scene}; the object is followed by a comma.",
+    )
+    objects: list[str] = Field(
+        default=[], description="source grammar: what fills {object}, with its article: 'a mug', 'an umbrella'."
+    )
+    positions: list[str] = Field(default=[], description="source grammar: what fills {position}: 'on the left'.")
+    scenes: list[str] = Field(default=[], description="source grammar: what fills {scene}: 'on a sandy beach'.")
+    openai: OpenAIConfig | None = Field(
+        default=None, description="source openai: the endpoint, what it is asked, and how much it may cost."
+    )
+
+    @model_validator(mode="after")
+    def _source_has_its_fields(self) -> CaptionConfig:
+        problems = [
+            f"{name} is used by source {source!r} only; remove it"
+            for source, names in FIELDS.items()
+            for name in self.changed(names)
+            if source != self.source
+        ]
+        if self.source == "grammar":
+            problems += self._grammar_problems()
+        elif self.source == "file" and self.file is None:
+            problems.append("source 'file' needs file: the path of a text file, one caption a line")
+        elif self.source == "openai" and self.openai is None:
+            problems.append("source 'openai' needs openai: {model: …} at least")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _grammar_problems(self) -> list[str]:
+        problems: list[str] = []
+        try:
+            blanks = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
+        except ValueError as error:
+            return [*problems, f"template {self.template!r}: {error}"]
+        if unknown := blanks - BLANKS.keys():
+            return [
+                *problems,
+                f"template {self.template!r} has unknown blanks {sorted(unknown)}; use {', '.join(BLANKS)}",
+            ]
+        if "object" not in blanks:
+            return [*problems, f"template {self.template!r} has no {{object}}; write it in front of the first comma"]
+        for blank, name in BLANKS.items():
+            entries = getattr(self, name)
+            if blank in blanks and not all(entry.strip() for entry in entries or [""]):
+                problems.append(f"source 'grammar' needs {name}: a list of phrases, none of them empty")
+            if blank not in blanks and entries:
+                problems.append(f"{name} is given, but the template has no {{{blank}}}; remove one or add the other")
+        for phrase in self.objects:
+            caption = self.template.format(object=phrase, position="here", scene="here")
+            if object_phrase(caption) is None or not ARTICLE.match(phrase):
+                problems.append(
+                    f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions begin "
+                    "'A photo of a <object>,', so give the phrase with its article"
+                )
+        return problems

@@ -1,0 +1,115 @@
+"""The pictures of an evaluation on disk: written as they are drawn, read back one by one, taken up after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import overload
+
+from PIL import Image
+
+from bootpig.stages.engine.contract import Pieces
+from bootpig.stages.evaluate.drawing import Drawing, is_blank
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.shards import read_shard, write_shard
+
+
+def read_drawn(path: Path) -> Image.Image:
+    """A picture that was written here, RGB."""
+    with Image.open(path) as opened:
+        return opened.convert("RGB")
+
+
+class PictureFiles(Sequence[Image.Image]):
+    """Picture files as a sequence. It holds no picture: each is read whenever it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Image.Image] = read_drawn) -> None:
+        self.paths = paths
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, at: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Image.Image]: ...
+
+    def __getitem__(self, at: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(at, slice):
+            return [self._read(path) for path in self.paths[at]]
+        return self._read(self.paths[at])
+
+
+class DrawnPictures:
+    """One method's pictures, one per row, as files of a folder.
+
+    Each batch of `batch_size` rows is also a piece of the result under way. A batch whose piece is there and whole is
+    unpacked; any other is drawn again from its first row on, because a picture's last bits depend on its batch.
+    """
+
+    def __init__(
+        self, method: str, folder: Path, rows: Sequence[Drawing], batch_size: int, pieces: Pieces | None
+    ) -> None:
+        """`folder` is made. `pieces`: None keeps nothing."""
+        folder.mkdir(parents=True)
+        self.method = method
+        self.rows = rows
+        self.files = PictureFiles([folder / row.file for row in rows])
+        self.blank = 0
+        """Pictures of a single colour."""
+        self._pieces = pieces
+        self._batch_size = batch_size
+        batches = [self._batch(begin) for begin in range(0, len(rows), batch_size)]
+        self._missing = [index for batch in batches if not self._unpack(batch) for index in batch]
+        self._added = 0
+
+    @property
+    def missing(self) -> list[Drawing]:
+        """The rows to draw and `add`, in order."""
+        return [self.rows[index] for index in self._missing[self._added :]]
+
+    def __len__(self) -> int:
+        """The pictures that are there."""
+        return len(self.rows) - len(self._missing) + self._added
+
+    def add(self, pictures: Sequence[Image.Image]) -> None:
+        """Write the pictures of the first rows that are missing."""
+        for picture in pictures:
+            index = self._missing[self._added]
+            picture.save(self.files.paths[index])
+            self.blank += is_blank(picture)
+            self._added += 1
+            batch = self._batch(index)
+            if index == batch[-1]:
+                self._pack(batch)
+
+    def _batch(self, index: int) -> range:
+        begin = index - index % self._batch_size
+        return range(begin, min(begin + self._batch_size, len(self.rows)))
+
+    def _name(self, index: int) -> str:
+        """Of a picture in its piece; a piece is called as its first picture."""
+        return f"{self.method}-{index:06d}"
+
+    def _pack(self, batch: range) -> None:
+        if self._pieces is not None:
+            members = ((f"{self._name(index)}.png", self.files.paths[index].read_bytes()) for index in batch)
+            self._pieces.put(self._name(batch.start), write_shard(members))
+
+    def _unpack(self, batch: range) -> bool:
+        """Whether the batch was drawn before; its files and `blank` are then as if it had been drawn now."""
+        data = None if self._pieces is None else self._pieces.get(self._name(batch.start))
+        try:
+            members = dict(read_shard(data)) if data is not None else {}
+        except CorruptPart:
+            return False
+        if [*members] != [self._name(index) for index in batch] or any(
+            [*files] != ["png"] for files in members.values()
+        ):
+            return False
+        for index, files in zip(batch, members.values(), strict=True):
+            self.files.paths[index].write_bytes(files["png"])
+            self.blank += is_blank(self.files[index])
+        return True
