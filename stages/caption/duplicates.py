@@ -18,13 +18,17 @@ from rapidfuzz import fuzz, process
 
 from bootpig.stages.caption.phrases import head_noun, object_phrase
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"\w+(?:['’]\w+)*[+#]*|[^\w\s]")
 _FIRST, _SURROGATES = 0x100, range(0xD800, 0xE000)
 
 
 def normalised(caption: str) -> str:
-    """The words of a caption in their order: no case, no punctuation, compatibility forms folded."""
-    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", caption).casefold()))
+    """The words of a caption in their order: no case, no punctuation, compatibility forms folded.
+
+    A symbol is a word of its own, so that `a 🦊` is not `a 🐻`; signs behind a word belong to it: `C++` is not `C#`.
+    """
+    words = _WORD.findall(unicodedata.normalize("NFKC", caption).casefold())
+    return " ".join(word for word in words if word[0].isalnum() or word[0] == "_" or unicodedata.category(word) == "So")
 
 
 class DuplicateIndex:

@@ -42,6 +42,8 @@ def head_noun(phrase: str) -> str:
 
     The last word in front of the first preposition or participle: exact for what captions hold, no grammar.
     """
-    words = re.findall(r"\w+(?:['’-]\w+)*", phrase.casefold())
+    words = re.findall(r"\w+(?:['’-]\w+)*[+#]*", phrase.casefold())
+    if not words:  # a picture in place of a word: 🦊
+        return "".join(character for character in phrase if unicodedata.category(character) == "So")
     end = next((k for k, word in enumerate(words) if k and _BEHIND.fullmatch(word)), len(words))
-    return words[end - 1] if words else ""
+    return words[end - 1]

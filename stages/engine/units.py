@@ -44,7 +44,7 @@ class UnitReport:
     """Rows by status."""
 
     def __post_init__(self) -> None:
-        self.message = mask(self.message)
+        object.__setattr__(self, "message", mask(self.message))
 
 
 class UnitWork:

@@ -6,9 +6,9 @@ alone, as if a model sampled with a seed; `--random` writes something new each t
     POST /control/faults  {"kind": "429", "times": 2, "after": 0, "retry_after": 0.01}
 
 `kind`: an HTTP status, `quota`, `refusal`, `content_filter`, `truncated`, `invalid_json`, `empty`, `short`, `prose`,
-`html`, `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `batch_failed`, `batch_expired`, `batch_hang`,
-`batch_lost`. `times`: how often (-1: always); `after`: requests let through before. `GET /control/log` lists what was
-asked and answered; `DELETE /control/faults` takes all faults away.
+`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `batch_failed`,
+`batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`: requests let through before.
+`GET /control/log` lists what was asked and answered; `DELETE /control/faults` takes all faults away.
 """
 
 from __future__ import annotations
@@ -133,6 +133,8 @@ class Endpoint:
             return error(int(kind), "injected", "an injected fault\nwith \x1b[31mcolour\x1b[0m", headers)
         if kind == "quota":
             return error(429, "insufficient_quota", "You exceeded your current quota", headers)
+        if kind == "body":  # a 200 that holds what the test wants
+            return Response(fault["body"], media_type="application/json", headers=headers)
         if kind == "html":
             return HTMLResponse("<html><body>gateway says hello</body></html>")
         if kind == "echo_key":

@@ -68,6 +68,11 @@ def test_lines_are_no_json_where_json_alone_will_do() -> None:
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
-    assert (_retry_after(None), _retry_after("1.5"), _retry_after("-3"), _retry_after("soon")) == (None, 1.5, 0, None)
+    assert (_retry_after(None), _retry_after("1.5"), _retry_after("-3"), _retry_after("soon")) == (
+        None,
+        1.5,
+        None,
+        None,
+    )
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 90 < (_retry_after(later) or 0) <= 100

@@ -88,7 +88,6 @@ ANSWERS = [
     ("content_filter", "content_filter", "withheld"),
     ("truncated", "truncated", "cut off after"),
     ("invalid_json", "invalid_json", "not JSON: "),
-    ("html", "invalid_json", "no chat completion: '<html>"),
     ("empty", "empty", "the answer is empty"),
     ("prose", "empty", "no caption in 'Certainly"),
     ("short", "short", ""),
@@ -124,6 +123,13 @@ def test_a_bad_answer_is_asked_again_then_a_failed_row_with_its_code(
     assert Engine(config).run_unit("caption", 0, retry_failed=True).state == "done"
     assert len(endpoint.log) == answered + 1
     assert {row["status"] for row in rows(config)} <= {"ok", "rejected"}
+
+
+def test_what_is_no_endpoint_ends_at_once_and_names_the_address(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+    endpoint.fault(kind="html", times=-1)
+    with pytest.raises(InputError, match=r"^caption\.openai\.base_url: .* no chat completion: '<html>.*/v1"):
+        run(configured(tmp_path, url))
+    assert len(endpoint.log) <= 4 and not list(tmp_path.rglob("journal/*"))
 
 
 def test_a_wrong_key_stops_at_once_and_names_the_variable(
