@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from bootpig.storage.secrets import mask
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: the disk is full, or the user's share of it."""
 
 
 class StoreError(ValueError):

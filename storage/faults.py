@@ -7,6 +7,9 @@ from contextlib import suppress
 _AGAIN = {408, 425, 429}
 _AGAIN_CODES = {"RequestTimeout", "SlowDown", "InternalError", "IncompleteBody", "BadDigest", "OperationAborted"}
 
+_CHECKSUM_CODES = {"NotImplemented", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "MissingContentLength"}
+_CHECKSUM_CODES |= {"InvalidTrailer", "MalformedTrailerError", "InvalidDigest", "MissingContentMD5"}
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later."""
@@ -20,12 +23,17 @@ def is_transient(error: BaseException) -> bool:
 
 def is_transient_status(status: int) -> bool:
     """Whether a server that answers with this HTTP status may answer better a moment later."""
-    return status in _AGAIN or status >= 500
+    return status in _AGAIN or (status >= 500 and status != 501)  # Not Implemented stays so
 
 
 def is_refused(error: BaseException) -> bool:
     """Whether who asks is not known or not allowed: no further try can help."""
     return isinstance(error, (PermissionError, *_missing_credentials())) or _status(error) in (401, 403)
+
+
+def refuses_checksums(error: BaseException) -> bool:
+    """Whether an S3 server refuses what newer clients send along with a body, as older MinIO and Ceph do."""
+    return _code(error) in _CHECKSUM_CODES
 
 
 def is_missing_bucket(error: BaseException) -> bool:

@@ -20,8 +20,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from bootpig.storage import s3
-from bootpig.storage.errors import StoreError, StoreFull, StoreUnavailable
-from bootpig.storage.faults import is_answered, is_missing_bucket, is_refused, is_transient
+from bootpig.storage.errors import NO_SPACE, StoreError, StoreFull, StoreUnavailable
+from bootpig.storage.faults import is_answered, is_missing_bucket, is_refused, is_transient, refuses_checksums
 from bootpig.storage.refusals import REFUSALS, optional
 from bootpig.storage.retry import ATTEMPTS, patiently, while_left
 
@@ -116,11 +116,16 @@ class Root:
     def _explain(self, place: str, error: Exception) -> None:
         """Raise the StoreError that matches `error`. Returns if there is none."""
         number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in NO_SPACE:
             raise StoreFull(f"{place}: no space left; free some space and run again, complete units are kept") from None
         if self.local is not None:
             if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
                 raise StoreError(f"{place}: {os.strerror(number)}; choose a writable folder") from None
+        elif refuses_checksums(error):
+            raise StoreError(
+                f"{place}: {_one_line(error)}; if this server does not know S3's newer checksums, set "
+                "AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment and run again"
+            ) from None
         elif is_refused(error):
             raise StoreError(
                 f"{place}: access refused ({_one_line(error)}); check the credentials in the environment "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.reduce import is_first_process, publish_result
 from bootpig.stages.engine.survey import StageSurvey, Surveyor, graph_of
 from bootpig.stages.engine.units import WAITS, UnitFailed, UnitReport, UnitWork, first_line, log_record, quietly
-from bootpig.storage.errors import CorruptPart, StoreUnavailable
+from bootpig.storage.errors import NO_SPACE, CorruptPart, StoreUnavailable
 from bootpig.storage.folders import check_folder, withdraw_folder
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
@@ -120,7 +119,7 @@ class Engine:
         except (CorruptPart, StoreUnavailable) as error:
             message = str(error)
         except (FatalError, OSError, RuntimeError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
                 message = f"{stage}: no space left on the disk of its work folder; free some and run again"
             else:
                 message = f"{stage}: {type(error).__name__}: {first_line(error)}"

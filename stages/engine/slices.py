@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
 from bootpig.models.memory import free_memory, is_out_of_memory
 from bootpig.stages.engine.contract import FatalError, InputError, MapStage, Sample
-from bootpig.storage.errors import StoreError
+from bootpig.storage.errors import NO_SPACE, StoreError, StoreFull
 from bootpig.storage.retry import patiently
 
 T = TypeVar("T")
@@ -103,6 +105,12 @@ class Slices:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                place = error.filename or tempfile.gettempdir()
+                raise StoreFull(
+                    f"{name}: {str(place)!r}: {os.strerror(error.errno or 0)}; free some space, or set TMPDIR, and run "
+                    "again, complete units are kept"
+                ) from error
             if _is_fatal(error):
                 raise FatalError(f"{type(error).__name__}: {_first_line(error)}") from error
             message = f"{type(error).__name__}: {_first_line(error)}"
@@ -120,7 +128,7 @@ class Slices:
 def _is_fatal(error: Exception) -> bool:
     """Whether every further sample would meet it too."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+        return error.errno in (errno.EIO, errno.EROFS)
     return type(error).__name__ == "AcceleratorError"
 
 

@@ -18,7 +18,7 @@ from bootpig.stages.engine.loaded import load_count, loaded
 from bootpig.stages.engine.shardio import UNPACKED, pack, unpack
 from bootpig.stages.engine.slices import Slices
 from bootpig.stages.engine.survey import Surveyor, fingerprint_of, input_digest
-from bootpig.storage.errors import CorruptPart, StoreError
+from bootpig.storage.errors import CorruptPart, StoreError, StoreFull
 from bootpig.storage.parts import Marker, Parts
 from bootpig.storage.secrets import mask
 
@@ -193,6 +193,8 @@ class UnitWork:
             self.parts.describe(self.identities[self.stage.name])
             self.parts.commit(self.unit, rows, self.stage.columns, pack(results), made_from)
             self.parts.log(self.unit, log_record("done", started, rows=counts, messages=messages, **facts))
+        except StoreFull:
+            raise  # no further unit could be committed either
         except StoreError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {error}") from error
         seconds = time.monotonic() - started

@@ -40,13 +40,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_fills_midway_loses_nothing(prefect_api: str, small_disk: Path) -> None:
     arguments = ["run", "configs/toy.yaml", "--until", "caption", f"--set=root={small_disk / 'store'}"]
-    filled = bootpig(prefect_api, *arguments, "--set=caption.count=1500")
+    filled = bootpig(prefect_api, *arguments, "--set=caption.count=3000")
     assert filled.returncode == 1
     assert "Traceback" not in filled.stderr
-    assert "units failed" in filled.stderr
-    assert "no space left" in filled.stdout
+    assert filled.stderr.count("\n") == 1 and "no space left" in filled.stderr, "it ends at the first unit"
     whole = {path: path.read_bytes() for path in small_disk.rglob("part-*.parquet")}
-    assert 0 < len(whole) < 15
+    assert 0 < len(whole) < 30
     for file in small_disk.rglob("log-*"):
         file.unlink()
     again = bootpig(prefect_api, *arguments, f"--set=caption.count={100 * len(whole)}")

@@ -34,6 +34,12 @@ _REFUSALS = {
     "error": ("500 Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
     "slow_down": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
     "unknown": ("403 Forbidden", "InvalidAccessKeyId", "The AWS Access Key Id does not exist in our records."),
+    "no_checksums": (
+        "501 Not Implemented",
+        "NotImplemented",
+        "A header you provided implies functionality that is not.",
+    ),
+    "other_sum": ("400 Bad Request", "XAmzContentSHA256Mismatch", "The provided sum does not match what was computed."),
     "denied": ("403 Forbidden", "AccessDenied", "Access Denied"),
 }
 
@@ -64,6 +70,8 @@ class Faults:
         self.in_a_row: int | None = None
         """The most faults that one request meets before it succeeds; None: as the dice fall."""
         self.late_seconds = 0.3
+        self.checksums = ""
+        """`no_checksums` or `other_sum`: how requests with a checksum are refused."""
         self.calls: list[Call] = []
         self._dice = random.Random(seed)
         self._rows: dict[tuple[str, ...], int] = {}
@@ -87,6 +95,8 @@ class Faults:
         elif key[1] == READER and method not in ("GET", "HEAD"):
             fault = "denied"
         removal = method == "POST" and environ["QUERY_STRING"] == "delete"
+        if self.checksums and any(name.startswith(("HTTP_X_AMZ_CHECKSUM", "HTTP_X_AMZ_TRAILER")) for name in environ):
+            fault = self.checksums
         if (fault == "cut" and method != "GET") or (fault == "kept" and not removal):
             fault = "error"
         self.calls.append(Call(method, environ["PATH_INFO"], environ["QUERY_STRING"], fault))

@@ -121,6 +121,20 @@ def test_refused_access_is_said_at_once(s3: Faults, monkeypatch: pytest.MonkeyPa
     assert SECRET not in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("refusal", ["no_checksums", "other_sum"])
+def test_a_server_without_checksums_names_the_setting_that_helps(
+    s3: Faults, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    s3.checksums = refusal
+    with pytest.raises(StoreError, match=r"set AWS_REQUEST_CHECKSUM_CALCULATION=when_required") as told:
+        Root(f"s3://data/{uuid.uuid4().hex}").check_writable()
+    assert "\n" not in str(told.value)
+    assert sum(call.method == "PUT" for call in s3.calls) == 1, "asked once: it stays so"
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    Root(f"s3://data/{uuid.uuid4().hex}").check_writable()
+
+
 def test_a_missing_bucket_is_named(s3: Faults) -> None:
     root = Root("s3://nowhere/x")
     for use in (root.check_writable, lambda: root.names("a"), lambda: root.read_many(["a"]), lambda: root.read("a")):
