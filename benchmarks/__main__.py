@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cached, inference, loader, overhead, train_step
+from benchmarks import cached, inference, loader, overhead, tar, train_step
 
 Measurement = dict[str, float | str]
 
@@ -22,6 +22,8 @@ BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
     "segment_overhead": (overhead.segment, "≤ 1.03"),
     "cached_rerun": (cached.rerun, "≤ 10 s"),
     "loader": (loader.measure, "≥ 0.95"),
+    "tar_write": (tar.write, "≥ 1.3"),
+    "tar_read": (tar.read, "≥ 1"),
     "inference_one_reference": (inference.one_reference, "≥ 1.1"),
     "inference_four_references": (inference.four_references, "≥ 1.2"),
     "inference_subject_batch": (inference.subject_batch, "≥ 1.4"),

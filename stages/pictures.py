@@ -39,6 +39,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
     Pixels column by column; the first count is of False. Half the time of a PNG with small pictures.
     """
+    # segment_anything.utils.amg gives the same counts in 1.5 times the time and imports torch; it decodes in 3.7 times
+    # the time (both at 512 and 1024 pixels), and counts that don't add up leave its mask partly uninitialised.
     pixels = mask.ravel(order="F")
     starts = [0, 0] if pixels[0] else [0]
     counts = np.diff(np.concatenate((starts, np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, [pixels.size])))

@@ -1,4 +1,8 @@
-"""Shards: webdataset tar files whose bytes depend on their members alone."""
+"""Shards: webdataset tar files whose bytes depend on their members alone.
+
+Not by `tarfile`, though with its bytes: at 512 pixels it takes 1.5 times as long to write a shard and 1.2 times to read
+one, at 64 pixels 24 and 10 times (`python -m benchmarks tar_write tar_read`). It would also read links and devices.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from bootpig import __version__
 from bootpig.flows import interrupt
 from bootpig.flows.cli import commands, draw
+from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.runs.gc import KEEP
 
 EPILOG = (
@@ -71,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
         prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG
     )
     top.add_argument("--version", action="version", version=f"bootpig {__version__}")
+    top.add_argument(
+        "--print-completion", action=PrintCompletion, choices=SHELLS, help="print a script that completes with TAB"
+    )
     add = top.add_subparsers(required=True, metavar="COMMAND").add_parser
     _run(add("run", help="run the pipeline, or a part of it; what is complete is not made again", epilog=EPILOG))
 
