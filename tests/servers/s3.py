@@ -37,7 +37,7 @@ _REFUSALS = {
     "no_checksums": (
         "501 Not Implemented",
         "NotImplemented",
-        "A header you provided implies functionality that is not.",
+        "A header you provided is not implemented.",
     ),
     "other_sum": ("400 Bad Request", "XAmzContentSHA256Mismatch", "The provided sum does not match what was computed."),
     "denied": ("403 Forbidden", "AccessDenied", "Access Denied"),

@@ -19,5 +19,7 @@ def s3_server() -> Iterator[Faults]:
 def s3(s3_server: Faults) -> Iterator[Faults]:
     """The bucket `s3://data`, behind a layer of faults that begins with none and has seen no calls."""
     s3_server.rate, s3_server.kinds, s3_server.in_a_row, s3_server.calls = 0.0, FAULTS, None, []
+    s3_server.checksums = ""
     yield s3_server
     s3_server.rate = 0.0
+    s3_server.checksums = ""

@@ -126,6 +126,7 @@ def test_a_server_without_checksums_names_the_setting_that_helps(
     s3: Faults, monkeypatch: pytest.MonkeyPatch, refusal: str
 ) -> None:
     s3.checksums = refusal
+    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match=r"set AWS_REQUEST_CHECKSUM_CALCULATION=when_required") as told:
         Root(f"s3://data/{uuid.uuid4().hex}").check_writable()
     assert "\n" not in str(told.value)
@@ -133,6 +134,7 @@ def test_a_server_without_checksums_names_the_setting_that_helps(
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     Root(f"s3://data/{uuid.uuid4().hex}").check_writable()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_missing_bucket_is_named(s3: Faults) -> None:
