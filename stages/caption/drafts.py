@@ -1,4 +1,4 @@
-"""What a caption source hands over."""
+"""The result type of caption sources."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bootpig.stages.engine.contract import Status
 
 @dataclass(frozen=True)
 class Draft:
-    """A caption as its source gives it."""
+    """A caption from a source, before the caption stage has checked it."""
 
     caption: str
     status: Status = "ok"
-    """Not `ok`: the source itself has rejected it, or could not get it."""
+    """Anything but `ok` means that the source rejected the caption or could not get one."""
     reason: str = ""
     message: str = ""

@@ -1,4 +1,4 @@
-"""caption: one line of text a sample, in the form `A photo of a <object>, <position> <scene>`."""
+"""The caption stage: gets one caption per sample, of the form `A photo of a <object>, <position> <scene>`."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from bootpig.stages.caption.sources import SOURCES
 from bootpig.stages.engine.contract import EXTENT, MODEL, MapStage, ModelIdentity, Sample, SourceContext, StageConfig
 
 BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
-"""A blank of the template and the list that fills it."""
+"""Blank of the template → the list that fills it."""
 
 FIELDS = {"grammar": ("template", *BLANKS.values()), "file": ("file",), "openai": ("openai",)}
-"""The fields of each source."""
+"""Source → the config fields that belong to it."""
 
 
 class CaptionConfig(StageConfig):
-    """Where the captions come from, and how many."""
+    """The source of the captions, and how many to get."""
 
     source: Literal["grammar", "file", "openai"] = Field(
         default="grammar",
-        description="grammar: the template below, filled at random. file: one caption a line. openai: an LLM.",
+        description="grammar: the template, filled at random. file: a file with one caption per line. openai: an LLM.",
     )
     count: int = Field(
         ge=1,
         le=1_000_000_000,
         json_schema_extra=EXTENT,
-        description="Captions; rounded up to whole units. Growing it keeps what is made.",
+        description="Number of captions, rounded up to whole units. Raising it keeps what is already made.",
     )
     file: str | None = Field(
         default=None,
         min_length=1,
         json_schema_extra=MODEL,
-        description="source file: a UTF-8 text file, one caption a line. Each unit depends on its own lines only.",
+        description="source file: a UTF-8 text file with one caption per line. A unit depends only on its own lines.",
     )
     template: str = Field(
         default="A photo of {object}, {position} {scene}",
-        description="source grammar: blanks {object}, {position}, {scene}; the object is followed by a comma.",
+        description="source grammar: text with blanks {object}, {position}, {scene} and a comma after the object.",
     )
     objects: list[str] = Field(
-        default=[], description="source grammar: what fills {object}, with its article: 'a mug', 'an umbrella'."
+        default=[], description="source grammar: phrases for {object}, with article: 'a mug', 'an umbrella'."
     )
-    positions: list[str] = Field(default=[], description="source grammar: what fills {position}: 'on the left'.")
-    scenes: list[str] = Field(default=[], description="source grammar: what fills {scene}: 'on a sandy beach'.")
+    positions: list[str] = Field(default=[], description="source grammar: phrases for {position}: 'on the left'.")
+    scenes: list[str] = Field(default=[], description="source grammar: phrases for {scene}: 'on a sandy beach'.")
     openai: OpenAIConfig | None = Field(
-        default=None, description="source openai: the endpoint, what it is asked, and how much it may cost."
+        default=None, description="source openai: the endpoint, the prompt, and spending limits."
     )
 
     @model_validator(mode="after")
@@ -69,7 +69,7 @@ class CaptionConfig(StageConfig):
         if self.source == "grammar":
             problems += self._grammar_problems()
         elif self.source == "file" and self.file is None:
-            problems.append("source 'file' needs file: the path of a text file, one caption a line")
+            problems.append("source 'file' needs file: the path of a text file with one caption per line")
         elif self.source == "openai" and self.openai is None:
             problems.append("source 'openai' needs openai: {model: …} at least")
         if problems:
@@ -88,7 +88,7 @@ class CaptionConfig(StageConfig):
                 f"template {self.template!r} has unknown blanks {sorted(unknown)}; use {', '.join(BLANKS)}",
             ]
         if "object" not in blanks:
-            return [*problems, f"template {self.template!r} has no {{object}}; write it in front of the first comma"]
+            return [*problems, f"template {self.template!r} has no {{object}}; write it before the first comma"]
         for blank, name in BLANKS.items():
             entries = getattr(self, name)
             if blank in blanks and not all(entry.strip() for entry in entries or [""]):
@@ -99,14 +99,14 @@ class CaptionConfig(StageConfig):
             caption = self.template.format(object=phrase, position="here", scene="here")
             if object_phrase(caption) is None:
                 problems.append(
-                    f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions begin "
+                    f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions begin with "
                     "'A photo of a <object>,', so give the phrase with its article and without a comma"
                 )
         return problems
 
 
 class Caption(MapStage):
-    """The source of the chain: draws captions and parses the object phrase out of them."""
+    """The first stage of the pipeline. Gets captions from a source and parses their object phrases."""
 
     name = "caption"
     upstream = ()
@@ -115,8 +115,8 @@ class Caption(MapStage):
     columns: ClassVar[pa.Schema] = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())])
     reasons: ClassVar[Mapping[str, str]] = {
         "no_object": "the caption does not have the form 'A photo of a <object>, …'",
-        "not_an_object": "the caption's object is none that is finite and solid: a lake, a field, the sky",
-        "duplicate": "the caption repeats one of this unit or of another committed one, word for word or nearly so",
+        "not_an_object": "the caption's object is not a finite, solid thing, but a lake, a field, the sky or the like",
+        "duplicate": "the caption repeats another one of this or another committed unit, exactly or nearly",
         **ANSWER_FAULTS,
         **REQUEST_FAULTS,
     }
@@ -134,7 +134,7 @@ class Caption(MapStage):
         return self.config.source == "openai"
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        """None; but the source is looked at here, before any work."""
+        """No models. The source is checked here, before any work starts."""
         self._source.check()
         return {}
 
@@ -148,7 +148,7 @@ class Caption(MapStage):
         drafts = self._source.captions(unit, indices, context)
         return [
             self._sample(unit, index, draft)
-            for index, draft in zip(indices, drafts, strict=False)  # a file may end within its last unit
+            for index, draft in zip(indices, drafts, strict=False)  # a file may end inside its last unit
         ]
 
     def _sample(self, unit: int, index: int, draft: Draft) -> Sample:
@@ -169,7 +169,7 @@ class Caption(MapStage):
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         results = []
         for sample in samples:
-            if sample.status != "ok":  # its source has judged it
+            if sample.status != "ok":  # rejected or failed in the source
                 results.append(sample)
                 continue
             caption, index = sample.meta["caption"], sample.columns["index"]

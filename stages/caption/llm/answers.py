@@ -1,4 +1,4 @@
-"""What a chat completion holds: captions, or a fault with a code of its own. Text from outside; nothing here raises."""
+"""Parses an LLM's answer into captions, or a fault with a code. The text is untrusted, and parsing never raises."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bootpig.storage.jsonio import parse_json
 
 FAULTS = {
     "refusal": "the model refused to answer",
-    "content_filter": "the endpoint's content filter withheld the answer",
-    "truncated": "the answer was cut off at its length limit before all captions were there",
+    "content_filter": "the endpoint's content filter blocked the answer",
+    "truncated": "the answer reached its length limit before it had all captions",
     "invalid_json": "the answer is not the JSON that was asked for",
-    "empty": "the answer holds no caption",
-    "short": "the answers held fewer captions than were asked for",
+    "empty": "the answer contains no captions",
+    "short": "the answers contained fewer captions than requested",
 }
-"""Code → what it means. Each is asked again in a later round."""
+"""Code → meaning. Missing captions are requested again in a later round."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -30,7 +30,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 SHOWN = 120
-"""Characters of an endpoint's text that a message shows."""
+"""Maximum characters of an endpoint's text in a message."""
 
 _FENCE = re.compile(r"\s*```[a-z]*\s*\n(.*?)(?:\n\s*```\s*)?$", re.DOTALL)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d{1,4}[.):])\s+")
@@ -39,7 +39,7 @@ _QUOTES = "\"'“”‘’`*"
 
 @dataclass(frozen=True)
 class Answer:
-    """What was read from one answer. `fault` says why there are fewer captions than were asked for; empty if not."""
+    """The content of one answer. `fault` is the code for why captions are missing; empty if none are."""
 
     captions: tuple[str, ...] = ()
     fault: str = ""
@@ -47,12 +47,12 @@ class Answer:
 
 
 def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
-    """Read the body of a chat completion.
+    """Parse the body of a chat completion.
 
     Args:
-        body: as it came.
-        asked: captions that were asked for; more than these are left out.
-        lines_too: captions one a line are as good as JSON.
+        body: the response body, unchanged.
+        asked: number of captions requested; any more are dropped.
+        lines_too: also accept plain text with one caption per line.
     """
     try:
         choice = parse_json(body)["choices"][0]
@@ -68,14 +68,15 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
     captions = _captions(text, cut, lines_too)
     if cut:
         shown = (
-            f"cut off after {len(captions or ())} of {asked} captions; ask for fewer, or raise its limit in extra_body"
+            f"cut off after {len(captions or ())} of {asked} captions; lower captions_per_request, or raise the length "
+            "limit in extra_body"
         )
         return _fault("truncated", shown, captions or (), asked)
     if captions is None:
         return _fault("invalid_json", f"not JSON: {_quoted(text)}")
     if not captions:
         return _fault("empty", f"no caption in {_quoted(text)}" if text.strip() else "the answer is empty")
-    return _fault("short", f"{len(captions)} captions where {asked} were asked for", captions, asked)
+    return _fault("short", f"{len(captions)} captions instead of {asked}", captions, asked)
 
 
 def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int = 1) -> Answer:
@@ -85,14 +86,14 @@ def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int =
 
 
 def _text(content: Any) -> str:
-    """A message's content; some endpoints give it in parts."""
+    """The content of a message; some endpoints split it into parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
 
 
 def _captions(text: str, cut: bool, lines_too: bool) -> tuple[str, ...] | None:
-    """The captions in `text`, whole ones only; None if it should be JSON and is not."""
+    """The complete captions in `text`; None if it should be JSON and is not."""
     fenced = _FENCE.match(text)
     body = (fenced[1] if fenced else text).strip()
     if not body:
@@ -114,12 +115,12 @@ def _captions(text: str, cut: bool, lines_too: bool) -> tuple[str, ...] | None:
 def _lines(body: str, cut: bool) -> tuple[str, ...]:
     lines = body.splitlines()
     found = [clean(_BULLET.sub("", line)) for line in (lines[:-1] if cut else lines)]
-    # talk around the captions is no caption: an answer without a single one is nothing else
+    # if no line has the caption form, the whole answer is chat around captions that never came
     return tuple(line for line in found if line and line[-1] != ":") if any(map(object_phrase, found)) else ()
 
 
 def clean(caption: str) -> str:
-    """A caption as one line, without the quotes, stars and brackets that a model may put around it."""
+    """A caption as one line, without quotes, asterisks and brackets that a model may have added."""
     return one_line(caption).strip(_QUOTES + " ").replace("[", "").replace("]", "")
 
 
