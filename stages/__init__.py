@@ -1,1 +1,1 @@
-"""What each box of the pipeline does, and the engine that runs, commits and caches it; nothing here knows Prefect."""
+"""The stages of the pipeline, and the engine that runs, commits and caches them. Independent of Prefect."""

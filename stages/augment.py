@@ -1,4 +1,4 @@
-"""augment: from a target and its mask, K references: the subject on white, each resized, moved and flipped anew."""
+"""The augment stage: cuts the subject out of the target and makes K randomly augmented references on white."""
 
 from __future__ import annotations
 
@@ -23,38 +23,41 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentConfig(StageConfig):
-    """How a reference may differ from its target. The defaults are the paper's: resize, move, flip."""
+    """How references may differ from their target. The defaults follow the paper: resize, move, flip."""
 
     enabled: bool = Field(
-        default=True, description="false: one reference, the subject unchanged in the middle (the paper's ablation)."
+        default=True,
+        description="If false, make one reference with the subject unchanged and centred (the paper's ablation).",
     )
     references: int = Field(
-        default=4, ge=1, le=64, description="References a sample; training draws one of them at each visit."
+        default=4, ge=1, le=64, description="References per sample. Training draws one of them each time."
     )
     size: int | None = Field(
         default=None,
         ge=16,
         le=4096,
         multiple_of=8,
-        description="Side of targets and references, in pixels; none: that of the target.",
+        description="Side of targets and references in pixels. null: the size of the target.",
     )
     scale: tuple[Share, Share] = Field(
-        default=(0.55, 0.95), description="Least and greatest longer side of the subject, shares of the reference's."
+        default=(0.55, 0.95),
+        description="Minimum and maximum longer side of the subject, as a fraction of the reference's side.",
     )
-    move: bool = Field(default=True, description="Anywhere in the frame; else in the middle.")
+    move: bool = Field(default=True, description="Place the subject at a random position. If false, centre it.")
     flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     jitter_probability: float = Field(
-        default=0.0, ge=0, le=1, description="Probability of colour jitter; the published code has 0.1."
+        default=0.0, ge=0, le=1, description="Probability of colour jitter. The published code uses 0.1."
     )
     jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = Field(
         default=(0.2, 0.2, 0.2, 0.05),
-        description="Greatest change of brightness, contrast, saturation (factors 1 ± x) and hue (turns).",
+        description="Maximum change of brightness, contrast, saturation (factors 1 ± x) and hue (fraction of a turn).",
     )
     erase_probability: float = Field(
-        default=0.0, ge=0, le=1, description="Probability that a rectangle is erased; the published code has 0.4."
+        default=0.0, ge=0, le=1, description="Probability of erasing a rectangle. The published code uses 0.4."
     )
     erase_area: tuple[Share, Share] = Field(
-        default=(0.02, 0.25), description="Least and greatest rectangle, shares of the subject's box."
+        default=(0.02, 0.25),
+        description="Minimum and maximum area of the rectangle, as a fraction of the subject's box.",
     )
 
     @model_validator(mode="after")
@@ -62,17 +65,17 @@ class AugmentConfig(StageConfig):
         for name in ("scale", "erase_area"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"{name} [{low}, {high}]: the first is the least; swap them")
+                raise ValueError(f"{name} [{low}, {high}]: the minimum must come first; swap them")
         return self
 
     @property
     def middle_scale(self) -> float:
-        """The middle of the range, at which references are prepared for inference, a share of the side."""
+        """The middle of the `scale` range, used to prepare references for inference."""
         return sum(self.scale) / 2
 
 
 class Augment(MapStage):
-    """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of one size."""
+    """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of the same size."""
 
     name = "augment"
     upstream = ("segment",)
@@ -103,7 +106,7 @@ class Augment(MapStage):
         if picture.width != picture.height:
             raise ValueError(
                 f"the target is {picture.width}x{picture.height}, not square; "
-                "set synthesize.height and synthesize.width alike"
+                "set synthesize.height and synthesize.width to the same value"
             )
         size = self.config.size or picture.width
         target = sample.files["png"]
@@ -119,12 +122,12 @@ class Augment(MapStage):
 
 
 def prepare_reference(image: Image.Image, size: int, scale: float) -> Image.Image:
-    """A reference without augmentation: the subject cut out, in the middle, on white.
+    """A reference without augmentation: the subject cut out and centred on white.
 
     Args:
-        image: RGBA, the subject's mask as alpha.
-        size: side of the result, in pixels.
-        scale: the subject's longer side, a share of `size`.
+        image: RGBA picture with the subject's mask as alpha.
+        size: side of the result in pixels.
+        scale: the subject's longer side as a fraction of `size`.
 
     Returns:
         RGB, `size`×`size`.
@@ -140,9 +143,10 @@ def draw_reference(image: Image.Image, size: int, config: AugmentConfig, rng: ra
     """One augmented reference: crop to the mask, resize, flip, colour jitter, place on white, erase.
 
     Args:
-        image: RGBA, the subject's mask as alpha.
-        size: side of the result, in pixels.
-        rng: is advanced.
+        image: RGBA picture with the subject's mask as alpha.
+        size: side of the result in pixels.
+        config: the ranges and probabilities to draw from.
+        rng: random generator; its state is advanced.
 
     Returns:
         RGB, `size`×`size`.
@@ -174,7 +178,7 @@ def _cut_out(image: Image.Image) -> Image.Image:
 
 
 def _resize(subject: Image.Image, size: int, scale: float) -> Image.Image:
-    """To a longer side of `scale`·`size`. Pillow weighs colours by alpha, so the background does not bleed in."""
+    """Resize to a longer side of `scale`·`size`. Pillow weights colours by alpha, so no background bleeds in."""
     factor = scale * size / max(subject.size)
     width, height = (min(size, max(1, round(side * factor))) for side in subject.size)
     return subject.resize((width, height), Image.Resampling.LANCZOS)
@@ -187,7 +191,7 @@ def _place(subject: Image.Image, size: int, corner: tuple[int, int]) -> Image.Im
 
 
 def _jitter(subject: Image.Image, strengths: tuple[float, float, float, float], rng: random.Random) -> Image.Image:
-    """Brightness, contrast, saturation and hue, in a drawn order; alpha is kept."""
+    """Change brightness, contrast, saturation and hue in random order. Alpha is kept."""
     alpha, colours = subject.getchannel("A"), subject.convert("RGB")
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for channel in rng.sample(range(4), 4):
@@ -209,7 +213,7 @@ def _erase(
     area: tuple[float, float],
     rng: random.Random,
 ) -> None:
-    """Fill a rectangle within the subject's box with white, in place; its sides keep the box's proportions or so."""
+    """Fill a random rectangle in the subject's box with white, in place. Its aspect ratio is close to the box's."""
     share, tilt = rng.uniform(*area), 2 ** rng.uniform(-1, 1)
     width = max(1, min(box[0], round(box[0] * (share * tilt) ** 0.5)))
     height = max(1, min(box[1], round(box[1] * (share / tilt) ** 0.5)))

@@ -1,4 +1,4 @@
-"""The configuration of a whole run: one YAML file, one `PipelineConfig`."""
+"""The configuration of a run. One YAML file is one `PipelineConfig`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,31 @@ class PipelineConfig(StageConfig):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", json_schema_extra=SPEED, description="Name of the run.")
     root: str = Field(
-        default="./data", min_length=1, json_schema_extra=SPEED, description="Store: a folder or an fsspec URL."
+        default="./data", min_length=1, json_schema_extra=SPEED, description="The store: a folder or an fsspec URL."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Every draw of the data set follows from it.")
-    unit_size: int = Field(default=1000, ge=1, le=100_000, description="Samples per unit, and so per shard.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all random draws for the data set.")
+    unit_size: int = Field(default=1000, ge=1, le=100_000, description="Samples per unit, and so per shard of a stage.")
     max_failed: float = Field(
-        default=0.05, ge=0, le=1, json_schema_extra=SPEED, description="Share of failed rows above which a unit fails."
+        default=0.05,
+        ge=0,
+        le=1,
+        json_schema_extra=SPEED,
+        description="Fraction of failed rows above which a unit fails.",
     )
     min_yield: float = Field(
         default=0.3,
         ge=0,
         le=1,
         json_schema_extra=EXTENT,
-        description="Share of the captions that must arrive in encoded shards, else the run stops before train.",
+        description="Fraction of the captions that must reach the encoded shards; else the run stops before train.",
     )
     train_on_partial: bool = Field(
         default=False,
         json_schema_extra=EXTENT,
-        description="Train although some units are not complete. Once they are, the model is trained again.",
+        description="Train even if some units are not complete. Once they are complete, the model is trained again.",
     )
     threads: int = Field(
-        default=2, ge=1, le=512, json_schema_extra=SPEED, description="CPU threads of torch in every process."
+        default=2, ge=1, le=512, json_schema_extra=SPEED, description="CPU threads of torch per process."
     )
     workers: int = Field(
         default=1, ge=1, le=4096, json_schema_extra=SPEED, description="Units that run at the same time."
@@ -56,7 +60,8 @@ class PipelineConfig(StageConfig):
         default=None,
         min_length=1,
         json_schema_extra=SPEED,
-        description="Of a running cluster: ray://head:10001, tcp://scheduler:8786; null: the run starts its own.",
+        description="Address of a running cluster, such as ray://head:10001 or tcp://scheduler:8786. null: the run "
+        "starts its own.",
     )
     caption: CaptionConfig
     synthesize: SynthesizeConfig
@@ -72,7 +77,7 @@ class PipelineConfig(StageConfig):
         if encode != train:
             raise ValueError(
                 f"encode.model {encode[0]!r} is not train.model {train[0]!r} (or their revisions differ); "
-                "latents of one model do not train another, so name the same in both"
+                "training needs the latents of the same model, so set both to the same value"
             )
         return self
 
@@ -80,13 +85,13 @@ class PipelineConfig(StageConfig):
     def _cluster_of_the_runner(self) -> PipelineConfig:
         if self.runner_address is not None and self.runner not in ("ray", "dask"):
             raise ValueError(
-                f"runner_address: {self.runner_address!r} is without effect while runner is {self.runner}; "
-                "set runner to ray or dask, or leave it out"
+                f"runner_address: {self.runner_address!r} has no effect while runner is {self.runner}; "
+                "set runner to ray or dask, or remove it"
             )
         return self
 
     def pinned(self, pins: Mapping[str, Mapping[str, str]]) -> PipelineConfig:
-        """This configuration with other revisions: stage → field → commit. encode and train name one model."""
+        """A copy with other revisions, given as stage → field → commit. encode and train always get the same one."""
         pins = {stage: dict(fields) for stage, fields in pins.items()}
         for name, other in (("encode", "train"), ("train", "encode")):
             if "revision" in pins.get(name, {}):
@@ -95,9 +100,9 @@ class PipelineConfig(StageConfig):
         return self.model_copy(update=copies)
 
     def unit_numbers(self) -> range:
-        """The units of this run; the last one is whole too, so a count is rounded up to a multiple of `unit_size`."""
+        """The units of this run. The last one is full too, so `caption.count` is rounded up to whole units."""
         return range(-(-self.caption.count // self.unit_size))
 
     def indices(self, unit: int) -> range:
-        """The positions, in the whole data set, of a unit's samples."""
+        """The positions of a unit's samples in the whole data set."""
         return range(unit * self.unit_size, (unit + 1) * self.unit_size)

@@ -1,4 +1,4 @@
-"""encode: what training reads: the VAE latents of target and references, and the text embeddings."""
+"""The encode stage: computes the VAE latents and text embeddings that training reads."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ POOLED = 1280
 
 
 class EncodeConfig(StageConfig):
-    """The base model that will be trained, and what its Reference UNet is told."""
+    """The base model that will be trained, and the text for its Reference UNet."""
 
     model: ModelName = Field(
-        description="The base text-to-image model, a diffusers pipeline: a local folder or hub id."
+        description="The base text-to-image model, a diffusers pipeline: a local folder or a hub id."
     )
     revision: Revision = None
     reference_caption: ReferenceCaption = Field(
         default="caption",
-        description="Text given to the Reference UNet: the whole caption (paper), or what stands before its first "
-        "comma (published code).",
+        description="Text for the Reference UNet: the whole caption (paper) or only the part before the first comma "
+        "(published code).",
     )
     dtype: Dtype = "float32"
     device: Device = "auto"
@@ -55,9 +55,9 @@ class EncodeConfig(StageConfig):
 class Encode(MapStage):
     """Target and references → `<id>.safetensors`, all float16.
 
-    `target` (C, h, w) and `references` (K, C, h, w) are posterior modes, scaled as the UNet sees them;
-    `prompt_embeds` and `reference_prompt_embeds` are (S, D), with `pooled_…` (P) beside them where the model has them;
-    the reference's are left out where they are the caption's.
+    `target` (C, h, w) and `references` (K, C, h, w) are posterior modes, scaled for the UNet. `prompt_embeds` and
+    `reference_prompt_embeds` are (S, D). Models with pooled embeds (SDXL) also get `pooled_…` (P). The embeds of the
+    reference are left out if they equal those of the caption.
     """
 
     name = "encode"
@@ -108,7 +108,7 @@ class Encode(MapStage):
         captions = [sample.meta["caption"] for sample in samples]
         texts = captions if self.config.reference_caption == "caption" else [object_caption(c) for c in captions]
         embeds = self._encoder.prompt_embeds(captions)
-        # the same text is stored once: train reads the caption's embeds where there are no others
+        # equal texts are stored once: train uses the caption's embeds if there are no others
         reference_embeds = {} if texts == captions else self._encoder.prompt_embeds(texts)
         results = []
         for i, sample in enumerate(samples):
@@ -119,14 +119,14 @@ class Encode(MapStage):
         return results
 
     def _latents(self, samples: Sequence[Sample], name: str) -> torch.Tensor:
-        """N×C×h×w float32 of the samples' pictures `<name>.png`."""
+        """The latents of the samples' pictures `<name>.png`: N×C×h×w float32."""
         pictures = np.stack([np.asarray(p) for p in decode_pngs([sample.files[f"{name}.png"] for sample in samples])])
         height, width = pictures.shape[1:3]
         factor = self._encoder.factor
         if height % factor or width % factor:
             raise InputError(
-                f"augment.size: {width}x{height} pictures do not divide by {factor}, the factor of encode.model's VAE; "
-                f"take a multiple of {factor}"
+                f"augment.size: {width}x{height} pictures are not divisible by {factor}, the downscaling factor of "
+                f"encode.model's VAE; choose a multiple of {factor}"
             )
         return self._encoder.latents(pictures)
 

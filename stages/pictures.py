@@ -1,4 +1,4 @@
-"""Pictures as bytes, and masks: PNG with fixed settings and run lengths, so that equal pixels are equal bytes."""
+"""Encodes and decodes pictures (PNG) and masks (run lengths) deterministically: equal pixels give equal bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PNG_LEVEL = 4
-"""zlib level: a third slower to write than level 1 and a tenth smaller."""
+"""zlib level. Compared with level 1, writing is a third slower and files are a tenth smaller."""
 
 PNG_BYTES = 1.5
 """A pixel of a photo, on average; for estimates."""
@@ -28,16 +28,16 @@ _WORKERS = ThreadPoolExecutor(_THREADS, "pictures")
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """A picture of any mode → PNG, without metadata."""
+    """Encode a picture of any mode as PNG without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """HW bool → JSON, `{"counts": [n, …], "size": [H, W]}`: COCO's run lengths, as segment-anything's tools have them.
+    """Encode an HW bool mask as JSON, `{"counts": [n, …], "size": [H, W]}`: COCO's run lengths, as in segment-anything.
 
-    Pixels column by column; the first count is of False. Half the time of a PNG with small pictures.
+    Pixels are counted column by column, and the first count is for False. Takes half the time of a small PNG.
     """
     # segment_anything.utils.amg gives the same counts in 1.5 times the time and imports torch; it decodes in 3.7 times
     # the time (both at 512 and 1024 pixels), and counts that don't add up leave its mask partly uninitialised.
@@ -48,10 +48,10 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_mask(data: bytes, height: int, width: int) -> np.ndarray:
-    """What `encode_mask` makes → HW bool.
+    """Decode the result of `encode_mask` to HW bool.
 
     Raises:
-        ValueError: `data` is no mask of `height` by `width` pixels.
+        ValueError: `data` is not a mask of `height` by `width` pixels.
     """
     try:
         runs = parse_json(data)
@@ -60,15 +60,15 @@ def decode_mask(data: bytes, height: int, width: int) -> np.ndarray:
         if runs["size"] != [height, width] or not within or counts.sum() != height * width:
             raise ValueError
     except (KeyError, OverflowError, TypeError, ValueError):
-        raise ValueError(f"mask: no run lengths of {width}x{height} pixels") from None
+        raise ValueError(f"mask: not the run lengths of {width}x{height} pixels") from None
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
 def decode_png(data: bytes) -> Image.Image:
-    """PNG → the picture, its pixels loaded.
+    """Decode a PNG completely.
 
     Raises:
-        OSError: `data` is no whole PNG file.
+        OSError: `data` is not a complete PNG file.
     """
     image = Image.open(io.BytesIO(data), formats=["PNG"])
     image.load()
@@ -76,10 +76,10 @@ def decode_png(data: bytes) -> Image.Image:
 
 
 def decode_pngs(files: Sequence[bytes]) -> list[Image.Image]:
-    """RGB pictures, on all cores.
+    """Decode PNGs to RGB pictures on several cores.
 
     Raises:
-        OSError: one of them is no whole PNG file.
+        OSError: one of them is not a complete PNG file.
     """
     return on_all_cores(_decode_rgb, files)
 
@@ -90,10 +90,10 @@ def _decode_rgb(data: bytes) -> Image.Image:
 
 
 def on_all_cores(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`work` on each of `items`, in order, on up to eight cores; it must not call this again.
+    """Apply `work` to each of `items` on up to eight cores; results are in order. `work` must not call this function.
 
-    For work of Pillow's, which lets go of the interpreter's lock: with 512 pixels a PNG takes thirty milliseconds to
-    write and ten to read, for which a GPU would wait.
+    Meant for Pillow, which releases the GIL. A 512-pixel PNG takes thirty milliseconds to write and ten to read, and a
+    GPU would wait meanwhile.
     """
     size = max(1, -(-len(items) // _THREADS))
     shares = [items[begin : begin + size] for begin in range(0, len(items), size)]
@@ -102,10 +102,10 @@ def on_all_cores(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def decode_cut_out(files: Mapping[str, bytes]) -> Image.Image:
-    """What segment leaves, `png` and `mask.json` → RGBA, the subject's mask as alpha.
+    """Combine `png` and `mask.json`, the result of segment, into an RGBA picture with the mask as alpha.
 
     Raises:
-        OSError, ValueError: one of the two is damaged, or the mask has another size.
+        OSError, ValueError: one of the two is damaged, or their sizes differ.
     """
     picture = decode_png(files["png"]).convert("RGB")
     picture.putalpha(Image.fromarray(decode_mask(files["mask.json"], picture.height, picture.width)))

@@ -1,4 +1,4 @@
-"""Text from outside, made harmless: what an endpoint or a model wrote never reaches a screen or a page as it came."""
+"""Sanitises untrusted text, such as an LLM's answer, before it is shown in a terminal or on a page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, limit: int | None = None) -> str:
-    """What is `printable` of `text`, with single blanks.
+    """`printable(text)` as one line with single spaces.
 
     Args:
-        limit: characters at most; what is cut off is marked by an ellipsis.
+        limit: maximum number of characters; longer text is cut and ends with an ellipsis.
     """
     line = " ".join(printable(text).split())
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def markdown(text: str) -> str:
-    """`text` as one line that Markdown shows as it stands: no markup, no HTML, no link."""
+    """`text` as one line, escaped so that Markdown shows it literally: no markup, HTML or links."""
     return _PUNCTUATION.sub(r"\\\1", one_line(text))

@@ -1,4 +1,4 @@
-"""All stages, in an order in which each comes after those that it reads."""
+"""The list of all stages, each one after the stages that it reads."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 MAP_STAGES = tuple(name for name, stage in STAGES.items() if issubclass(stage, MapStage))
-"""The stages that are cut into units."""
+"""The stages whose work is split into units."""

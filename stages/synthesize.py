@@ -1,4 +1,4 @@
-"""synthesize: one picture a caption, by any diffusers text-to-image pipeline. The pictures are the targets."""
+"""The synthesize stage: generates one target picture per caption with any diffusers text-to-image pipeline."""
 
 from __future__ import annotations
 
@@ -27,31 +27,34 @@ from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
 
 
 class SynthesizeConfig(StageConfig):
-    """The pipeline and how it samples."""
+    """The pipeline and its sampling settings."""
 
     model: ModelName = Field(description="A diffusers text-to-image pipeline: a local folder or a hub id.")
     revision: Revision = None
-    height: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Pixels.")
-    width: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Pixels.")
+    height: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Height in pixels.")
+    width: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Width in pixels.")
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
-    guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Classifier-free guidance; off up to 1.")
-    negative_prompt: str = Field(default="", description="What guidance leads away from; the same for all samples.")
+    guidance_scale: float = Field(
+        default=7.5, ge=0, le=100, description="Classifier-free guidance; values up to 1 disable it."
+    )
+    negative_prompt: str = Field(default="", description="Negative prompt, the same for all samples.")
     scheduler: Scheduler = None
     refiner: ModelName | None = Field(
-        default=None, description="A diffusers SDXL image-to-image pipeline that paints the last steps; null: none."
+        default=None, description="A diffusers SDXL image-to-image pipeline that does the last steps. null: no refiner."
     )
     refiner_revision: Revision = None
     refiner_from: float = Field(
-        default=0.8, gt=0, lt=1, description="Share of the noise schedule after which the refiner takes over."
+        default=0.8, gt=0, lt=1, description="Fraction of the noise schedule after which the refiner takes over."
     )
     resize: int | None = Field(
-        default=None, ge=16, le=4096, description="Shorter side of the kept picture, in pixels; null: as painted."
+        default=None, ge=16, le=4096, description="Shorter side of the stored picture in pixels. null: as generated."
     )
     min_contrast: float = Field(
         default=2.0,
         ge=0,
         le=127,
-        description="Blank below it: the standard deviation of the liveliest channel, in levels of 255. 0: off.",
+        description="Pictures below it are rejected as blank. The largest standard deviation of a colour channel, on a "
+        "scale of 0 to 255. 0 disables the check.",
     )
     dtype: Dtype = "float32"
     device: Device = "auto"
@@ -61,14 +64,14 @@ class SynthesizeConfig(StageConfig):
     def _nothing_ignored(self) -> SynthesizeConfig:
         idle = self.changed(["refiner_revision", "refiner_from"])
         if self.refiner is None and idle:
-            raise ValueError(f"{', '.join(idle)}: without effect while there is no refiner; name one")
+            raise ValueError(f"{', '.join(idle)}: no effect without a refiner; set refiner or remove it")
         if self.resize is not None and self.resize > min(self.height, self.width):
-            raise ValueError(f"resize {self.resize} is more than is painted, {self.width}x{self.height}; lower it")
+            raise ValueError(f"resize {self.resize} is larger than the picture, {self.width}x{self.height}; lower it")
         return self
 
 
 class Synthesize(MapStage):
-    """Caption → target picture; `<id>.png`, RGB."""
+    """Caption → target picture `<id>.png`, RGB."""
 
     name = "synthesize"
     upstream = ("caption",)
@@ -76,9 +79,9 @@ class Synthesize(MapStage):
     config: SynthesizeConfig
     columns: ClassVar[pa.Schema] = pa.schema([("seed", pa.int64())])
     reasons: ClassVar[Mapping[str, str]] = {
-        "not_finite": "the picture holds NaN or infinity, as float16 can give",
-        "nsfw": "the model's safety checker flagged it",
-        "blank": "the picture is of one colour",
+        "not_finite": "the picture contains NaN or infinity, which can happen with float16",
+        "nsfw": "the model's safety checker flagged the picture",
+        "blank": "the picture has a single colour",
     }
 
     @property
@@ -148,13 +151,13 @@ class Synthesize(MapStage):
             [sample.meta["caption"] for sample in samples],
             num_inference_steps=self.config.steps,
             guidance_scale=self.config.guidance_scale,
-            # on the CPU, so that a sample's noise is the same on every device and in every batch
+            # on the CPU, so that a sample's noise does not depend on the device or the batch
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             **options,
         )
 
     def _judge(self, sample: Sample, seed: int, picture: np.ndarray, flagged: bool) -> Sample:
-        """`picture` is HWC float32 in [0, 1]."""
+        """Accept or reject a picture, HWC float32 in [0, 1]."""
         if not np.isfinite(picture).all():
             return sample.rejected("not_finite", seed=seed)
         if flagged:

@@ -1,1 +1,1 @@
-"""caption: where captions come from, and what is kept of them."""
+"""The caption stage: caption sources, duplicate detection, and the LLM client."""

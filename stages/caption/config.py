@@ -28,31 +28,31 @@ class CaptionConfig(StageConfig):
 
     source: Literal["grammar", "file", "openai"] = Field(
         default="grammar",
-        description="grammar: the template below, filled at random. file: one caption a line. openai: an LLM.",
+        description="grammar: the template, filled at random. file: a file with one caption per line. openai: an LLM.",
     )
     count: int = Field(
         ge=1,
         le=1_000_000_000,
         json_schema_extra=EXTENT,
-        description="Captions; rounded up to whole units. Growing it keeps what is made.",
+        description="Number of captions, rounded up to whole units. Raising it keeps what is already made.",
     )
     file: str | None = Field(
         default=None,
         min_length=1,
         json_schema_extra=MODEL,
-        description="source file: a UTF-8 text file, one caption a line. Each unit depends on its own lines only.",
+        description="source file: a UTF-8 text file with one caption per line. A unit depends only on its own lines.",
     )
     template: str = Field(
         default="A photo of {object}, {position} {scene}",
-        description="source grammar: blanks {object}, {position}, {scene}; the object is followed by a comma.",
+        description="source grammar: text with blanks {object}, {position}, {scene} and a comma after the object.",
     )
     objects: list[str] = Field(
-        default=[], description="source grammar: what fills {object}, with its article: 'a mug', 'an umbrella'."
+        default=[], description="source grammar: phrases for {object}, with article: 'a mug', 'an umbrella'."
     )
-    positions: list[str] = Field(default=[], description="source grammar: what fills {position}: 'on the left'.")
-    scenes: list[str] = Field(default=[], description="source grammar: what fills {scene}: 'on a sandy beach'.")
+    positions: list[str] = Field(default=[], description="source grammar: phrases for {position}: 'on the left'.")
+    scenes: list[str] = Field(default=[], description="source grammar: phrases for {scene}: 'on a sandy beach'.")
     openai: OpenAIConfig | None = Field(
-        default=None, description="source openai: the endpoint, what it is asked, and how much it may cost."
+        default=None, description="source openai: the endpoint, the prompt, and spending limits."
     )
 
     @model_validator(mode="after")

@@ -1,10 +1,9 @@
-"""Captions that repeat others: equal after normalisation, or the same subject in nearly the same words.
+"""Finds duplicate captions: equal after normalisation, or about the same subject in nearly the same words.
 
-Near-duplicates are looked for among the captions of one subject (the head noun of the object phrase) only: captions
-that differ in nothing but the subject are what a data set wants. Each word is one character of a string, so that
-rapidfuzz compares words at the speed of letters. Two captions that are alike share one of their rarest words: a
-caption is compared with those only that do (the prefix filter of set-similarity joins; it misses none, whatever
-counts as rare).
+Near-duplicates are only searched among captions with the same subject (the head noun of the object phrase), because
+captions that differ only in the subject are useful. Each word is mapped to one character, so that rapidfuzz compares
+words as fast as letters. Similar captions always share one of their rarest words, so a caption is only compared with
+captions that do. This is the prefix filter of set-similarity joins; it misses nothing, however rarity is defined.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ def normalised(caption: str) -> str:
 
 
 class DuplicateIndex:
-    """Captions seen so far.
+    """An index of the captions seen so far.
 
     Args:
-        near: share of equal words, in order, from which on two captions of one subject are near-duplicates, in (0, 1]:
-            2·(longest common subsequence) / (sum of lengths). The relation is symmetric. 1: equal ones only.
+        near: threshold in (0, 1] for near-duplicates. The similarity of two captions about the same subject is
+            2·(longest common subsequence of words) / (sum of lengths), which is symmetric. 1: only equal captions.
     """
 
     def __init__(self, near: float) -> None:
         self.near = near
         self.subjects: Counter[str] = Counter()
-        """Captions by subject."""
+        """Number of captions by subject."""
         self._seen: set[str] = set()
         self._kept: list[tuple[str, str]] = []
         """(subject, normalised caption)."""
         self._alike: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         """(subject, one of its rarest words) → spelled captions."""
         self._frequency: Counter[str] = Counter()
-        """Of words, when half of the captions that are here now were."""
+        """Word frequencies as of the last `_reorder`."""
         self._ordered_at = 0
         self._letters: dict[str, str] = {}
 
@@ -57,12 +56,12 @@ class DuplicateIndex:
         return len(self._seen)
 
     def repeats(self, caption: str) -> bool:
-        """Whether one like it was added."""
+        """Whether a caption equal or similar to this one was added before."""
         text = normalised(caption)
         if text in self._seen:
             return True
         spelled, subject = self._spell(text), subject_of(caption)
-        # a hair lower, so that rounding never makes the relation asymmetric
+        # slightly lower, so that rounding never makes the relation asymmetric
         cutoff = 100 * self.near - 1e-6
         return any(
             process.extractOne(spelled, self._alike.get((subject, word), ()), scorer=fuzz.ratio, score_cutoff=cutoff)
@@ -86,7 +85,7 @@ class DuplicateIndex:
             self._alike[subject, word].append(spelled)
 
     def _reorder(self) -> None:
-        """Count words anew; done whenever the captions have doubled."""
+        """Recount word frequencies. Done each time the number of captions has doubled."""
         self._ordered_at = len(self._kept)
         self._frequency = Counter(word for _, text in self._kept for word in _body(text))
         self._alike.clear()
@@ -97,7 +96,7 @@ class DuplicateIndex:
         return "".join(self._letters.get(word) or self._letter(word) for word in _body(text))
 
     def _rarest(self, text: str) -> list[str]:
-        """The words of which a caption that is alike has at least one among its own rarest; none for near = 1."""
+        """The rarest words; similar captions have at least one of them in common. Empty for near = 1."""
         if self.near >= 1:
             return []
         seen: Counter[str] = Counter()
@@ -116,10 +115,10 @@ class DuplicateIndex:
 
 
 def _body(text: str) -> list[str]:
-    """The words behind `a photo of`, which all captions share."""
+    """The words after `a photo of`, which all captions share."""
     return text.split()[3:]
 
 
 def subject_of(caption: str) -> str:
-    """The head noun of a caption's object phrase; the caption's first words where it has none."""
+    """The head noun of a caption's object phrase, or of the whole caption if it has no object phrase."""
     return head_noun(object_phrase(caption) or caption)

@@ -1,4 +1,4 @@
-"""The caption form `A photo of a <object>, <position> <scene>` (BootPIG, section 3.3) and its parts."""
+"""Parses captions of the form `A photo of a <object>, <position> <scene>` (BootPIG, section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BEHIND = re.compile(
     r"decorated|featuring|filled|for|from|full|holding|in|inside|into|like|made|near|of|off|on|onto|outside|over|"
     r"painted|resting|shaped|sitting|standing|that|through|to|topped|under|upon|wearing|which|with|without"
 )
-"""Words that may stand behind the noun of an object phrase."""
+"""Words that may follow the noun of an object phrase."""
 
 OPENING = r"(?:an?\s+|the\s+)?(?:close-?up\s+)?(?:photo(?:graph)?|picture|image)\s+of\s+"
 """How a caption begins, to be matched without regard to case."""
@@ -38,9 +38,9 @@ def object_phrase(caption: str) -> str | None:
 
 
 def head_noun(phrase: str) -> str:
-    """The word that says what an object phrase names, in small letters: `camera` for `faded Polaroid camera on legs`.
+    """The noun of an object phrase in lower case: `camera` for `faded Polaroid camera on legs`.
 
-    The last word in front of the first preposition or participle: exact for what captions hold, no grammar.
+    This is the last word before the first preposition or participle, a rule that works for such captions.
     """
     words = re.findall(r"\w+(?:['’-]\w+)*[+#]*", phrase.casefold())
     if not words:  # a picture in place of a word: 🦊

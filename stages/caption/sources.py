@@ -1,4 +1,4 @@
-"""Where captions come from. Each source gives the captions at chosen positions of the whole data set."""
+"""Caption sources: a seeded grammar, a text file, an LLM. Each returns the captions for a range of positions."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ class Draft:
 
 
 class CaptionSource(Protocol):
-    """Made from (config, seed)."""
+    """A source of captions, created from (config, seed)."""
 
     def __init__(self, config: CaptionConfig, seed: int) -> None: ...
 
     def check(self) -> None:
-        """Raises InputError if there is nothing to draw from. Looks only."""
+        """Raises InputError if the source has no captions. Changes nothing."""
 
     def check_ready(self) -> None:
-        """Raises InputError if what drawing takes (a key) is missing."""
+        """Raises InputError if something needed to get captions, such as an API key, is missing."""
 
     def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
-        """The captions at `indices`, fewer if the source ends there."""
+        """The captions at `indices`; fewer if the source has no more."""
 
     def digest(self, indices: range) -> str:
-        """What outside the config these captions depend on; empty if nothing."""
+        """Digest of what these captions depend on besides the config; empty if nothing."""
 
 
 class GrammarSource:
-    """Each blank of the template filled with one of its list's entries, drawn from (seed, unit, index)."""
+    """Fills each blank of the template with a random entry of its list, seeded by (seed, unit, index)."""
 
     def __init__(self, config: CaptionConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
 
     def check(self) -> None:
-        """The config's own validation has seen to it."""
+        """Nothing to do: the config's validation has checked the lists."""
 
     def check_ready(self) -> None:
-        """A grammar needs nothing."""
+        """Nothing to do."""
 
     def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
         return [Draft(self._caption(unit, index)) for index in indices]
@@ -73,7 +73,7 @@ class GrammarSource:
 
 
 class FileSource:
-    """One caption a line, UTF-8; blank lines don't count. Position k is the k-th caption."""
+    """Reads a UTF-8 text file with one caption per line. Blank lines are skipped; position k is the k-th caption."""
 
     def __init__(self, config: CaptionConfig, seed: int) -> None:
         assert config.file is not None
@@ -88,7 +88,7 @@ class FileSource:
             )
 
     def check_ready(self) -> None:
-        """The file is all it needs."""
+        """Nothing to do: `check` reads the file."""
 
     def captions(self, unit: int, indices: range, context: SourceContext | None) -> list[Draft]:
         self.check()
@@ -105,7 +105,7 @@ class FileSource:
             data = self.path.read_bytes()
         except OSError as error:
             raise InputError(
-                f"caption.file: {name} cannot be read ({error.strerror}); give a text file, one caption a line"
+                f"caption.file: {name} cannot be read ({error.strerror}); give a text file with one caption per line"
             ) from error
         try:
             text = data.decode("utf-8-sig")
@@ -114,11 +114,11 @@ class FileSource:
             raise InputError(f"caption.file: {name}, line {bad}: not UTF-8; save the file as UTF-8") from error
         numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if not numbered:
-            raise InputError(f"caption.file: {name} holds no caption; write one caption a line")
+            raise InputError(f"caption.file: {name} contains no captions; write one caption per line")
         if not any(object_phrase(line) for _, line in numbered):
             first, text = numbered[0]
             raise InputError(
-                f"caption.file: {name}, line {first}: {text[:80]!r} has no object phrase, nor has any other line; "
+                f"caption.file: {name}, line {first}: {text[:80]!r} has no object phrase, nor does any other line; "
                 "write captions as 'A photo of a <object>, <position> <scene>'"
             )
         return [line for _, line in numbered]

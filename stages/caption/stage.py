@@ -1,4 +1,4 @@
-"""caption: one line of text a sample, in the form `A photo of a <object>, <position> <scene>`."""
+"""The caption stage: gets one caption per sample, of the form `A photo of a <object>, <position> <scene>`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CAPTION_BYTES = 150
 
 
 class Caption(MapStage):
-    """The source of the chain: draws captions and parses the object phrase out of them."""
+    """The first stage of the pipeline. Gets captions from a source and parses their object phrases."""
 
     name = "caption"
     upstream = ()
@@ -42,8 +42,8 @@ class Caption(MapStage):
     columns: ClassVar[pa.Schema] = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("object", pa.string())])
     reasons: ClassVar[Mapping[str, str]] = {
         "no_object": "the caption does not have the form 'A photo of a <object>, …'",
-        "not_an_object": "the caption's object is none that is finite and solid: a lake, a field, the sky",
-        "duplicate": "the caption repeats one of this unit or of another committed one, word for word or nearly so",
+        "not_an_object": "the caption's object is not a finite, solid thing, but a lake, a field, the sky or the like",
+        "duplicate": "the caption repeats another one of this or another committed unit, exactly or nearly",
         **ANSWER_FAULTS,
         **REQUEST_FAULTS,
     }
@@ -61,7 +61,7 @@ class Caption(MapStage):
         return self.config.source == "openai"
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        """None; but the source is looked at here, before any work."""
+        """No models. The source is checked here, before any work starts."""
         self._source.check()
         return {}
 
@@ -89,7 +89,7 @@ class Caption(MapStage):
         drafts = self._source.captions(unit, indices, context)
         return [
             self._sample(unit, index, draft)
-            for index, draft in zip(indices, drafts, strict=False)  # a file may end within its last unit
+            for index, draft in zip(indices, drafts, strict=False)  # a file may end inside its last unit
         ]
 
     def _sample(self, unit: int, index: int, draft: Draft) -> Sample:
@@ -110,7 +110,7 @@ class Caption(MapStage):
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         results = []
         for sample in samples:
-            if sample.status != "ok":  # its source has judged it
+            if sample.status != "ok":  # rejected or failed in the source
                 results.append(sample)
                 continue
             caption, index = sample.meta["caption"], sample.columns["index"]

@@ -1,1 +1,1 @@
-"""The report of a run."""
+"""The HTML report of a run."""

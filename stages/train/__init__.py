@@ -1,1 +1,1 @@
-"""train: the reference network and the RSA layers."""
+"""The train stage: trains the Reference UNet and the RSA layers."""

@@ -1,4 +1,4 @@
-"""The settings of the train stage."""
+"""Configuration of the train stage."""
 
 from __future__ import annotations
 
@@ -11,80 +11,101 @@ from bootpig.stages.engine.fields import ModelName, Revision
 
 
 class Trainable(StageConfig):
-    """What is trained. What is frozen still takes part: an untrained Reference UNet yields features too."""
+    """Which weights are trained. Frozen parts are still used: an untrained Reference UNet also provides features."""
 
-    reference: bool = Field(default=True, description="The Reference UNet.")
+    reference: bool = Field(default=True, description="Train the Reference UNet.")
     base: Literal["none", "rsa", "all"] = Field(
-        default="rsa", description="Of the base UNet: nothing, its self-attention layers (the paper), or everything."
+        default="rsa",
+        description="What to train in the base UNet: nothing, the self-attention layers (paper), or everything.",
     )
 
     @model_validator(mode="after")
     def _something(self) -> Trainable:
         if not self.reference and self.base == "none":
-            raise ValueError("nothing is trained; set reference to true, or base to rsa or all")
+            raise ValueError("nothing is trained; set reference to true, or set base to rsa or all")
         return self
 
 
 class TrainConfig(StageConfig):
-    """The recipe. Defaults are the paper's; where it is silent, the published code's."""
+    """The training recipe. Defaults are from the paper or, if the paper does not say, from the published code."""
 
-    model: ModelName = Field(description="Base pipeline in diffusers' format: a folder or a hub id.")
+    model: ModelName = Field(description="Base model, a diffusers pipeline: a local folder or a hub id.")
     revision: Revision = None
     init_from: str | None = Field(
-        default=None, json_schema_extra=MODEL, description="A trained model's folder to go on from; null: the base."
+        default=None,
+        json_schema_extra=MODEL,
+        description="Folder of a trained model to start from. null: start from the base model.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**62, description="Of the order, noise and dropouts; the data has its own.")
-    steps: int = Field(default=10_000, ge=1, description="Updates of the weights.")
-    global_batch_size: int = Field(default=64, ge=1, description="Samples an update, over all devices.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**62, description="Seed of sample order, noise and dropout. The data set has its own."
+    )
+    steps: int = Field(default=10_000, ge=1, description="Number of weight updates.")
+    global_batch_size: int = Field(default=64, ge=1, description="Samples per update over all devices.")
     per_device_batch_size: int = Field(
         default=4,
         ge=1,
         json_schema_extra=SPEED,
-        description="Samples a device holds at once, at most; gradients are accumulated up to the global batch.",
+        description="Maximum samples per device at once; gradients are accumulated to reach the global batch size.",
     )
-    learning_rate_reference: float = Field(default=5e-6, ge=0, le=1, description="Of the Reference UNet.")
-    learning_rate_base: float = Field(default=1e-6, ge=0, le=1, description="Of what is trained in the base UNet.")
+    learning_rate_reference: float = Field(default=5e-6, ge=0, le=1, description="Learning rate of the Reference UNet.")
+    learning_rate_base: float = Field(
+        default=1e-6, ge=0, le=1, description="Learning rate of the trained layers of the base UNet."
+    )
     schedule: Literal["constant", "linear_tail"] = Field(
-        default="constant", description="Learning rates after the warm-up: constant, or falling linearly at the end."
+        default="constant", description="Learning rates after warm-up: constant, or with a linear decay at the end."
     )
-    warmup_steps: int = Field(default=0, ge=0, description="Updates over which the rates rise linearly from 0.")
-    tail_from: float = Field(default=0.6, ge=0, le=1, description="linear_tail: fraction of the steps where it begins.")
-    tail_to: float = Field(default=0.03, ge=0, le=1, description="linear_tail: fraction of the rates at the last step.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's, each in [0, 1).")
-    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's.")
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's.")
-    clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Updates during which the learning rates rise linearly from 0."
+    )
+    tail_from: float = Field(
+        default=0.6, ge=0, le=1, description="linear_tail: fraction of the steps at which the decay starts."
+    )
+    tail_to: float = Field(
+        default=0.03, ge=0, le=1, description="linear_tail: fraction of the learning rates left at the last step."
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Betas of AdamW, each in [0, 1).")
+    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
+    eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
+    clip: float = Field(default=1.0, gt=0, description="Maximum norm of the gradients of all trained weights.")
     drop_caption: float = Field(
         default=0.15,
         ge=0,
         le=1,
-        description="Chance that the base sees the empty prompt; the Reference UNet keeps its own.",
+        description="Probability that the base UNet gets the empty prompt. The Reference UNet always gets its text.",
     )
-    drop_reference: float = Field(default=0.15, ge=0, le=1, description="Chance that the reference is left out.")
+    drop_reference: float = Field(default=0.15, ge=0, le=1, description="Probability that the reference is dropped.")
     drop_reference_per: Literal["sample", "step"] = Field(
-        default="step", description="The reference is left out for single samples, or for all of an update (published)."
+        default="step",
+        description="Drop the reference for each sample separately, or for all samples of an update (published code).",
     )
-    trainable: Trainable = Field(default=Trainable(), description="What is trained.")
+    trainable: Trainable = Field(default=Trainable(), description="Which weights are trained.")
     key_scale: float = Field(
-        default=1.0, gt=0, le=10, description="Factor on reference features before the keys; published code: 1.1."
+        default=1.0,
+        gt=0,
+        le=10,
+        description="Factor applied to the reference features that make the keys. The published code uses 1.1.",
     )
     mixed_precision: Literal["no", "bf16"] = Field(
-        default="bf16", description="bf16: bfloat16 arithmetic, float32 weights and moments."
+        default="bf16", description="bf16: compute in bfloat16, keep weights and optimizer moments in float32."
     )
     shuffle_window: int = Field(
-        default=4096, ge=1, description="Samples shuffled together; about two such windows are held in memory."
+        default=4096, ge=1, description="Samples shuffled together. About two such windows are kept in memory."
     )
     gradient_checkpointing: bool = Field(
-        default=False, json_schema_extra=SPEED, description="Less memory for a second forward pass."
+        default=False, json_schema_extra=SPEED, description="Use less memory at the cost of a second forward pass."
     )
     cache_bytes: int = Field(
         default=2**31,
         ge=0,
         json_schema_extra=SPEED,
-        description="Memory for decoded shards beyond those in use, bytes.",
+        description="Memory in bytes for decoded shards that are not in use.",
     )
     num_workers: int = Field(
-        default=2, ge=0, le=64, json_schema_extra=SPEED, description="Threads that read and decode ahead."
+        default=2,
+        ge=0,
+        le=64,
+        json_schema_extra=SPEED,
+        description="Threads that read and decode shards ahead of time.",
     )
     checkpoint_every: int = Field(
         default=500, ge=1, json_schema_extra=SPEED, description="Updates between checkpoints."
@@ -93,25 +114,27 @@ class TrainConfig(StageConfig):
         default=0,
         ge=0,
         json_schema_extra=SPEED,
-        description="Updates between pictures of samples; 0: none. Changes what is logged, never the model.",
+        description="Updates between sample pictures; 0 disables them. Affects the log only, not the model.",
     )
     log_every: int = Field(
         default=10,
         ge=1,
         json_schema_extra=SPEED,
-        description="Updates between lines of the log. Changes what is logged, never the model.",
+        description="Updates between log lines. Affects the log only, not the model.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         problems = []
         if not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas: {list(self.betas)} must each lie in [0, 1)")
+            problems.append(f"betas: {list(self.betas)} must each be in [0, 1)")
         if self.warmup_steps >= self.steps:
-            problems.append(f"warmup_steps: {self.warmup_steps} must be below steps, {self.steps}")
+            problems.append(f"warmup_steps: {self.warmup_steps} must be less than steps, {self.steps}")
         ignored = self.changed(["tail_from", "tail_to"])
         if self.schedule == "constant" and ignored:
-            problems.append(f"{', '.join(ignored)}: without effect while schedule is constant; set linear_tail")
+            problems.append(
+                f"{', '.join(ignored)}: no effect while schedule is constant; set schedule to linear_tail or remove it"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

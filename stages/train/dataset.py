@@ -1,4 +1,4 @@
-"""The training stream: encode's shards in a seeded order, every sample once an epoch, to be entered at any batch."""
+"""Reads encode's shards as training batches, in a seeded order that can be entered at any step (for exact resume)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SHARED = {
     "reference_prompt_embeds": "prompt_embeds",
     "pooled_reference_prompt_embeds": "pooled_prompt_embeds",
 }
-"""What encode leaves out where the Reference UNet reads the caption, and what takes its place."""
+"""Tensors that encode leaves out if the Reference UNet reads the caption → the tensors to use instead."""
 AHEAD = 2
-"""Batches made ready while the step before them runs."""
+"""Batches to prepare in advance."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class EncodedSample:
     meta: bytes
     """The sample's `.json`: caption and object."""
     tensors: dict[str, torch.Tensor]
-    """float16: target (C, h, w), references (K, C, h, w), prompt_embeds (S, D), reference_prompt_embeds (S, D); with an
-    SDXL base pooled_prompt_embeds (P) and pooled_reference_prompt_embeds (P)."""
+    """float16: target (C, h, w), references (K, C, h, w), prompt_embeds (S, D), reference_prompt_embeds (S, D). With an
+    SDXL base also pooled_prompt_embeds (P) and pooled_reference_prompt_embeds (P)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's samples, on the CPU, one visit each."""
+    """The samples of a step, on the CPU."""
 
     ids: list[str]
     seeds: list[int]
-    """Of all draws of the visit: a function of (train seed, epoch, sample id)."""
+    """Per sample, the seed of all its random draws in this epoch: a function of (train seed, epoch, sample id)."""
     tensors: dict[str, torch.Tensor]
-    """As `EncodedSample.tensors`, stacked; one of the references in place of all, as `reference` (B, C, h, w)."""
+    """The stacked `EncodedSample.tensors`, with one of the references as `reference` (B, C, h, w)."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Samples that are shuffled together."""
+    """A group of samples that are shuffled together."""
 
     units: list[int]
     """Positions in the list of units."""
@@ -70,19 +70,19 @@ class Epoch:
     """One pass over all samples."""
 
     order: np.ndarray
-    """(samples,) int64: which sample, counted through all units, stands at each position."""
+    """(samples,) int64: the sample at each position, numbered across all units."""
     windows: list[Window]
 
 
 class Order:
-    """Which sample stands where in the endless stream of epochs; nothing is read for it.
+    """The order of samples in the endless stream of epochs, computed without reading any data.
 
-    In each epoch the units are shuffled and cut into windows of about `window` samples; a window is shuffled as a
-    whole. A batch may reach from one epoch into the next, so that no sample is ever dropped.
+    In each epoch the units are shuffled and grouped into windows of about `window` samples; then the samples of each
+    window are shuffled. A batch may span two epochs, so no sample is ever dropped.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, window: int) -> None:
-        """`counts`: samples of each unit, none empty."""
+        """`counts`: number of samples of each unit, all greater than 0."""
         self.seed = seed
         self.ends = np.cumsum(counts)
         self.counts = np.asarray(counts)
@@ -102,16 +102,16 @@ class Order:
         return Epoch(np.concatenate(blocks), windows)
 
     def at(self, position: int) -> tuple[int, int, int]:
-        """(epoch, unit's position in the list, index in the unit) of a position in the stream."""
+        """The (epoch, unit's position in the list, index in the unit) for a position in the stream."""
         number, offset = divmod(position, self.samples)
         sample = self.epoch(number).order[offset]
         unit = int(np.searchsorted(self.ends, sample, side="right"))
         return number, unit, int(sample - self.ends[unit] + self.counts[unit])
 
     def ahead(self, position: int) -> tuple[list[int], list[int]]:
-        """The units of the window around `position`, and those of the next that should be there by now.
+        """The units of the current window, and those of the next window that should be loaded by now.
 
-        The share of the next window grows with the way gone through this one, so that reading is spread evenly.
+        The number of units of the next window grows with the progress in this one, so that reading is spread evenly.
         """
         number, offset = divmod(position, self.samples)
         windows = self.epoch(number).windows
@@ -123,7 +123,7 @@ class Order:
 
 
 class ShardCache:
-    """Decoded shards in memory. Those in use stay; the others go, the longest unused first, above `limit` bytes."""
+    """Decoded shards in memory. Above `limit` bytes the least recently used are removed, but never those in use."""
 
     def __init__(self, load: Callable[[int], list[EncodedSample]], limit: int) -> None:
         self._load = load
@@ -135,7 +135,7 @@ class ShardCache:
         self._guard = threading.Lock()
 
     def get(self, unit: int) -> list[EncodedSample]:
-        """A unit's samples; of several threads that ask for one unit, one reads it."""
+        """A unit's samples. If several threads ask for the same unit, only one reads it."""
         with self._guard:
             if unit in self._shards:
                 self._shards.move_to_end(unit)
@@ -155,7 +155,7 @@ class ShardCache:
             return samples
 
     def pin(self, units: set[int]) -> None:
-        """Say which units are in use."""
+        """Set which units are in use."""
         with self._guard:
             self._pinned = units
             self._evict()
@@ -172,8 +172,8 @@ class ShardCache:
 class ShardLoader:
     """Batches from encode's shards.
 
-    Batch `step` holds the positions [step·B, (step+1)·B) of the stream, of which rank r of W takes the r-th contiguous
-    W-th: the same samples and draws at any number of ranks or threads.
+    Batch `step` holds the positions [step·B, (step+1)·B) of the stream. Rank r of W takes the r-th of W contiguous
+    parts, so samples and draws do not depend on the number of ranks or threads.
     """
 
     def __init__(
@@ -190,26 +190,28 @@ class ShardLoader:
     ) -> None:
         """
         Args:
-            seed: of the order, of the choice of references, and of `Batch.seeds`.
-            batch_size: samples a step over all ranks; a multiple of `ranks`.
-            window: samples that are shuffled together; about two windows are held in memory.
-            cache_bytes: what decoded shards may take beyond those of the windows in use.
-            workers: threads that read ahead; 0 reads when asked.
+            data: encode's units.
+            seed: seed of the order, the choice of references, and `Batch.seeds`.
+            batch_size: samples per step over all ranks; a multiple of `ranks`.
+            window: samples that are shuffled together. About two windows are kept in memory.
+            cache_bytes: memory for decoded shards that are not part of the windows in use.
+            workers: threads that read ahead; 0 reads on demand.
+            rank, ranks: this process and the number of processes.
 
         Raises:
-            InputError: no samples, or fewer than a batch; fewer shards than ranks.
+            InputError: there are fewer samples than `batch_size`, or fewer shards than ranks.
         """
         self.units: list[UnitRef] = [unit for unit in data.units if unit.samples]
         total = sum(unit.samples for unit in self.units)
         if total < batch_size:
             raise InputError(
-                f"train.global_batch_size: {batch_size} is more than the {total} encoded samples; make more captions "
-                "(caption.count), or lower it"
+                f"train.global_batch_size: {batch_size} is more than the {total} encoded samples; lower it, or raise "
+                "caption.count"
             )
         if len(self.units) < ranks:
             raise InputError(
-                f"train: {ranks} processes cannot share {len(self.units)} shards; start fewer, or make more units "
-                "(a smaller unit_size, or a larger caption.count)"
+                f"train: {ranks} processes cannot share {len(self.units)} shards; start fewer processes, or make more "
+                "shards (a smaller unit_size, or a larger caption.count)"
             )
         self.order = Order([unit.samples for unit in self.units], seed, window)
         self.seed = seed
@@ -224,15 +226,17 @@ class ShardLoader:
         unit = self.units[index]
         samples = read_samples(self._shard(unit.unit), unit.unit)
         if len(samples) != unit.samples:
-            raise CorruptPart(f"encode: unit {unit.unit} holds {len(samples)} samples, its rows say {unit.samples}")
+            raise CorruptPart(
+                f"encode: unit {unit.unit} holds {len(samples)} samples instead of {unit.samples}; run again"
+            )
         return samples
 
     def epochs(self, step: int) -> float:
-        """Passes over the data before batch `step`."""
+        """Number of passes over the data before batch `step`."""
         return step * self.batch_size / self.order.samples
 
     def first(self, count: int) -> list[EncodedSample]:
-        """The first `count` samples in the order of the units, fewer when there are fewer."""
+        """The first `count` samples in the order of the units, or all if there are fewer."""
         samples: list[EncodedSample] = []
         for index in range(len(self.units)):
             samples += self.cache.get(index)[: count - len(samples)]
@@ -244,7 +248,7 @@ class ShardLoader:
         """This rank's part of batch `step`.
 
         Raises:
-            InputError: the samples' shapes differ.
+            InputError: the samples have different shapes.
         """
         share = self.batch_size // self.ranks
         begin = step * self.batch_size + self.rank * share
@@ -255,7 +259,7 @@ class ShardLoader:
             seed = sample_seed(self.seed, "train", sample.id, epoch)
             references = sample.tensors["references"]
             row = {name: tensor for name, tensor in sample.tensors.items() if name != "references"}
-            # The choice has its own few bits: the generators of the noise use the seed as a whole.
+            # use high bits for the choice, which is then independent of the noise drawn from the whole seed
             row["reference"] = references[(seed >> 40) % len(references)]
             ids.append(sample.id)
             seeds.append(seed)
@@ -265,11 +269,13 @@ class ShardLoader:
             tensors = {name: torch.stack([row[name] for row in rows]) for name in own}
             tensors |= {name: tensors[SHARED[name]] for name in rows[0] if name not in own}
         except (RuntimeError, KeyError) as error:
-            raise InputError(f"encode: samples of different shapes in one data set ({error}); encode it anew") from None
+            raise InputError(
+                f"encode: samples have different shapes ({error}); run encode again with --force"
+            ) from None
         return Batch(ids, seeds, tensors)
 
     def batches(self, begin: int, end: int, prepare: Callable[[int, Batch], T]) -> Iterator[T]:
-        """`prepare(step, batch)` for each step in [begin, end), in order, made ahead by the worker threads."""
+        """Yield `prepare(step, batch)` for each step in [begin, end), in order, computed ahead by worker threads."""
         if not self.workers:
             for step in range(begin, end):
                 self._pin(step, step)
@@ -293,7 +299,7 @@ class ShardLoader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _pin(self, oldest: int, newest: int) -> set[int]:
-        """Keep what the batches from `oldest` to `newest` need. Returns the units that should be read by then."""
+        """Pin the units needed for batches `oldest` to `newest`. Returns the units that should be loaded by then."""
         old, _ = self.order.ahead(oldest * self.batch_size)
         new, soon = self.order.ahead((newest + 1) * self.batch_size - 1)
         self.cache.pin({*old, *new, *soon})
@@ -312,10 +318,10 @@ def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:
         try:
             tensors = safetensors.torch.load(files["safetensors"])
         except (KeyError, SafetensorError) as error:
-            raise CorruptPart(f"encode unit {unit}: sample {sample_id} is not readable ({error})") from None
+            raise CorruptPart(f"encode unit {unit}: sample {sample_id} is not readable ({error}); run again") from None
         missing = [name for name in TENSORS if name not in tensors]
         if missing:
-            raise InputError(f"encode unit {unit}: sample {sample_id} lacks {', '.join(missing)}; encode it anew")
+            raise InputError(f"encode unit {unit}: sample {sample_id} lacks {', '.join(missing)}; run encode again")
         for name, other in SHARED.items():
             if name not in tensors and other in tensors:
                 tensors[name] = tensors[other]

@@ -1,4 +1,4 @@
-"""What a training run tells: a line of figures at intervals, pictures, and both for TensorBoard."""
+"""The training log: metrics as JSON lines, sample pictures, and both in TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bootpig.storage.jsonio import parse_json
 
 
 class TrainingLog:
-    """Writes `log.jsonl`, `samples/step-<n>.png` and `tensorboard/` into a folder.
+    """Writes `log.jsonl`, `samples/step-<n>.png` and `tensorboard/` to a folder.
 
-    A line has step (updates done), epoch, loss (mean since the line before), per_device_batch_size (smaller than the
-    configured one where memory ran out), learning_rate_reference, learning_rate_base and samples_per_second; only the
-    last varies between equal runs.
+    A line has step (updates done), epoch, loss (mean since the previous line), per_device_batch_size (smaller than
+    configured if memory ran out), learning_rate_reference, learning_rate_base and samples_per_second. Only the last
+    one differs between equal runs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +29,7 @@ class TrainingLog:
         self._events = SummaryWriter(str(folder / "tensorboard"))
 
     def line(self, values: dict[str, Any]) -> None:
-        """Add one line of figures; `values["step"]` is its place in TensorBoard."""
+        """Add one line of metrics. `values["step"]` is used as the TensorBoard step."""
         self.lines.append(values)
         with open(self.folder / "log.jsonl", "a") as stream:
             stream.write(json.dumps(values) + "\n")
@@ -43,12 +43,12 @@ class TrainingLog:
         self._events.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
     def save(self, folder: Path) -> None:
-        """Put a copy of lines and pictures into a checkpoint."""
+        """Copy all lines and pictures into a checkpoint folder."""
         (folder / "log.jsonl").write_text("".join(json.dumps(values) + "\n" for values in self.lines))
         shutil.copytree(self.folder / "samples", folder / "samples")
 
     def restore(self, folder: Path) -> None:
-        """Take up the lines and pictures of a checkpoint."""
+        """Restore the lines and pictures from a checkpoint folder."""
         for line in (folder / "log.jsonl").read_text().splitlines():
             self.line(parse_json(line))
         for file in sorted((folder / "samples").glob("step-*.png")):

@@ -1,4 +1,4 @@
-"""The loop: updates, schedule, log, checkpoints, exact resume, and an orderly end on a signal."""
+"""The training loop: updates, learning rate schedule, log, checkpoints, exact resume, and shutdown on a signal."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class Interrupted(SystemExit):
-    """Training ended on a signal, with a checkpoint written. Its `code` is the exit status, 128 + the signal's number:
-    143 after SIGTERM, 130 after SIGINT."""
+    """Training stopped on a signal after writing a checkpoint. `code` is the exit status, 128 + the signal number:
+    143 for SIGTERM, 130 for SIGINT."""
 
 
 class Signals:
-    """Notes SIGTERM and SIGINT while it is entered, so that the step under way can finish.
+    """A context that records SIGTERM and SIGINT, so that the current step can finish.
 
-    Only in the main thread, the one that may set handlers; elsewhere signals act as they do without it.
+    Works only in the main thread, which alone may set handlers. In other threads it changes nothing.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt  # the second Ctrl-C: whoever presses it doesn't want to wait
+            raise KeyboardInterrupt  # second Ctrl-C: stop without waiting
         self.received = number
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
-    """What the learning rates are multiplied with in update `step`, counted from 0."""
+    """The factor on the learning rates in update `step`, counted from 0."""
     factor = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     begin = config.tail_from * config.steps
     if config.schedule == "linear_tail" and step >= begin:
@@ -74,12 +74,12 @@ def rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def micro_batch(share: int, limit: int) -> int:
-    """The largest divisor of a rank's `share` of a batch that is not above `limit`."""
+    """The largest divisor of `share` (a rank's part of a batch) that is at most `limit`."""
     return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
 class Trainer:
-    """Trains one BootPIG over one data set. Every rank of a distributed run makes one."""
+    """Trains one BootPIG model on one data set. Each rank of a distributed run creates one."""
 
     def __init__(
         self, config: TrainConfig, model: BootPIG, objective: Objective, loader: ShardLoader, accelerator: Accelerator
@@ -93,8 +93,8 @@ class Trainer:
             groups, betas=config.betas, weight_decay=config.weight_decay, eps=config.eps, fused=True
         )
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        # The loader is ours: accelerate would cut an already cut stream again. So is the schedule, which accelerate
-        # would advance once for each process.
+        # Loader and schedule are not prepared: accelerate would split the already split stream again, and would
+        # advance the schedule once per process.
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.base_rates = [group["lr"] for group in groups]
 
@@ -107,16 +107,19 @@ class Trainer:
         progress: Progress,
         picture: Callable[[], Image.Image] | None,
     ) -> None:
-        """Run all updates that are left.
+        """Run all remaining updates.
 
         Args:
-            identity: digest of what determines the run; a checkpoint of another is refused.
-            log: the main process has one.
-            picture: makes a grid of samples from the model as it stands.
+            draws: draws noise, timesteps and dropout for a batch.
+            identity: digest of everything that determines the result; checkpoints with another one are refused.
+            log: the training log; None except in the main process.
+            checkpoints: where checkpoints are read and written.
+            progress: progress callback.
+            picture: makes a grid of samples with the current weights.
 
         Raises:
-            Interrupted: after a signal.
-            FatalError: the loss is no longer finite.
+            Interrupted: a signal arrived; a checkpoint was written.
+            FatalError: the loss is not finite.
             InputError: the checkpoint cannot be used.
         """
         position = self._resume(checkpoints, identity, log)
@@ -152,7 +155,7 @@ class Trainer:
                     raise Interrupted(128 + stop)
 
     def _picture(self, log: TrainingLog, done: int, picture: Callable[[], Image.Image]) -> None:
-        """Add sample pictures to the log. Training is worth more than they are: a failure is only a warning."""
+        """Add sample pictures to the log. A failure is only a warning and does not stop training."""
         try:
             # frozen weights may be stored in the dtype that autocast gives them
             with self.accelerator.autocast() if self.config.mixed_precision == "bf16" else contextlib.nullcontext():
@@ -163,7 +166,7 @@ class Trainer:
             free_memory()
 
     def _update(self, step: int, inputs: Inputs) -> torch.Tensor:
-        """One update of the weights. Returns the mean loss of this rank's samples, on the device."""
+        """Update the weights once. Returns the mean loss of this rank's samples, on the device."""
         factor = rate_factor(step, self.config)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
@@ -175,10 +178,10 @@ class Trainer:
         return loss
 
     def _gradients(self, step: int, inputs: Inputs) -> torch.Tensor | None:
-        """The gradients of a step, summed up over its parts. Returns the mean loss, or None if memory ran out."""
-        # Nothing here draws from the global generator, but a base with dropout does.
+        """Accumulate the gradients of a step over its parts. Returns the mean loss, or None if memory ran out."""
+        # a base model with dropout draws from the global generator
         torch.manual_seed(self.config.seed + step)
-        self.accelerator.step = 0  # parts of this step, whatever became of the last try
+        self.accelerator.step = 0  # parts done in this step; a failed attempt may have left another count
         count = self.accelerator.gradient_accumulation_steps
         loss = torch.zeros((), device=self.accelerator.device)
         try:
@@ -190,16 +193,16 @@ class Trainer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self.accelerator.num_processes > 1:  # the other ranks are on their way into an all-reduce
+            if self.accelerator.num_processes > 1:  # the other ranks already wait in an all-reduce
                 raise FatalError(
                     f"train: out of memory on rank {self.accelerator.process_index}; lower "
-                    "train.per_device_batch_size, which changes no result, and run again"
+                    "train.per_device_batch_size, which does not change the result, and run again"
                 ) from error
             return None
         return loss
 
     def _halve(self, share: int) -> None:
-        """More and smaller parts; the global batch stays."""
+        """Split the batch into more, smaller parts. The global batch size stays the same."""
         size = share // self.accelerator.gradient_accumulation_steps
         if size == 1:
             raise FatalError(f"train: {TOO_LARGE}, or set train.gradient_checkpointing")
@@ -207,15 +210,15 @@ class Trainer:
         self.accelerator.gradient_accumulation_steps = share // size
         self.optimizer.optimizer.zero_grad()
         free_memory()
-        _LOG.warning("train: out of memory; going on with %d at once (train.per_device_batch_size)", size)
+        _LOG.warning("train: out of memory; continuing with train.per_device_batch_size %d", size)
 
     def _mean(self, value: torch.Tensor) -> float:
-        """The mean over ranks. This waits for the device."""
+        """The mean over all ranks. Synchronises with the device."""
         return float(self.accelerator.reduce(value.clone(), "mean").item())
 
     def _log(self, log: TrainingLog | None, progress: Progress, done: int, loss: float, rate: float) -> None:
         if not math.isfinite(loss):
-            raise FatalError(f"train: the loss is {loss} near step {done}; lower the learning rates, then run again")
+            raise FatalError(f"train: the loss is {loss} near step {done}; lower the learning rates and run again")
         if log:
             values = {"step": done, "epoch": round(self.loader.epochs(done), 4), "loss": loss}
             share = self.config.global_batch_size // self.accelerator.num_processes
@@ -225,7 +228,7 @@ class Trainer:
         progress(done, self.config.steps, f"loss {loss:.4f}, {rate:.1f} samples/s")
 
     def _stop(self, signals: Signals, done: int) -> int | None:
-        """The signal to stop for, the same on every rank; ranks only ask one another where they wait anyway."""
+        """The signal to stop for, the same on all ranks. They exchange it only at log steps, where they wait anyway."""
         if self.accelerator.num_processes == 1:
             return signals.received
         if done % self.config.log_every:
@@ -251,15 +254,15 @@ class Trainer:
             seen = set(gather_object(list(seen)))
         if len(seen) > 1:
             raise InputError(
-                "root: the processes of this training do not see the same data and checkpoints; "
-                "give a root that all machines share, such as an s3:// URL, and let nothing write to it meanwhile"
+                "root: the training processes do not see the same data and checkpoints; use a root that all machines "
+                "share, such as an s3:// URL, and make sure that no other run writes to it"
             )
         if found is None:
             return Position(0, 0.0, 0)
         step, folder = found
         position = load_state(folder, self.model, self.optimizer.optimizer, identity)
         if position.step != step:
-            raise InputError(f"train: checkpoint {folder.name} says it is of step {position.step}; remove it")
+            raise InputError(f"train: checkpoint {folder.name} claims to be from step {position.step}; remove it")
         if log:
             log.restore(folder)
         return position
@@ -267,6 +270,6 @@ class Trainer:
 
 @contextlib.contextmanager
 def _attention(device: torch.device) -> Iterator[None]:
-    """On a CPU, at the sizes that one trains there, plain attention is 15 to 45 % faster than the fused kernel."""
+    """Use plain attention on a CPU: at the sizes trained there it is 15 to 45 % faster than the fused kernel."""
     with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
         yield

@@ -1,4 +1,4 @@
-"""What one training step computes: the draws of a batch, and BootPIG's loss."""
+"""Computes one training step: the random draws for a batch, and the BootPIG loss."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from bootpig.stages.train.dataset import Batch
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch with all that is drawn for it. Tensors are float32 or float16 until `on`."""
+    """A batch with its random draws. Tensors are float32 or float16 until `on` is called."""
 
     target: torch.Tensor
     """(B, C, h, w) latents."""
     reference: torch.Tensor
     """(B, C, h, w) latents."""
     noise: torch.Tensor
-    """(B, C, h, w), of the target."""
+    """(B, C, h, w), noise for the target."""
     reference_noise: torch.Tensor
     """(B, C, h, w), independent of `noise`."""
     timesteps: torch.Tensor
-    """(B,) int64: one for target and reference."""
+    """(B,) int64, shared by target and reference."""
     prompt_embeds: torch.Tensor
-    """(B, S, D), the empty prompt's where the caption is dropped."""
+    """(B, S, D); those of the empty prompt if the caption is dropped."""
     reference_prompt_embeds: torch.Tensor
     """(B, S, D), never dropped."""
     use_reference: tuple[bool, ...]
-    """B truth values, known to the host so that no step waits for the device."""
+    """B booleans, kept on the host so that no step waits for the device."""
     pooled_prompt_embeds: torch.Tensor | None = None
     """(B, P), dropped with the caption; SDXL only."""
     pooled_reference_prompt_embeds: torch.Tensor | None = None
@@ -44,18 +44,18 @@ class Inputs:
         return {name: value for name, value in values.items() if value is not None}
 
     def pinned(self) -> Inputs:
-        """In page-locked memory, from which the copy to a GPU runs beside the computation."""
+        """The same in page-locked memory, so that copying to a GPU overlaps with computation."""
         return Inputs(**{name: t.pin_memory() for name, t in self._tensors().items()}, use_reference=self.use_reference)
 
     def parts(self, size: int) -> Iterator[Inputs]:
-        """Slices of `size` samples."""
+        """Split into slices of `size` samples."""
         for begin in range(0, len(self.use_reference), size):
             part = slice(begin, begin + size)
             tensors = {name: t[part] for name, t in self._tensors().items()}
             yield Inputs(**tensors, use_reference=self.use_reference[part])
 
     def on(self, device: torch.device) -> dict[str, Any]:
-        """The arguments of `Objective.forward`: on `device`, floats as float32."""
+        """The arguments for `Objective.forward`, on `device`, with floats as float32."""
         arguments: dict[str, Any] = {}
         for name, tensor in self._tensors().items():
             moved = tensor.to(device, non_blocking=True)
@@ -64,10 +64,10 @@ class Inputs:
 
 
 class Draws:
-    """Draws noise, timesteps and what is dropped for a batch.
+    """Draws noise, timesteps and dropout for a batch.
 
-    A visit's draws follow from its own seed alone, a whole step's from (train seed, step): so neither the number of
-    ranks nor the size of a device's batch nor a resume changes them.
+    Draws for a sample depend only on its own seed, draws for a whole step on (train seed, step). Number of ranks,
+    batch size per device and resuming do not change them.
     """
 
     def __init__(
@@ -83,9 +83,11 @@ class Draws:
     ) -> None:
         """
         Args:
-            seed: train's.
-            timesteps: of the noise schedule; t ~ U{0 .. timesteps − 1}.
-            empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): what the base reads where there is no caption.
+            seed: the seed of the train stage.
+            timesteps: number of timesteps of the noise schedule; t ~ U{0 .. timesteps − 1}.
+            empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): embeds that replace a dropped caption.
+            drop_caption, drop_reference: probabilities.
+            drop_reference_per: drop the reference per sample or for the whole step.
         """
         self.seed = seed
         self.timesteps = timesteps
@@ -139,14 +141,14 @@ class NoiseSchedule(Protocol):
 
 
 class Objective(nn.Module):
-    """BootPIG's training loss as one module, so that there is one `prepare`, one `accumulate` and one DDP wrapper.
+    """The BootPIG training loss as one module, so that there is one `prepare`, one `accumulate` and one DDP wrapper.
 
-    The mean squared error against the noise (BootPIG, eq. 1), or against the velocity where the scheduler says so; the
-    paper's pseudo-code, which takes the noisy latent for the prediction's goal, is not followed.
+    The mean squared error against the noise (BootPIG, eq. 1), or against the velocity if the scheduler uses
+    v-prediction. Unlike the paper's pseudo-code, the target is not the noisy latent.
     """
 
     def __init__(self, model: nn.Module, scheduler: NoiseSchedule, vae_scale_factor: int = 8) -> None:
-        """`vae_scale_factor`: pixels of a picture's side to one of its latents', for SDXL's sizes."""
+        """`vae_scale_factor`: picture pixels per latent pixel, for SDXL's size conditioning."""
         super().__init__()
         self.model = model
         self.scheduler = scheduler
@@ -165,7 +167,7 @@ class Objective(nn.Module):
         pooled_prompt_embeds: torch.Tensor | None = None,
         pooled_reference_prompt_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Arguments as `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
+        """Arguments as in `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
         noisy = self.scheduler.add_noise(target, noise, timesteps)
         noisy_reference = self.scheduler.add_noise(reference, reference_noise, timesteps)
         if self.scheduler.config.prediction_type == "v_prediction":
@@ -180,7 +182,7 @@ class Objective(nn.Module):
         if len(set(use_reference)) == 1:
             prediction = self.model(*batch, use_reference=use_reference[0], **conditions)
             return mse_loss(prediction.float(), goal)
-        # Samples that keep their reference and samples that drop it go through the networks apart.
+        # samples with and without a reference go through the networks separately
         total = torch.zeros((), device=target.device)
         for kept in (True, False):
             rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=target.device)
@@ -190,7 +192,7 @@ class Objective(nn.Module):
         return total / len(use_reference)
 
     def _conditions(self, pooled: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
-        """SDXL's: pooled embeds, and original size, crop and target size in pixels: the picture's own, uncropped."""
+        """SDXL's added conditions: pooled embeds, and original size, crop and target size of the uncropped picture."""
         time_ids = torch.zeros(len(pooled), 6, dtype=pooled.dtype, device=pooled.device)
         time_ids[:, 0::4] = latents.shape[-2] * self.vae_scale_factor
         time_ids[:, 1::4] = latents.shape[-1] * self.vae_scale_factor

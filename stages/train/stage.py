@@ -1,4 +1,4 @@
-"""train: teaches a Reference UNet and the base's RSA layers on encode's triplets, and exports the model."""
+"""The train stage: trains the Reference UNet and the base model's RSA layers on the encoded data, exports the model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _STEP_TFLOP = 4.5
 class Train(ReduceStage):
     """Reads encode's shards; writes `model/`, `log.jsonl`, `samples/` and `tensorboard/`.
 
-    `model/` follows from the input alone; the rest holds speeds and times too.
+    `model/` depends only on the input. The other files also contain speeds and times.
     """
 
     name = "train"
@@ -49,7 +49,7 @@ class Train(ReduceStage):
     identity_prefix: ClassVar[str] = "model/"
 
     def device(self) -> str:
-        # accelerate takes a GPU if there is one, and gives each rank its own
+        # accelerate uses a GPU if there is one, and assigns one to each rank
         rank = os.environ.get("LOCAL_RANK")
         return "auto" if rank is None else f"cuda:{rank}"
 
@@ -79,17 +79,17 @@ class Train(ReduceStage):
     def _init_from(self) -> ModelSource:
         name = str(self.config.init_from)
         if local_path(name) is None:
-            raise InputError(f"train.init_from: {name!r} is no folder; give that of a trained model")
+            raise InputError(f"train.init_from: {name!r} is not a folder; give the folder of a trained model")
         return resolve("train.init_from", name)
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
-        """Train until `steps`, from the newest checkpoint if there is one.
+        """Train until `steps`, starting from the newest checkpoint if there is one.
 
         Raises:
-            InputError: too few samples, or the base model does not fit them.
+            InputError: there are too few samples, or the base model does not match them.
             ModelError: the base or `init_from` cannot be loaded.
-            Interrupted: a signal came; a checkpoint is written.
-            FatalError: the loss is no longer finite.
+            Interrupted: a signal arrived; a checkpoint was written.
+            FatalError: the loss is not finite.
         """
         import torch
         from accelerate import Accelerator
@@ -97,14 +97,14 @@ class Train(ReduceStage):
 
         from bootpig.stages.train.loop import micro_batch
 
-        # accelerate keeps one state a process and refuses another precision; a process may train twice.
+        # accelerate keeps global state and refuses to change the precision, but a process may train more than once
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision=self.config.mixed_precision, cpu=not torch.accelerator.is_available())
         ranks = accelerator.num_processes
         if self.config.global_batch_size % ranks:
             raise InputError(
-                f"train.global_batch_size: {self.config.global_batch_size} cannot be shared among {ranks} processes; "
-                "give a multiple of their number"
+                f"train.global_batch_size: {self.config.global_batch_size} cannot be divided among {ranks} processes; "
+                "use a multiple of their number"
             )
         share = self.config.global_batch_size // ranks
         accelerator.gradient_accumulation_steps = share // micro_batch(share, self.config.per_device_batch_size)
@@ -145,7 +145,7 @@ class Train(ReduceStage):
         sources = self.models()
         pipeline: Any = load_pipeline(sources)
         check_fit(config.model, pipeline, samples[0])
-        # The pipeline shares its UNets with the model under training, so it always samples and saves the newest.
+        # the pipeline shares its UNets with the model in training, so it always samples with and saves current weights
         reads = data.config.get("reference_caption", "caption")  # encode's setting, which inference must follow
         pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reads)
         empty, empty_pooled = empty_prompt(pipeline)
@@ -202,7 +202,7 @@ class Train(ReduceStage):
 
 
 def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootPIGXLPipeline:
-    """The base pipeline in float32 on the CPU, with what `init_from` was trained to.
+    """The base pipeline in float32 on the CPU, with the trained weights of `init_from` if given.
 
     Raises:
         ModelError: one of the two cannot be loaded.
@@ -219,10 +219,10 @@ def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootP
 
 
 def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
-    """Compare the base model with what encode made.
+    """Check that the base model matches the encoded data.
 
     Raises:
-        InputError: latents or text embeds are not of the base's shape, or it predicts neither noise nor velocity.
+        InputError: latents or text embeds have the wrong shape, or the model predicts neither noise nor velocity.
     """
     unet = pipeline.unet.config
     channels, *sides = sample.tensors["target"].shape
@@ -232,21 +232,21 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     widths = [wanted] if isinstance(wanted, int) else list(wanted)
     pooled = sample.tensors["pooled_prompt_embeds"].shape[-1] if "pooled_prompt_embeds" in sample.tensors else 0
     wanted_pooled = 0
-    if unet.addition_embed_type == "text_time":  # behind the pooled embeds come six sizes
+    if unet.addition_embed_type == "text_time":  # the pooled embeds are followed by six sizes
         wanted_pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
     problems = []
     if channels != unet.in_channels:
-        problems.append(f"reads latents of {unet.in_channels} channels, encode made {channels}")
+        problems.append(f"expects latents with {unet.in_channels} channels, but encode made {channels}")
     if set(widths) != {width}:
-        problems.append(f"reads text embeds {widths[0]} wide, encode made {width}")
+        problems.append(f"expects text embeds of width {widths[0]}, but encode made {width}")
     if pooled != wanted_pooled:
-        problems.append(f"reads pooled embeds {wanted_pooled} wide, encode made {pooled}")
+        problems.append(f"expects pooled embeds of width {wanted_pooled}, but encode made {pooled}")
     if any(side % factor for side in sides):
-        problems.append(f"halves latents {factor.bit_length() - 1} times, encode made {' x '.join(map(str, sides))}")
+        problems.append(f"needs latents divisible by {factor}, but encode made {' x '.join(map(str, sides))}")
     if problems:
-        raise InputError(f"train.model: {source!r} {'; '.join(problems)}; give the model that encode.model names")
+        raise InputError(f"train.model: {source!r} {'; '.join(problems)}; use the same model as encode.model")
     prediction = pipeline.scheduler.config.prediction_type
     if prediction not in ("epsilon", "v_prediction"):
         raise InputError(
-            f"train.model: {source!r} predicts {prediction}; give one that predicts epsilon or v_prediction"
+            f"train.model: {source!r} predicts {prediction}; use a model that predicts epsilon or v_prediction"
         )

@@ -1,4 +1,4 @@
-"""What a training run needs to go on exactly where it was: saved as safetensors and JSON, never pickled."""
+"""Saves and loads the state that training needs to resume exactly: safetensors and JSON, no pickle."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from bootpig.storage.jsonio import parse_json
 
 VERSION = 1
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for a parameter."""
+"""The state of AdamW for one parameter."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands. The data's position and every draw follow from `step`."""
+    """The progress of a training run. The position in the data and all random draws follow from `step`."""
 
     step: int
     """Updates done."""
     loss_sum: float
-    """Of the steps since the last line of the log."""
+    """Sum of the losses since the last log line."""
     loss_steps: int
-    """How many those are."""
+    """Number of steps since the last log line."""
 
 
 def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Position, identity: str) -> None:
-    """Write the trained weights, the optimizer's moments and the position into `folder`.
+    """Write the trained weights, the optimizer's moments and the position to `folder`.
 
     Args:
-        identity: digest of all that determines the run, compared at load.
+        folder: an existing folder.
+        model: the model in training.
+        optimizer: its optimizer.
+        position: the progress.
+        identity: digest of everything that determines the result; compared when loading.
 
     Raises:
         FatalError: a weight or a moment is not finite. Nothing is written.
@@ -56,22 +60,22 @@ def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Pos
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], step: int) -> None:
-    """Raises FatalError if a value is NaN or infinite: such weights are neither saved nor exported."""
+    """Raises FatalError if a value is NaN or infinite, so that such weights are never saved or exported."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise FatalError(
-                f"train: {name} holds NaN or infinity at step {step}; lower the learning rates and run again, "
-                "which goes on from the last good checkpoint"
+                f"train: {name} contains NaN or infinity at step {step}; lower the learning rates and run again, "
+                "which continues from the last good checkpoint"
             )
 
 
 def load_state(folder: Path, model: BootPIG, optimizer: Optimizer, identity: str) -> Position:
-    """Put a saved state into `model` and `optimizer`, whose parameters are on their device already.
+    """Load a saved state into `model` and `optimizer`. The parameters must already be on their device.
 
     Raises:
-        InputError: the state is unreadable or belongs to another run.
+        InputError: the state cannot be read or belongs to another run.
     """
-    hint = f"train: checkpoint {folder.name} %s; remove it to start from the one before, or anew"
+    hint = f"train: checkpoint {folder.name} %s; remove it to resume from an earlier checkpoint or start over"
     try:
         state = parse_json((folder / "state.json").read_text())
         weights = safetensors.torch.load_file(folder / "weights.safetensors")

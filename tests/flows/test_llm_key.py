@@ -84,7 +84,8 @@ def test_a_capped_run_says_so_and_a_secret_block_goes_on_and_the_key_is_nowhere(
     assert "3 units: 1 made, 0 cached, 2 left pending: 1-2" in capped.stdout
     told = [line for line in capped.stdout.splitlines() if "cap_tokens" in line]
     assert (
-        len(told) == 1 and "caption unit 1: the spending cap caption.openai.cap_tokens 1000 would be passed" in told[0]
+        len(told) == 1
+        and "caption unit 1: the spending cap caption.openai.cap_tokens 1000 would be exceeded" in told[0]
     )
 
     name = f"llm-{os.getpid()}"

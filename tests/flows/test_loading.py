@@ -56,7 +56,7 @@ def test_fields_that_do_not_go_together_are_named() -> None:
     (line,) = problems(TOY.read_text(), "segment.min_score=0.0")
     assert line.startswith("segment: detection_threshold 0.05 is above min_score 0.0")
     (line,) = problems(TOY.read_text(), "runner_address=head:6379")
-    assert line.startswith("runner_address: 'head:6379' is without effect")
+    assert line.startswith("runner_address: 'head:6379' has no effect")
 
 
 def test_unreadable_yaml_is_one_line() -> None:

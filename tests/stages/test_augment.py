@@ -155,7 +155,7 @@ def test_what_cannot_be_a_reference_is_refused():
     with pytest.raises(ValueError, match="its mask is empty"):
         prepare_reference(Image.new("RGBA", (64, 64)), 64, 0.75)
     oblong = Sample("0" * 16, 0, {}, cut_out_files(solid(20, 20).crop((0, 0, 64, 48))))
-    with pytest.raises(ValueError, match=r"64x48, not square; set synthesize\.height and synthesize\.width alike"):
+    with pytest.raises(ValueError, match=r"64x48, not square; set synthesize\.height and synthesize\.width"):
         Augment(AugmentConfig(), 0).process([oblong])
 
 

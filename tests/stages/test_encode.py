@@ -116,7 +116,7 @@ def test_what_does_not_fit_float16_is_rejected(base: Path, tmp_path: Path):
 
 
 def test_pictures_that_do_not_divide_are_bad_input(base: Path):
-    with pytest.raises(InputError, match=r"augment\.size: 15x15 pictures do not divide by 2.*; take a multiple of 2"):
+    with pytest.raises(InputError, match=r"augment\.size: 15x15 pictures are not divisible by 2.*multiple of 2"):
         encode(base, [sample(0, side=15)])
 
 

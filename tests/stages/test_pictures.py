@@ -81,5 +81,5 @@ def test_a_mask_is_what_the_tools_of_segment_anything_read_and_write(mask: np.nd
     ],
 )
 def test_no_mask_of_the_pictures_size_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^mask: no run lengths of 4x3 pixels$"):
+    with pytest.raises(ValueError, match=r"^mask: .* 4x3 pixels$"):
         decode_mask(text.encode(), 3, 4)

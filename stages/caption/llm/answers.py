@@ -1,4 +1,4 @@
-"""What a chat completion holds: captions, or a fault with a code of its own. Text from outside; nothing here raises."""
+"""Parses an LLM's answer into captions, or a fault with a code. The text is untrusted, and parsing never raises."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bootpig.storage.jsonio import parse_json
 
 FAULTS = {
     "refusal": "the model refused to answer",
-    "content_filter": "the endpoint's content filter withheld the answer",
-    "truncated": "the answer was cut off at its length limit before all captions were there",
+    "content_filter": "the endpoint's content filter blocked the answer",
+    "truncated": "the answer reached its length limit before it had all captions",
     "invalid_json": "the answer is not the JSON that was asked for",
-    "empty": "the answer holds no caption",
-    "short": "the answers held fewer captions than were asked for",
+    "empty": "the answer contains no captions",
+    "short": "the answers contained fewer captions than requested",
 }
-"""Code → what it means. Each is asked again in a later round."""
+"""Code → meaning. Missing captions are requested again in a later round."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -27,7 +27,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 SHOWN = 120
-"""Characters of an endpoint's text that a message shows."""
+"""Maximum characters of an endpoint's text in a message."""
 
 NATURAL_ENDS = {
     "stop",
@@ -58,7 +58,7 @@ WITHHELD = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What was read from one answer. `fault` says why there are fewer captions than were asked for; empty if not."""
+    """The content of one answer. `fault` is the code for why captions are missing; empty if none are."""
 
     captions: tuple[str, ...] = ()
     fault: str = ""
@@ -120,7 +120,7 @@ def _joined(body: str) -> Any:
 
 
 def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
-    """Read the body of a chat completion.
+    """Parse the body of a chat completion.
 
     Args:
         body: as it came.
@@ -153,7 +153,7 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
         return _fault("invalid_json", f"not JSON: {_quoted(text)}")
     if not captions:
         return _fault("empty", f"no caption in {_quoted(text)}" if text.strip() else "the answer is empty")
-    return _fault("short", f"{len(captions)} captions where {asked} were asked for", captions, asked)
+    return _fault("short", f"{len(captions)} captions instead of {asked}", captions, asked)
 
 
 def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int = 1) -> Answer:
@@ -163,7 +163,7 @@ def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int =
 
 
 def _text(content: Any) -> str:
-    """A message's content; some endpoints give it in parts."""
+    """The content of a message; some endpoints split it into parts."""
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         return "".join(part for part in parts if isinstance(part, str))

@@ -1,9 +1,8 @@
-"""The endpoint's batches: half the price, an answer within 24 hours, and a restart finds the same batch again.
+"""Sends requests through the endpoint's batch API: half the price, answers within 24 hours, resumable.
 
-The first requests of several units go into one batch: units [g·B, (g+1)·B) of the run share one, and name the
-subjects of the units below all of them. What is submitted is noted in the journal. A process that is killed while it
-submits leaves the note without an id; the next one looks among the endpoint's own batches for the one with that
-note's name.
+The first requests of several units go into one batch. Units [g·B, (g+1)·B) of the run share a batch, and its prompts
+name the subjects of all units below them. Each submission is recorded as a note in the journal. If a process is killed
+while submitting, the note has no batch id, and the next process searches the endpoint's batches for the note's name.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from bootpig.storage.secrets import mask
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 SLICE = 0.2
-"""Seconds between two looks at whether the run is to stop."""
+"""Seconds between two checks whether the run should stop."""
 
 LOOKED_THROUGH = 1000
-"""Batches of the endpoint among which an interrupted submission is looked for."""
+"""Maximum number of the endpoint's batches to search for an interrupted submission."""
 
 
 def answer(
@@ -42,17 +41,17 @@ def answer(
     missing: Sequence[Key],
     counts: Sequence[int],
 ) -> dict[Key, tuple[str, str]]:
-    """Get the answers to `missing`, all of one unit's first round, into the journal.
+    """Get the answers to the requests `missing`, all from one unit's first round, and store them in the journal.
 
     Args:
-        counts: captions asked for by each request of a unit's first round.
+        counts: number of captions for each request of a unit's first round.
 
     Returns:
         The requests that got no answer, with code and message.
 
     Raises:
-        Postponed: the spending cap.
-        InputError: the key cannot be used.
+        Postponed: the spending cap would be exceeded.
+        InputError: the API key cannot be used.
     """
     journal, config = ledger.journal, ledger.config
     unit, generation = missing[0].unit, missing[0].generation
@@ -79,7 +78,7 @@ def answer(
 
 
 def _name(group: int, generation: int, unit: int, attempt: int) -> str:
-    """A first generation shares its batch with others; a forced unit has its own."""
+    """The note's name. Units of generation 0 share a batch with others; a forced unit has its own."""
     first = f"{group:05d}" if generation == 0 else f"{unit:05d}-{generation:02d}"
     return f"batch-{first}-{attempt:02d}.json"
 
@@ -87,7 +86,7 @@ def _name(group: int, generation: int, unit: int, attempt: int) -> str:
 def _noted(
     asker: Asker, ledger: Ledger, context: SourceContext, left: Sequence[Key], counts: Sequence[int], name: str
 ) -> dict[str, Any]:
-    """Choose the batch's requests, as many whole units as the cap allows, and note that they will be submitted."""
+    """Choose the requests of a batch (as many whole units as the cap allows) and record them before submission."""
     config, journal = ledger.config, ledger.journal
     unit, generation = left[0].unit, left[0].generation
     units = [unit]
@@ -107,8 +106,8 @@ def _noted(
             requests = {name: r for name, r in requests.items() if name.split("-")[0] != f"{chosen:05d}"}
             if not requests:
                 raise Postponed(
-                    f"caption unit {unit}: the spending cap caption.openai.{capped} would be passed "
-                    f"({journal.spent.summary(config)} spent); raise it and run again, what was paid for is kept"
+                    f"caption unit {unit}: the spending cap caption.openai.{capped} would be exceeded "
+                    f"({journal.spent.summary(config)} spent); raise it and run again, paid answers are kept"
                 )
             break
     asked = {key: counts[int(key[:-5].split("-")[3])] for key in requests}
@@ -143,7 +142,7 @@ def _submit(client: LLMClient, ledger: Ledger, note: dict[str, Any], name: str) 
 
 
 def _find(client: LLMClient, mark: str) -> Batch | None:
-    """The batch that an interrupted submission left at the endpoint."""
+    """The batch that an interrupted submission left at the endpoint, or None."""
 
     def look() -> Batch | None:
         for seen, batch in enumerate(client.api.batches.list(limit=100)):
@@ -157,7 +156,7 @@ def _find(client: LLMClient, mark: str) -> Batch | None:
 
 
 def _wait(client: LLMClient, ledger: Ledger, context: SourceContext, id: str) -> Batch:
-    """Look at the batch until it has ended."""
+    """Poll the batch until it has ended."""
     while True:
         batch, _ = client.call(lambda: client.api.batches.retrieve(id))
         if batch.status in ENDED:
@@ -171,7 +170,7 @@ def _wait(client: LLMClient, ledger: Ledger, context: SourceContext, id: str) ->
 def _collect(
     client: LLMClient, ledger: Ledger, note: dict[str, Any], batch: Batch, name: str
 ) -> tuple[str, str] | None:
-    """Journal every answer of an ended batch. Returns why the others are missing."""
+    """Store every answer of an ended batch in the journal. Returns the fault of the others, if any."""
     fault = None
     if batch.status != "completed":
         said = [one_line(mask(str(error.message)), 200) for error in (batch.errors and batch.errors.data) or []]
@@ -189,7 +188,7 @@ def _content(client: LLMClient, file: str) -> Callable[[], str]:
 
 
 def _line(ledger: Ledger, note: dict[str, Any], line: str) -> tuple[str, str] | None:
-    """Journal one answer. Returns a fault where the endpoint gave an error in its place."""
+    """Store one answer in the journal. Returns a fault if the endpoint reported an error instead."""
     try:
         entry = parse_json(line)
         key, response = Key.parse(entry["custom_id"]), entry.get("response") or {}

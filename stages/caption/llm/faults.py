@@ -1,20 +1,20 @@
-"""Why a request got no answer: a code each, and the exceptions that carry it."""
+"""Codes and exceptions for requests that got no answer."""
 
 from __future__ import annotations
 
 FAULTS = {
-    "rate_limited": "the endpoint answered 429 to every try: too many requests or tokens a minute",
-    "quota": "the account at the endpoint has nothing left (429, insufficient_quota)",
-    "server_error": "the endpoint answered with an error of its own (5xx) to every try",
-    "timeout": "no answer came in time, at every try",
-    "unreachable": "nothing answers at the endpoint's address",
-    "batch_failed": "the endpoint did not carry out the batch",
+    "rate_limited": "the endpoint answered every attempt with 429: too many requests or tokens per minute",
+    "quota": "the account's quota at the endpoint is used up (429, insufficient_quota)",
+    "server_error": "the endpoint answered every attempt with a server error (5xx)",
+    "timeout": "every attempt timed out",
+    "unreachable": "cannot connect to the endpoint",
+    "batch_failed": "the endpoint did not process the batch",
 }
-"""Code → what it means. Nothing came back, so nothing is in the journal."""
+"""Code → meaning. There was no answer, so nothing is in the journal."""
 
 
 class Fault(Exception):
-    """A request got no answer. One line, the code in front."""
+    """A request got no answer. The message is one line that starts with the code."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -22,4 +22,4 @@ class Fault(Exception):
 
 
 class SchemaRefused(Exception):
-    """The endpoint answers 400 to a request with a JSON schema."""
+    """The endpoint answered 400 to a request with a JSON schema."""

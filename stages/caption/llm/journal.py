@@ -1,8 +1,8 @@
-"""The journal: every answer that was paid for, as it came, in the store beside the parts it became.
+"""The journal stores every answer of the LLM unchanged, so that no answer has to be paid for twice.
 
-`caption/<fingerprint>/journal/00017-00-00-0003.json` is the answer to request 3 of round 0 of generation 0 of unit
-17. It is written before anything is read from it, stands outside every identity, and is never changed: what is asked
-once is replayed ever after. A later generation is what a forced unit asked anew.
+`caption/<fingerprint>/journal/00017-00-00-0003.json` is the answer to request 3 of round 0 of generation 0 of unit 17.
+An answer is written before it is parsed, is not part of any fingerprint, and is never changed; later runs replay it.
+Each time a unit is forced, it makes new requests under the next generation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.json")
 
 
 class Key(NamedTuple):
-    """Which request of a unit."""
+    """Identifies a request of a unit."""
 
     unit: int
     generation: int
@@ -41,20 +41,20 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One answer."""
+    """A request and its answer."""
 
     asked: int
-    """Captions that were asked for."""
+    """Number of captions requested."""
     structured: bool
-    """By a JSON schema."""
+    """Whether the request had a JSON schema."""
     request: dict[str, Any]
     body: str
-    """As it came; what stood there of the key is masked."""
+    """The response body, unchanged except that copies of the API key are masked."""
     batch: bool = False
     retries: int = 0
 
     def tokens(self) -> tuple[float, float]:
-        """(prompt, answer) tokens as the endpoint counts them; where it does not, by the length of the texts."""
+        """(prompt, answer) tokens as reported by the endpoint, else estimated from the length of the texts."""
         try:
             usage = parse_json(self.body)["usage"]
             return float(usage["prompt_tokens"]), float(usage["completion_tokens"])
@@ -64,7 +64,7 @@ class Record:
 
 
 class Journal:
-    """The journal of one caption fingerprint. One instance serves the units of a process, one after the other."""
+    """The journal of one caption fingerprint. A process uses one instance for all its units."""
 
     def __init__(self, parts: Parts) -> None:
         self.root = parts.root
@@ -73,15 +73,15 @@ class Journal:
         self._keys: set[Key] = set()
 
     def refresh(self) -> None:
-        """Read what is new since the last look: another process may have written."""
+        """Read the entries added since the last refresh, for example by another process."""
         found = {key for name in self.root.names(self.folder) if (key := Key.parse(name))}
-        if self._keys - found:  # somebody has cleared it
+        if self._keys - found:  # entries were deleted
             self._keys, self.spent = set(), Spent()
         for key, record in self.records(sorted(found - self._keys)).items():
             self.count(key, record)
 
     def generation(self, unit: int) -> int:
-        """The newest generation of a unit; 0 where there is none."""
+        """The newest generation of a unit; 0 if there is none."""
         return max((key.generation for key in self._keys if key.unit == unit), default=0)
 
     def answers(self, unit: int, generation: int) -> dict[Key, Record]:
@@ -92,17 +92,17 @@ class Journal:
         return key in self._keys
 
     def keep(self, key: Key, record: Record) -> None:
-        """Write an answer, as it came. Raises StoreError, OSError: then it was not kept."""
+        """Write an answer. Raises StoreError or OSError if that fails."""
         self.write(key.name, vars(record))
 
     def count(self, key: Key, record: Record) -> None:
-        """Add a kept answer to what is spent; once only."""
+        """Add a stored answer to the amount spent. Counts each answer only once."""
         if key not in self._keys:
             self._keys.add(key)
             self.spent.add(record.asked, *record.tokens(), record.batch)
 
     def records(self, keys: list[Key]) -> dict[Key, Record]:
-        """Those of `keys` that are there and readable; what somebody has damaged is asked for again."""
+        """The answers for those `keys` that exist and can be read. Damaged ones will be requested again."""
         paths = {f"{self.folder}/{key.name}": key for key in keys}
         found: dict[Key, Record] = {}
         for path, value in self.root.read_many(list(paths)).items():
@@ -113,7 +113,7 @@ class Journal:
         return found
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A note beside the answers, or None."""
+        """A note stored in the journal's folder, or None."""
         try:
             note: dict[str, Any] = parse_json(self.root.read(f"{self.folder}/{name}"))
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What the units of one caption fingerprint share in a process: journal, committed captions, money spent."""
+"""State shared by all units of a caption fingerprint in a process: journal, committed captions, money spent."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from bootpig.storage.parts import Marker, Parts
 
 
 class Ledger:
-    """See `open_ledger`. Kept from unit to unit, so that a unit reads only what is new."""
+    """Created by `open_ledger` and kept between units, so that each unit reads only what is new."""
 
     def __init__(self, parts: Parts, config: OpenAIConfig) -> None:
         self.parts = parts
         self.config = config
         self.journal = Journal(parts)
         self.structured = config.format != "lines"
-        """Whether answers are asked for by a JSON schema; `auto` finds out."""
+        """Whether requests have a JSON schema. With `auto`, set to False once the endpoint rejects it."""
         self._markers: dict[int, Marker] = {}
-        """As of the last look at the store, so that each is read once."""
+        """Markers as of the last refresh, so that each is read only once."""
         self._clear()
 
     def _clear(self) -> None:
         self.index = DuplicateIndex(self.config.near_duplicate)
-        """The `ok` captions of the committed units, but for the one at work."""
+        """The `ok` captions of the committed units, except the current unit."""
         self.subjects: dict[int, Counter[str]] = {}
-        """Unit → its captions by subject."""
+        """Unit → number of its captions by subject."""
         self._included: dict[int, str] = {}
 
     def refresh(self, units: Iterable[int], leave_out: int) -> dict[int, Marker]:
-        """Look at the store. Returns the markers of the run's committed units; `index` holds all but `leave_out`."""
+        """Read the store. Returns the markers of the run's committed units; `index` then has all but `leave_out`."""
         self.journal.refresh()
-        # the unit at work is always read: a forced one is compared with what is committed
+        # always read the current unit again: a forced unit is compared with its committed version
         known = {unit: marker for unit, marker in self._markers.items() if unit != leave_out}
         markers = self._markers = self.parts.listing(units, known).markers
         wanted = {unit: marker for unit, marker in markers.items() if unit != leave_out}
@@ -49,7 +49,7 @@ class Ledger:
         return markers
 
     def over_cap(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> str:
-        """The cap that requests of these (prompt, answer) tokens would pass, on top of what is spent; empty if none."""
+        """The cap that would be exceeded by requests of these (prompt, answer) tokens; empty if none."""
         return self.journal.spent.with_more(expected, batch).over_cap(self.config)
 
 
@@ -57,7 +57,7 @@ _open: tuple[tuple[str, str], Ledger] | None = None
 
 
 def open_ledger(parts: Parts, config: OpenAIConfig) -> Ledger:
-    """The ledger of `parts` in this process; one at a time is kept."""
+    """The ledger of `parts` in this process. Only the last one is kept."""
     global _open
     key = (parts.root.url, parts.folder)
     if _open is None or _open[0] != key or _open[1].config != config:

@@ -1,4 +1,4 @@
-"""What a request says: the prompt, the form of the answer, and the subjects that are covered already."""
+"""Builds the requests to the LLM: the prompt, the answer format, and the subjects to avoid."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bootpig.stages.caption.llm.ledger import Ledger
 
 AS_JSON = 'Answer with a JSON object: {"captions": ["A photo of a …, …", …]}.'
 LIST = "This is list {name} of many; no caption of it stands in another."
-"""No two requests are the same: a gateway that keeps answers would give the same one again."""
+"""Makes every request different, because a caching gateway would answer equal requests with the same text."""
 AS_LINES = "Write one caption a line and nothing else: no numbers, no quotes, no other text."
 
 
 class Asker:
-    """Writes requests. What they say follows from config, seed and what is committed."""
+    """Builds requests. Their content depends only on config, seed and the committed captions."""
 
     def __init__(self, config: OpenAIConfig, seed: int, ledger: Ledger) -> None:
         self.config = config
@@ -28,8 +28,8 @@ class Asker:
         self.ledger = ledger
 
     def covered(self, slots: Iterable[str | None] = (), below: int | None = None) -> list[str]:
-        """Subjects that have captions, the most frequent first: of the committed units (of those under `below` only,
-        if given) and of the captions in `slots`."""
+        """Subjects that already have captions, most frequent first, in the committed units (only those under `below`,
+        if given) and in `slots`."""
         counts: Counter[str] = Counter()
         for unit, subjects in self.ledger.subjects.items():
             if below is None or unit < below:
@@ -38,7 +38,7 @@ class Asker:
         return sorted(filter(None, counts), key=lambda subject: (-counts[subject], subject))
 
     def request(self, key: Key, asked: int, covered: Sequence[str], *, structured: bool) -> dict[str, Any]:
-        """The body of a chat completion for `asked` captions."""
+        """The body of a chat completion request for `asked` captions."""
         config = self.config
         text = [config.prompt.format(count=asked)]
         if named := self._named(key, covered):
@@ -59,7 +59,7 @@ class Asker:
         return request
 
     def _named(self, key: Key, covered: Sequence[str]) -> list[str]:
-        """Half of them the most frequent, half drawn from the rest: requests at the same time then differ."""
+        """The subjects to name: half are the most frequent, half drawn from the rest, so concurrent requests differ."""
         limit = self.config.steering_objects
         if len(covered) <= limit or not limit:
             return list(covered[:limit])
@@ -69,5 +69,5 @@ class Asker:
 
     @staticmethod
     def characters(request: dict[str, Any]) -> int:
-        """Of the messages."""
+        """Number of characters in the messages of a request."""
         return sum(len(message["content"]) for message in request["messages"])

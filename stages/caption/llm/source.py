@@ -1,26 +1,27 @@
-"""Captions from an LLM behind an OpenAI-compatible endpoint.
+"""Gets captions from an LLM behind an OpenAI-compatible endpoint.
 
-**Slots.** A unit of U captions has U slots. Round 0 cuts them into requests of `captions_per_request`; each request
-owns its slots. What it leaves open (a short, refused, cut-off or unreadable answer) the next round asks for, up to
-`rounds` rounds a run; what is open then is a failed row with the code of its last fault. A request that got no answer
-at all ends the unit's rounds, so that a retry asks that very request again and the unit comes out as if nothing had
-happened.
+**Slots.** A unit of U captions has U slots. Round 0 splits them into requests of `captions_per_request` slots each.
+Slots that an answer leaves open (because it is short, refused, truncated or unreadable) are requested again in the next
+round, up to `rounds` rounds per run. Slots still open then become failed rows with the code of their last fault. A
+request without any answer ends the unit's rounds, so that a retry repeats exactly that request, and the result is the
+same as without the error.
 
-**Order.** Unit k is made when all units below it are complete: captions are deduplicated against those of every other
-committed unit, and requests name the subjects that these cover. A repeated caption is a row `rejected: duplicate`.
+**Order.** Unit k is made when all units below it are complete, because captions are deduplicated against all other
+committed units, and requests name the subjects that those already cover. A repeated caption becomes a row
+`rejected: duplicate`.
 
-**Replay.** Every answer is journaled before it is read (see `journal`), and what the journal holds is never
-asked for again. Which requests there are, and what they say, follows from config, seed, the units below and the
-answers before; so a unit that is killed, lost or damaged comes back with the same bytes, and nothing is paid for
-twice. A forced unit asks anew: a new generation in the journal, unless the newest one is not yet what the committed
-unit holds (then a forced run was interrupted, and goes on).
+**Replay.** Every answer is written to the journal before it is parsed, and never requested again (see `journal`). The
+requests and their content depend only on config, seed, the units below and earlier answers. A unit that was killed,
+lost or damaged is therefore restored with the same bytes, and nothing is paid for twice. A forced unit makes new
+requests under a new generation in the journal, unless the newest generation differs from the committed unit: then an
+earlier forced run was interrupted, and its generation is continued.
 
-**Staleness.** A unit does not become stale when one below it is made anew: it is the new one that is deduplicated
-against all the others. Being alike is symmetric, so the committed units never hold a caption twice, a replay finds
-what the first making found, and a forced unit costs the pictures of that unit alone.
+**Staleness.** A unit does not become stale when a unit below it is made again; instead, the new unit is deduplicated
+against all others. Similarity is symmetric, so the committed units never contain a caption twice, a replay gives the
+same result as the first time, and forcing a unit only affects the pictures of that unit.
 
-**Spending.** Before a request is sent, what the journal sums to, what is in flight and what this one is expected to
-take must stay within `cap_usd` and `cap_tokens`; else the unit is postponed, and stays pending.
+**Spending.** Before a request is sent, the amount spent so far, the requests in flight and the expected cost of this
+request must together stay within `cap_usd` and `cap_tokens`. Otherwise the unit is postponed and stays pending.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ if TYPE_CHECKING:
     from bootpig.stages.caption.llm.client import LLMClient
 
 LONGEST = 300
-"""Characters of a caption; no text encoder reads more."""
+"""Maximum characters of a caption; no text encoder reads more."""
 
 NEVER = frozenset(
     ["beach", "cloud", "coast", "desert", "field", "forest", "lake", "landscape", "meadow", "mountain", "ocean"]
     + ["river", "scene", "sea", "sky", "sunrise", "sunset", "valley", "view"]
 )
-"""No finite, solid objects (BootPIG, section 3.3)."""
+"""Nouns that are rejected because they are not finite, solid objects (BootPIG, section 3.3)."""
 
 
 class OpenAISource:
-    """Asks for captions until a unit is full."""
+    """Requests captions until a unit is full."""
 
     def __init__(self, config: CaptionConfig, seed: int) -> None:
         assert config.openai is not None
@@ -66,7 +67,7 @@ class OpenAISource:
         self.seed = seed
 
     def check(self) -> None:
-        """The config's own validation has seen to it; what was paid for can be looked at without a key."""
+        """Nothing to do: the config is already validated, and stored captions can be read without an API key."""
 
     def check_ready(self) -> None:
         secret_follows = self.config.api_key_secret is not None
@@ -79,7 +80,7 @@ class OpenAISource:
         markers = ledger.refresh(context.units, leave_out=unit)
         if waits_for := [below for below in range(unit) if below not in markers]:
             raise Postponed(
-                f"caption unit {unit}: waits for unit {waits_for[0]} below it; units of an LLM are made in order"
+                f"caption unit {unit}: waits for unit {waits_for[0]}; captions from an LLM are made in order of units"
             )
         journal = ledger.journal
         generation = journal.generation(unit)
@@ -105,7 +106,7 @@ class OpenAISource:
                 continue
             draft = Draft(caption)
             phrase = object_phrase(caption)
-            if phrase is not None:  # without one the stage itself rejects it
+            if phrase is not None:  # otherwise the stage rejects it
                 if head_noun(phrase) in NEVER:
                     draft = replace(draft, status="rejected", reason="not_an_object")
                 elif own.repeats(caption) or others.repeats(caption):
@@ -117,7 +118,7 @@ class OpenAISource:
 
 
 class _Unit:
-    """One unit on its way from open slots to captions."""
+    """Fills the slots of one unit."""
 
     def __init__(
         self, source: OpenAISource, ledger: Ledger, context: SourceContext, unit: int, generation: int, size: int
@@ -130,17 +131,17 @@ class _Unit:
         self.asker = Asker(source.config, source.seed, ledger)
         self.slots: list[str | None] = [None] * size
         self.faults: dict[int, tuple[str, str]] = {}
-        """Open slot → code and message of what last kept it open."""
+        """Open slot → code and message of its last fault."""
         self.answers = ledger.journal.answers(unit, generation)
         self.asked: list[Record] = []
-        """In this run."""
+        """Requests made in this run."""
         self._client: LLMClient | None = None
 
     @property
     def client(self) -> LLMClient:
-        """Made when something is asked: a replay needs no key."""
+        """Created on first use: a replay needs no API key."""
         if self._client is None:
-            # the openai package takes its time: only who asks has to wait for it
+            # importing the openai package is slow
             from bootpig.stages.caption.llm.client import LLMClient
 
             self._client = LLMClient(self.config)
@@ -157,7 +158,7 @@ class _Unit:
         }
 
     def replayed(self) -> list[str | None]:
-        """The slots as far as the journal fills them."""
+        """Fill the slots from the journal only."""
         for number in itertools.count():
             chunks = self._chunks()
             keys = [Key(self.unit, self.generation, number, k) for k in range(len(chunks))]
@@ -167,16 +168,16 @@ class _Unit:
         raise AssertionError("unreachable")
 
     def fill(self) -> None:
-        """Ask until no slot is open, or a run's rounds are used up, or a request got no answer.
+        """Make requests until no slot is open, the rounds of this run are used up, or a request got no answer.
 
         Raises:
-            Postponed: the spending cap.
-            InputError: the key, the model or the request cannot be used.
+            Postponed: the spending cap would be exceeded.
+            InputError: the endpoint rejects the key, the model or the request.
         """
         asked = False
         for number in itertools.count():
             chunks = self._chunks()
-            # a run that asks ends at a multiple of `rounds`, wherever it began: a killed one asks the same rounds
+            # always end at a multiple of `rounds`, so that a run that was killed and resumed makes the same requests
             if not chunks or (asked and number % self.config.rounds == 0):
                 return
             keys = [Key(self.unit, self.generation, number, k) for k in range(len(chunks))]
@@ -195,7 +196,7 @@ class _Unit:
                 return
 
     def _chunks(self) -> list[list[int]]:
-        """The open slots, cut into requests."""
+        """The open slots, split into requests."""
         left = [slot for slot, caption in enumerate(self.slots) if caption is None]
         size = self.config.captions_per_request
         return [left[begin : begin + size] for begin in range(0, len(left), size)]
@@ -212,12 +213,12 @@ class _Unit:
         self._show()
 
     def _show(self) -> None:
-        """Progress; raises where the run is to end."""
+        """Report progress. Raises if the run should stop."""
         filled = sum(caption is not None for caption in self.slots)
         self.context.progress(filled, len(self.slots), self._client.wait() if self._client else "")
 
     def _exchange(self, keys: Sequence[Key], chunks: Sequence[Sequence[int]]) -> dict[Key, tuple[str, str]]:
-        """Ask several requests at a time; each answer is journaled by the thread that received it.
+        """Send requests concurrently. Each answer is written to the journal by the thread that received it.
 
         Returns:
             The requests that got no answer, with code and message.
@@ -248,7 +249,7 @@ class _Unit:
                             record = future.result()
                         except Fault as fault:
                             lost[key] = (fault.code, str(fault))
-                            # the endpoint is gone, or the account is empty: no use in asking on
+                            # the endpoint is unreachable or the quota is used up: stop sending requests
                             if not answered or fault.code == "quota":
                                 lost |= {other: lost[key] for other, _ in waiting}
                                 waiting.clear()
@@ -264,13 +265,13 @@ class _Unit:
         if capped and waiting:
             spent = self.ledger.journal.spent.summary(self.config)
             raise Postponed(
-                f"caption unit {self.unit}: the spending cap caption.openai.{capped} would be passed ({spent} spent); "
-                "raise it and run again, what was paid for is kept"
+                f"caption unit {self.unit}: the spending cap caption.openai.{capped} would be exceeded ({spent} spent); "
+                "raise it and run again, paid answers are kept"
             )
         return lost
 
     def _ask(self, client: LLMClient, key: Key, asked: int, covered: Sequence[str]) -> Record:
-        """One request; in `auto` once more without a schema, where the endpoint takes none."""
+        """Send one request. With format `auto`, repeat it without the JSON schema if the endpoint rejects that."""
         structured = self.ledger.structured
         request = self.asker.request(key, asked, covered, structured=structured)
         try:
@@ -290,7 +291,7 @@ class _Unit:
         return record
 
     def _through_batch(self, missing: Sequence[Key]) -> dict[Key, tuple[str, str]]:
-        """Round 0 of this unit and, with it, of those that share its batch."""
+        """Do round 0 of this unit through a batch, together with the units that share the batch."""
         from bootpig.stages.caption.llm import batch as llm_batch
 
         size, per_request = len(self.slots), self.config.captions_per_request

@@ -1,4 +1,4 @@
-"""What captions cost: tokens, money, and what a request that is not yet sent will take."""
+"""Counts what captions cost in tokens and money, and estimates the cost of requests before they are sent."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bootpig.stages.caption.llm.config import OpenAIConfig
 
 CHARACTERS_PER_TOKEN = 4.0
 TOKENS_PER_CAPTION = 30.0
-"""Of an answer, with its quotes and commas: METHOD's captions have under 18 words."""
+"""Tokens of a caption in an answer, with quotes and commas; captions have fewer than 18 words."""
 TOKENS_PER_SUBJECT = 2.0
-"""Of a subject that steering names."""
+"""Tokens of a subject named in a request."""
 
 
 @dataclass
 class Spent:
-    """Tokens and money; `batch_*` of what went through a batch, at half the price."""
+    """Tokens spent. `batch_*` are tokens of batches, which cost half."""
 
     requests: int = 0
     captions: int = 0
-    """Asked for."""
+    """Number of captions requested."""
     input: float = 0
     output: float = 0
     batch_input: float = 0
@@ -40,13 +40,13 @@ class Spent:
             self.input, self.output = self.input + input, self.output + output
 
     def usd(self, config: OpenAIConfig) -> float | None:
-        """None where the prices are not given."""
+        """The amount in USD, or None if the config has no prices."""
         direct = config.usd(self.input, self.output)
         batched = config.usd(self.batch_input, self.batch_output, batch=True)
         return None if direct is None or batched is None else direct + batched
 
     def over_cap(self, config: OpenAIConfig) -> str:
-        """Which cap this would be above, in words; empty if none."""
+        """Name and value of the cap that this exceeds; empty if none."""
         usd = self.usd(config)
         if config.cap_usd is not None and usd is not None and usd > config.cap_usd:
             return f"cap_usd {config.cap_usd:g}"
@@ -55,12 +55,12 @@ class Spent:
         return ""
 
     def expected(self, asked: int, characters: int) -> tuple[float, float]:
-        """(prompt, answer) tokens of a request for `asked` captions: by the mean of those before, where there are."""
+        """Expected (prompt, answer) tokens of a request for `asked` captions, based on earlier answers if any."""
         output = (self.output + self.batch_output) / self.captions if self.captions else TOKENS_PER_CAPTION
         return characters / CHARACTERS_PER_TOKEN, asked * output
 
     def with_more(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> Spent:
-        """What it would be after requests of these (prompt, answer) tokens."""
+        """A copy that includes requests of these (prompt, answer) tokens."""
         more = replace(self)
         for input, output in expected:
             more.add(0, input, output, batch)

@@ -109,8 +109,8 @@ def test_a_unit_of_a_file_depends_on_its_own_lines(tmp_path: Path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("", r"caption\.file: '.*captions\.txt' holds no caption; write"),
-        ("\n \n", r"caption\.file: '.*' holds no caption"),
+        ("", r"caption\.file: '.*captions\.txt' contains no captions; write"),
+        ("\n \n", r"caption\.file: '.*' contains no captions"),
         ("\nmug on a table\nx\n", r"caption\.file: '.*', line 2: 'mug on a table' has no object phrase.*; write"),
         (b"A photo of a mug, x\nA photo of a caf\xe9, y\n", r"caption\.file: '.*', line 2: not UTF-8; save"),
         ("A photo of a mug, x\n", r"caption\.count: 5 is more than the 1 captions of '.*'; lower it"),

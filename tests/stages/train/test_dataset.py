@@ -174,13 +174,13 @@ def test_too_few_samples(tmp_path: Path, counts: tuple[int, ...]) -> None:
 def test_fewer_shards_than_ranks(tmp_path: Path) -> None:
     data = write_units(tmp_path, (8, 0, 8))
     ShardLoader(data, seed=0, batch_size=6, ranks=2)
-    with pytest.raises(InputError, match=r"^train: 3 processes cannot share 2 shards; start fewer, or make more units"):
+    with pytest.raises(InputError, match=r"^train: 3 processes cannot share 2 shards"):
         ShardLoader(data, seed=0, batch_size=6, ranks=3)
 
 
 def test_damage_is_named(data: ReduceInput) -> None:
     wrong = replace(data, units=[replace(unit, samples=unit.samples + 1) for unit in data.units if unit.samples])
-    with pytest.raises(CorruptPart, match=r"unit \d holds \d samples, its rows say \d"):
+    with pytest.raises(CorruptPart, match=r"unit \d holds \d samples instead of \d"):
         ShardLoader(wrong, seed=0, batch_size=4).batch(0)
     shard = bytearray(data.shard(0))
     begin = shard.index(b"prompt_embeds")
@@ -195,7 +195,7 @@ def test_shapes_must_agree(tmp_path: Path) -> None:
     small = write_units(tmp_path / "small", [4], side=8)
     large = write_units(tmp_path / "large", [0, 4], side=16)
     mixed = ReduceInput([*small.units, large.units[1]], lambda unit: (large if unit else small).shard(unit), None)
-    with pytest.raises(InputError, match="samples of different shapes"):
+    with pytest.raises(InputError, match="different shapes"):
         ShardLoader(mixed, seed=0, batch_size=8).batch(0)
 
 

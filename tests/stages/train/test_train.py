@@ -222,13 +222,13 @@ def test_it_learns(data: ReduceInput, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"channels": 8}, "reads latents of 4 channels, encode made 8"),
-        ({"width": 48}, "reads text embeds 32 wide, encode made 48"),
-        ({"side": 7}, "halves latents 1 times, encode made 7 x 7"),
+        ({"channels": 8}, "expects latents with 4 channels, but encode made 8"),
+        ({"width": 48}, "expects text embeds of width 32, but encode made 48"),
+        ({"side": 7}, "needs latents divisible by 2, but encode made 7 x 7"),
     ],
 )
 def test_base_must_fit_the_data(base: Path, tmp_path: Path, shape: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=rf"^train.model: .* {message}; give the model"):
+    with pytest.raises(InputError, match=rf"^train.model: .* {message}; use the same model"):
         train(recipe(base), write_units(tmp_path / "units", (4,), **shape), tmp_path / "out")
 
 
@@ -330,7 +330,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
     monkeypatch.setattr(loop.Trainer, "_update", poisoned)
     config = recipe(base, steps=6, checkpoint_every=2, log_every=100)
-    with pytest.raises(FatalError, match=r"holds NaN or infinity at step 4; lower the learning rates"):
+    with pytest.raises(FatalError, match=r"contains NaN or infinity at step 4; lower the learning rates"):
         train(config, data, tmp_path / "out", tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["checkpoint-00002"]
     assert not (tmp_path / "out" / "model").exists()

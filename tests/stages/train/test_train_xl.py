@@ -148,7 +148,9 @@ def test_the_empty_prompt_is_the_bases_own(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_does_not_fit_is_one_line(base: Path, data: ReduceInput, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^train\.model: .* reads pooled embeds 0 wide, encode made 32; give"):
+    with pytest.raises(
+        InputError, match=r"^train\.model: .* expects pooled embeds of width 0, but encode made 32; use"
+    ):
         Train(recipe(save_sd21(tmp_path / "sd")), 0).run(data, tmp_path, FolderCheckpoints(tmp_path), lambda *_: None)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ModelError, match=r"^f: '.*' is a FluxPipeline; give a Stable Diffusion 1\.x, 2\.x or XL"):

@@ -162,8 +162,8 @@ def test_the_cap_leaves_units_pending_and_a_higher_one_goes_on(
     assert [report.state for report in reports] == ["done", "pending", "pending"]
     capped, waiting = reports[1].message, reports[2].message
     assert capped.startswith(f"caption unit 1: the spending cap caption.openai.{next(iter(cap))} ")
-    assert "spent); raise it and run again, what was paid for is kept" in capped and "\n" not in capped
-    assert waiting == "caption unit 2: waits for unit 1 below it; units of an LLM are made in order"
+    assert "spent); raise it and run again, paid answers are kept" in capped and "\n" not in capped
+    assert waiting == "caption unit 2: waits for unit 1; captions from an LLM are made in order of units"
     assert set(Engine(config).survey("caption").units.values()) == {"complete", "pending"}
     kept = journal(config)
     kept.refresh()

@@ -85,7 +85,7 @@ def test_a_refused_connection_is_a_code(endpoint: Endpoint, tmp_path: Path) -> N
 
 ANSWERS = [
     ("refusal", "refusal", """the model refused: "I can't help with that.\""""),
-    ("content_filter", "content_filter", "withheld"),
+    ("content_filter", "content_filter", "blocked"),
     ("truncated", "truncated", "cut off after"),
     ("invalid_json", "invalid_json", "not JSON: "),
     ("empty", "empty", "the answer is empty"),
