@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.text_files import read_text
 from bootpig.storage.root import masked
 
 
@@ -35,14 +36,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
     file = Path(path)
     if not file.exists() and str(path) in shipped_configs():
         file = shipped_configs()[str(path)]
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"config: {str(path)!r} → there is no such file; {_nearby(file)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"config: {str(path)!r} → cannot be read ({_one_line(error)}); give a UTF-8 YAML file"
-        ) from None
+    if not file.exists():
+        raise InputError(f"config: {str(path)!r} → there is no such file; {_nearby(file)}")
+    text = read_text("config", file, "give a UTF-8 YAML file")
     return parse_config(text, overrides, name=str(path))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from bootpig.flows.cli import display
 from bootpig.flows.loading import load_config
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.engine.contract import FatalError, InputError
+from bootpig.stages.text_files import read_lines
 
 
 def generate(asked: argparse.Namespace) -> int:
@@ -32,6 +35,9 @@ def generate(asked: argparse.Namespace) -> int:
     if asked.image is None and (asked.strength != 1.0 or asked.padding_mask_crop is not None):
         raise InputError("--strength and --padding-mask-crop: → go with --image and --mask")
     prompts = _prompts(asked.prompt, asked.prompts)
+    for option, path in (("out", asked.out), ("sheet", asked.sheet)):
+        if path is not None:
+            check_writable(f"--{option}", Path(path))
     config = load_config(asked.config) if asked.config else run_config(asked.model, asked.root)
     # what the run measured its model with suits it better than the paper's figures
     chosen: dict[str, Any] = {} if config is None else config.evaluate.model_dump()
@@ -84,13 +90,7 @@ def _prompts(given: list[str], file: str | None) -> list[str]:
     """The prompts of the command line, then those of a file, one a line."""
     prompts = list(given)
     if file is not None:
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--prompts: {file!r} → cannot be read ({type(error).__name__}); give a text file"
-            ) from None
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += [line for _, line in read_lines("--prompts", file, "give a text file with one prompt per line")]
     if not prompts:
         raise InputError("--prompt: missing → say what to draw, or give --prompts FILE with one a line")
     return prompts
@@ -101,6 +101,7 @@ def evaluate(asked: argparse.Namespace) -> int:
     from bootpig.stages.report.html import results_table
 
     config = load_config(asked.config, asked.set)
+    check_writable("--out", Path(asked.out))
     with _scratch() as scratch, display.shown_on(Console(stderr=True)) as screen:
         folder = model_folder(asked.model, config.root, scratch)
         with screen.stage("evaluate", 1) as bar:
@@ -112,6 +113,24 @@ def evaluate(asked: argparse.Namespace) -> int:
     Console().print(results_table(metrics), highlight=False, markup=False)
     print(Path(asked.out) / "contact_sheet.png")
     return 0
+
+
+def check_writable(option: str, path: Path) -> None:
+    """See, before any work, that a result can be written to `path`. Missing folders above it are made.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder = path.absolute().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.is_file() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option}: {str(path)!r} → cannot be written ({reason}); give another place") from None
 
 
 @contextlib.contextmanager

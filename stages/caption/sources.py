@@ -13,6 +13,7 @@ from typing import Protocol
 from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.engine.contract import InputError, SourceContext, Status
+from bootpig.stages.text_files import read_lines
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,7 @@ class FileSource:
     @cached_property
     def _lines(self) -> list[str]:
         name = repr(str(self.path))
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"caption.file: {name} cannot be read ({error.strerror}); give a text file with one caption per line"
-            ) from error
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            bad = data.count(b"\n", 0, error.start) + 1
-            raise InputError(f"caption.file: {name}, line {bad}: not UTF-8; save the file as UTF-8") from error
-        numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        numbered = read_lines("caption.file", self.path, "give a text file with one caption per line")
         if not numbered:
             raise InputError(f"caption.file: {name} contains no captions; write one caption per line")
         if not any(object_phrase(line) for _, line in numbered):

@@ -79,8 +79,8 @@ def test_a_file_that_holds_no_settings(text: str) -> None:
 def test_a_missing_or_binary_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         load_config(tmp_path / "nope.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match="cannot be read"):
+    (tmp_path / "binary.yaml").write_bytes(b"\x89PNG\x00")
+    with pytest.raises(InputError, match="is not UTF-8"):
         load_config(tmp_path / "binary.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)

@@ -265,8 +265,8 @@ class _Unit:
         if capped and waiting:
             spent = self.ledger.journal.spent.summary(self.config)
             raise Postponed(
-                f"caption unit {self.unit}: the spending cap caption.openai.{capped} would be exceeded ({spent} spent); "
-                "raise it and run again, paid answers are kept"
+                f"caption unit {self.unit}: the spending cap caption.openai.{capped} would be exceeded "
+                f"({spent} spent); raise it and run again, paid answers are kept"
             )
         return lost
 

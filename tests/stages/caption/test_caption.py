@@ -112,7 +112,7 @@ def test_a_unit_of_a_file_depends_on_its_own_lines(tmp_path: Path):
         ("", r"caption\.file: '.*captions\.txt' contains no captions; write"),
         ("\n \n", r"caption\.file: '.*' contains no captions"),
         ("\nmug on a table\nx\n", r"caption\.file: '.*', line 2: 'mug on a table' has no object phrase.*; write"),
-        (b"A photo of a mug, x\nA photo of a caf\xe9, y\n", r"caption\.file: '.*', line 2: not UTF-8; save"),
+        (b"A photo of a mug, x\nA photo of a caf\xe9, y\n", r"caption\.file: '.*', line 2 → is not UTF-8; save"),
         ("A photo of a mug, x\n", r"caption\.count: 5 is more than the 1 captions of '.*'; lower it"),
     ],
 )
@@ -124,7 +124,7 @@ def test_bad_file_is_one_line(tmp_path: Path, data: str | bytes, message: str):
 
 def test_missing_file_is_named(tmp_path: Path):
     config = CaptionConfig(source="file", file=str(tmp_path / "gone.txt"), count=1)
-    with pytest.raises(InputError, match=r"caption\.file: '.*gone\.txt' cannot be read \(No such file.*\); give"):
+    with pytest.raises(InputError, match=r"caption\.file: '.*gone\.txt' → cannot be read \(No such file.*\); give"):
         Caption(config, 0).models()
 
 
