@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
-from bootpig.stages.text_files import read_text
+from bootpig.stages.text_files import parse_yaml, read_text
 from bootpig.storage.root import masked
 
 
@@ -21,6 +22,10 @@ def shipped_configs() -> dict[str, Path]:
     """The configurations shipped with the package: name → file."""
     folder = Path(__file__).resolve().parents[1] / "configs"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+LONGEST_LINE = 600
+"""Characters of a problem's line; what is pasted into a wrong place may be long."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -45,12 +50,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> PipelineConfig:
     """Like `load_config`, but from text; error messages use `name` for the file."""
     try:
-        # PyYAML's safe loader with one change: a duplicate key is an error; by default the last one wins
-        data = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: {_one_line(error)} → fix the YAML") from None
-    except RecursionError:
-        raise InputError(f"{name}: is nested too deeply → fix the YAML") from None
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {error} → fix the YAML") from None
     if not isinstance(data, dict):
         raise InputError(f"{name}: {_shown(data)} → must contain settings such as `name: …` and `caption: …`")
     problems: list[str] = []
@@ -83,9 +85,10 @@ def problem_lines(error: ValidationError, data: Any) -> list[str]:
         place, model = _place(problem["loc"], data)
         value, mend = _value(problem), _mend(problem, model)
         if value:
-            lines.append(f"{place or 'config'}: {value} → {mend}")
+            line = f"{place or 'config'}: {value} → {mend}"
         else:
-            lines.append(f"{place}: {mend}" if place else mend)
+            line = f"{place}: {mend}" if place else mend
+        lines.append(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…")
     return lines
 
 
@@ -110,9 +113,9 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
             raise InputError(f"--set: {override!r} → {parent!r} is a value and has no fields")
         place = below
     try:
-        place[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"--set: {_shown(override)} → the value is not YAML: {_one_line(error)[:200]}") from None
+        place[last] = parse_yaml(value)
+    except ValueError as error:
+        raise InputError(f"--set: {_shown(override)} → the value is not YAML: {error}") from None
 
 
 def _place(location: Sequence[int | str], data: Any) -> tuple[str, type[BaseModel] | None]:
@@ -167,24 +170,9 @@ def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = masked(repr(value))
+    text = masked(reprlib.repr(value) if isinstance(value, list | dict | tuple | set) else repr(value))
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe YAML loader, except that a duplicate key in a mapping is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

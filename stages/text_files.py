@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from bootpig.stages.engine.contract import InputError
 
@@ -58,3 +62,34 @@ def read_lines(field: str, path: str | Path, wanted: str = "give a UTF-8 text fi
     """
     lines = _LINE_END.split(read_text(field, path, wanted))
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document, by PyYAML's safe loader.
+
+    Raises:
+        ValueError: it is no YAML, or has a key twice, of which PyYAML would keep the last. The message is one line.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # a date such as 2020-13-45 is a ValueError
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe YAML loader, except that a duplicate key in a mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a list or mapping is no key", key_node.start_mark)
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

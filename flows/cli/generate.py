@@ -243,7 +243,7 @@ def model_info(model: Path) -> dict[str, Any]:
         info: dict[str, Any] = parse_json((model / "bootpig.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"model: {str(model / 'bootpig.json')!r} → cannot be read ({error})") from None
-    if not info.get("base"):
+    if not isinstance(info, dict) or not isinstance(info.get("base"), str) or not info["base"]:
         raise InputError(f"model: {str(model / 'bootpig.json')!r} → names no base model; train it again")
     return info
 

@@ -41,10 +41,10 @@ def base_licence(base: str, revision: str | None = None) -> str | None:
         card = Path(cached) if isinstance(cached, str) else card
     if not card.is_file():
         return None
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     try:
         head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a date such as 2020-13-45 is a ValueError
         return None
     licence = head.get("license") if isinstance(head, dict) else None
     return licence if isinstance(licence, str) else None

@@ -149,7 +149,9 @@ class Evaluate(ReduceStage):
         """
         try:
             info = parse_json((model / "bootpig.json").read_text(encoding="utf-8"))
-            name, revision = info["base"], info.get("revision")
+            name, revision, models = info["base"], info.get("revision"), info.get("models")
+            if not isinstance(name, str):
+                raise TypeError
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
                 f"evaluate: {str(model)!r} is no trained model (bootpig.json is missing or names no base); give the "
@@ -158,7 +160,7 @@ class Evaluate(ReduceStage):
         if self.config.model is not None:
             name, revision = self.config.model, self.config.revision
         source = resolve("evaluate.model", name, revision, PIPELINE)
-        known = info.get("models", {}).get("model")
+        known = models.get("model") if isinstance(models, dict) else None
         if known is not None and known != source.as_json():
             _LOG.warning("evaluate.model: %r is not the very base that %s was trained on", name, model)
         return source

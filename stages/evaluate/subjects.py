@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.text_files import parse_yaml, read_text
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 OBJECT = "{object}"
@@ -152,10 +152,13 @@ def _entries(folder: Path, names: Sequence[str]) -> dict[str, _Entry]:
     if not path.exists():
         return {}
     try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries = TypeAdapter(dict[str, _Entry]).validate_python(text or {})
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"evaluate.subjects: {str(path)!r} is not readable YAML ({_one_line(error)})") from None
+        listed = parse_yaml(read_text("evaluate.subjects", path, "give a UTF-8 YAML file"))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"evaluate.subjects: {str(path)!r} is not readable YAML ({error})") from None
+    try:
+        entries = TypeAdapter(dict[str, _Entry]).validate_python(listed or {})
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"evaluate.subjects: {str(path)!r}: {problems}") from None
