@@ -24,10 +24,6 @@ def shipped_configs() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-LONGEST_LINE = 600
-"""Characters of a problem's line; what is pasted into a wrong place may be long."""
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Read a configuration.
 
@@ -85,10 +81,9 @@ def problem_lines(error: ValidationError, data: Any) -> list[str]:
         place, model = _place(problem["loc"], data)
         value, mend = _value(problem), _mend(problem, model)
         if value:
-            line = f"{place or 'config'}: {value} → {mend}"
+            lines.append(f"{place or 'config'}: {value} → {mend}")
         else:
-            line = f"{place}: {mend}" if place else mend
-        lines.append(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…")
+            lines.append(f"{place}: {mend}" if place else mend)
     return lines
 
 

@@ -28,11 +28,17 @@ MODEL: dict[str, Any] = {"affects": "model"}
 """Names a model. The fingerprint holds the model's identity instead of this value."""
 
 
+LONGEST_LINE = 1000
+"""Characters of a line of an `InputError`."""
+
+
 class InputError(ValueError):
     """The user's input cannot be used. One line: the field, the value, the fix. The command line exits with 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(mask(message))
+        # what is pasted into a wrong place may be long
+        lines = (line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…" for line in message.split("\n"))
+        super().__init__(mask("\n".join(lines)))
 
 
 class FatalError(RuntimeError):
