@@ -1,4 +1,4 @@
-# the newest that works: a pyenv shim is there for versions that are not, and Debian's python3 may lack ensurepip
+# the newest Python that works: a pyenv shim may exist for a missing version, and Debian's python3 may lack ensurepip
 PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && command -v $$python && break; done)
 BIN := .venv/bin

@@ -265,13 +265,13 @@ class _Unit:
         if capped and waiting:
             spent = self.ledger.journal.spent.summary(self.config)
             raise Postponed(
-                f"caption unit {self.unit}: the spending cap caption.openai.{capped} would be exceeded "
-                f"({spent} spent); raise it and run again, paid answers are kept"
+                f"caption unit {self.unit}: the spending cap caption.openai.{capped} would be exceeded ({spent} "
+                "spent); raise it and run again, paid answers are kept"
             )
         return lost
 
     def _ask(self, client: LLMClient, key: Key, asked: int, covered: Sequence[str]) -> Record:
-        """Send one request. With format `auto`, repeat it without the JSON schema if the endpoint rejects that."""
+        """Send one request. With `auto`, repeat it without the JSON schema if the endpoint rejects that."""
         structured = self.ledger.structured
         request = self.asker.request(key, asked, covered, structured=structured)
         try:
