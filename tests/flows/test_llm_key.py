@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootpig.flows.keys import export_key
+from bootpig.flows.execution import _export_key as export_key
 from bootpig.flows.loading import load_config
 from tests.servers.llm import KEY, Endpoint, serving
 

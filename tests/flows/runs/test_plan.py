@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("OPENAI_API_KEY", "never sent")
+    monkeypatch.setenv("OPENAI_API_KEY", "never-sent")
 
 
 def facts(name: str, folder: Path, *overrides: str) -> dict:

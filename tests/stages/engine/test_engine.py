@@ -13,6 +13,7 @@ import torch
 import bootpig.stages.engine.loaded
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.storage.errors import StoreFull
 from bootpig.storage.shards import read_shard
 from tests.stages.doubles import CALLS, FAULTS, Counter, Painter, config, doubles, image_bytes
 
@@ -290,15 +291,16 @@ def test_a_transient_fault_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert report.state == "done" and report.rows == {"ok": 5, "rejected": 0, "failed": 0}
 
 
-def test_a_full_disk_ends_the_unit_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self, samples):
         raise OSError(28, "No space left on device")
 
     engine = Engine(config(tmp_path))
     engine.run_unit("caption", 0)
     monkeypatch.setattr(Painter, "process", full)
-    report = engine.run_unit("synthesize", 0)
-    assert report.state == "failed" and "No space left" in report.message and "\n" not in report.message
+    with pytest.raises(StoreFull, match=r"^synthesize: .*No space left") as told:  # further units would meet it too
+        engine.run_unit("synthesize", 0)
+    assert "\n" not in str(told.value)
     assert engine.survey("caption").units[0] == "complete"
 
 
