@@ -1,4 +1,4 @@
-"""Where and how precisely a model runs."""
+"""Converts config values to torch devices and dtypes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bootpig.models.pretrained.source import ModelError
 
 
 def torch_device(field: str, name: str) -> torch.device:
-    """The device called `name`: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+    """The torch device for `name`: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises:
-        ModelError: this machine has no such device.
+        ModelError: this machine has no such device; `field` is the config field for the message.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,5 +23,5 @@ def torch_device(field: str, name: str) -> torch.device:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`float32`, `float16` or `bfloat16` as torch's own."""
+    """The torch dtype for `float32`, `float16` or `bfloat16`."""
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
