@@ -1,1 +1,1 @@
-"""Speed, as ratios against a named baseline in one run: `python -m benchmarks`."""
+"""Speed benchmarks, as ratios to a baseline measured in the same run: `python -m benchmarks`."""

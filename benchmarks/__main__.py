@@ -1,6 +1,6 @@
-"""`python -m benchmarks [NAME …]`: run the benchmarks, print a table, write `benchmarks/results.json`.
+"""`python -m benchmarks [NAME …]`: runs the benchmarks, prints a table and writes `benchmarks/results.json`.
 
-`python -m benchmarks gpu` is apart: it needs a CUDA device and writes `benchmarks/gpu.json`.
+`python -m benchmarks gpu` is separate: it needs a CUDA device and writes `benchmarks/gpu.json`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
     "inference_subject_batch": (inference.subject_batch, "≥ 1.4"),
     "train_step": (train_step.measure, "≥ 1.4"),
 }
-"""Name → how it is measured and its goal."""
+"""Name → function that measures it, and its goal."""
 
 RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "gpu", []], help="all but gpu by default")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "gpu", []], help="default: all but gpu")
     names = parser.parse_args().names or list(BENCHMARKS)
     if names == ["gpu"]:
         from benchmarks import gpu

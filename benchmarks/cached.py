@@ -1,4 +1,4 @@
-"""A second run over a finished data set of 400 units, as a whole process: everything is found, nothing is made."""
+"""Measures a second run over a finished data set of 400 units, as a separate process: all units are cached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STAGE_UNITS = 400
 
 
 def rerun() -> dict[str, float | str]:
-    """Seconds of `bootpig run … --until caption` over 400 complete units, against the run that made them."""
+    """Seconds of `bootpig run … --until caption` over 400 complete units, compared with the run that made them."""
     with tempfile.TemporaryDirectory() as root:
         command = [
             sys.executable,

@@ -1,4 +1,4 @@
-"""Training and inference at SD 2.1's true size on a CUDA device, bf16, random weights: `python -m benchmarks gpu`."""
+"""Measures training and inference at SD 2.1's full size on a CUDA device (bf16): `python -m benchmarks gpu`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from benchmarks.published import published_step
 RESULTS = Path(__file__).parent / "gpu.json"
 
 STEP_TFLOP = 4.5
-"""A training step's operations for one sample at true size."""
+"""Operations of a training step per sample at full size."""
 
 Row = dict[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured; the defaults are the true size."""
+    """What to measure. The defaults are the full size."""
 
     device: str = "cuda"
     width: int = networks.TRUE_WIDTH
@@ -45,13 +45,13 @@ class Setup:
 
 
 def run() -> None:
-    """Measure all of it; print the tables, write `benchmarks/gpu.json`.
+    """Measure everything, print the tables and write `benchmarks/gpu.json`.
 
     Raises:
         SystemExit: there is no CUDA device.
     """
     if not torch.cuda.is_available():
-        raise SystemExit("gpu: this machine has no CUDA device; these figures cannot be measured here")
+        raise SystemExit("gpu: this machine has no CUDA device; run this benchmark on a machine with one")
     torch.backends.cuda.matmul.allow_tf32 = True
     setup = Setup()
     rate = matmul_rate(setup)
@@ -77,14 +77,14 @@ def run() -> None:
 
 
 def matmul_rate(setup: Setup) -> float:
-    """TFLOP/s of a square bf16 matrix product."""
+    """TFLOP/s of a square bf16 matrix multiplication."""
     a, b = torch.randn(2, setup.matmul, setup.matmul, device=setup.device, dtype=torch.bfloat16)
     seconds = _seconds(lambda: a @ b, setup)
     return 2 * setup.matmul**3 / seconds / 1e12
 
 
 def training(setup: Setup, rate: float) -> Iterator[Row]:
-    """Samples a second and peak memory of an update, by batch and options, and the published loop's beside them."""
+    """Samples per second and peak memory of an update by batch size and options, for us and the published loop."""
     for batch in setup.batches:
         yield _training_row(setup, batch, "published", None, rate)
         for option in setup.options:
@@ -128,7 +128,7 @@ def _training_row(setup: Setup, size: int, way: str, option: tuple[bool, bool, b
 
 
 def denoising(setup: Setup) -> Iterator[Row]:
-    """Images a second of a whole generation, without text encoder and VAE, and the published way's beside it."""
+    """Images per second of a full generation without text encoder and VAE, for us and the published release."""
     for images in setup.images:
         base = networks.unet(setup.width, setup.latents).to(setup.device, torch.bfloat16).eval().requires_grad_(False)
         ours, published = inference.denoisers(base, images, 1, setup.device, torch.bfloat16)
@@ -160,7 +160,7 @@ def _stored(batch: train_step.Batch, setup: Setup) -> train_step.Encoded:
 
 
 def _seconds(work: Callable[[], object], setup: Setup) -> float:
-    """Mean seconds of a call, the device waited for; the peak of memory counts from here."""
+    """Mean seconds of a call, with device synchronisation. Also resets the peak memory."""
     for _ in range(setup.warm_up):
         work()
     gc.collect()
@@ -178,5 +178,5 @@ def _seconds(work: Callable[[], object], setup: Setup) -> float:
 
 
 def _peak_gib(setup: Setup) -> float | None:
-    """Reserved by PyTorch's allocator."""
+    """Peak memory reserved by PyTorch's allocator, in GiB."""
     return round(torch.cuda.max_memory_reserved() / 2**30, 1) if setup.device.startswith("cuda") else None

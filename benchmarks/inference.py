@@ -1,4 +1,4 @@
-"""A guided denoising step against the published release's, same weights and same result."""
+"""Measures a guided denoising step, compared with the published release at the same weights and result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bootpig.models.core.rsa import install_rsa
 from bootpig.models.pipelines.guidance import Denoiser, ReferenceRows
 
 WIDTH, LATENTS = 128, 40
-"""0.4 of SD 2.1's at 512 pixels: every part of the work has its share there."""
+"""0.4 of SD 2.1's at 512 pixels; at this size every part takes its usual share of the work."""
 
 ETA, ETA_IM = 7.5, 5.0
 
@@ -38,7 +38,7 @@ def measure(images: int, references: int, rounds: int, width: int = WIDTH, laten
     """CPU seconds of a guided step for `images` prompts that share `references`.
 
     Raises:
-        RuntimeError: the two ways do not agree.
+        RuntimeError: the two implementations do not agree.
     """
     base = unet(width, latents).eval().requires_grad_(False)
     ours, published = denoisers(base, images, references, "cpu")
@@ -55,7 +55,7 @@ def measure(images: int, references: int, rounds: int, width: int = WIDTH, laten
         one, other = our_step(), their_step()
         error = float((one - other).abs().max() / other.abs().max())
         if error > 1e-3:
-            raise RuntimeError(f"the two ways differ by {error:.1e} of the largest value")
+            raise RuntimeError(f"the two implementations differ by {error:.1e} of the largest value")
         value, baseline = seconds_in_turn(our_step, their_step, rounds)
     return {
         "ratio": round(baseline / value, 3),
@@ -70,7 +70,7 @@ def measure(images: int, references: int, rounds: int, width: int = WIDTH, laten
 
 
 def operations_ratio(images: int, references: int, width: int = TRUE_WIDTH, latents: int = TRUE_LATENTS) -> float:
-    """The ratio that the count of operations allows; by default at SD 2.1's true size and 512 pixels."""
+    """The ratio of operation counts, which limits the speedup. By default at SD 2.1's full size and 512 pixels."""
     with torch.device("meta"):
         base = unet(width, latents)
     ours, published = denoisers(base, images, references, "meta")
@@ -83,7 +83,7 @@ def operations_ratio(images: int, references: int, width: int = TRUE_WIDTH, late
 def denoisers(
     base: UNet2DConditionModel, images: int, references: int, device: str, dtype: torch.dtype = torch.float32
 ) -> Sequence[Denoiser]:
-    """The same networks and inputs for our way and for the published one."""
+    """Our denoiser and the published one, with the same networks and inputs."""
     latents, width = base.config.sample_size, base.config.cross_attention_dim
     length = text_length(latents)
     torch.manual_seed(1)

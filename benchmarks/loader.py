@@ -1,4 +1,4 @@
-"""The shard loader against plain webdataset: shuffled, decoded, stacked batches from the same cold shards."""
+"""Compares the shard loader with plain webdataset: shuffled, decoded, stacked batches from the same cold shards."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SHAPES = {
     "prompt_embeds": (77, 1024),
     "reference_prompt_embeds": (77, 1024),
 }
-"""Of Stable Diffusion 2.1 at 512 pixels with four references: 478 kB a sample."""
+"""Shapes for Stable Diffusion 2.1 at 512 pixels with four references: 478 kB per sample."""
 
 
 def write_shards(folder: Path) -> ReduceInput:
-    """`UNITS` shards as encode leaves them."""
+    """Write `UNITS` shards in the format of encode."""
     tensors = {name: torch.randn(shape).half() for name, shape in SHAPES.items()}
     data = safetensors.torch.save(tensors)
     units = []
@@ -41,14 +41,14 @@ def write_shards(folder: Path) -> ReduceInput:
 
 
 def ours(data: ReduceInput) -> int:
-    """One epoch through our loader, nothing cached. Returns the number of samples."""
+    """One epoch with our loader, without cache. Returns the number of samples."""
     loader = ShardLoader(data, seed=0, batch_size=BATCH, window=UNIT_SIZE * 4, cache_bytes=0)
     return sum(loader.batches(0, UNITS * UNIT_SIZE // BATCH, lambda _, batch: len(batch.ids)))
 
 
 def theirs(folder: Path) -> int:
-    """One epoch through webdataset with a shuffle of the same reach."""
-    import webdataset  # a tool for development, which `python -m benchmarks gpu` does without
+    """One epoch with webdataset, with a shuffle buffer of the same size."""
+    import webdataset  # a development dependency, not needed for `python -m benchmarks gpu`
 
     urls = [str(file) for file in sorted(folder.glob("*.tar"))]
 
@@ -73,7 +73,7 @@ def theirs(folder: Path) -> int:
 
 
 def measure() -> dict[str, float | str]:
-    """Samples a second of both, the median of rounds that take turns.
+    """Samples per second of both, as medians of alternating rounds.
 
     Returns:
         `value` (ours), `baseline` (webdataset), `ratio` of the two (goal: at least 0.95), `unit`.

@@ -1,4 +1,4 @@
-"""Random-weight networks of Stable Diffusion 2.1's make: at its true size, and smaller ones of the same proportions."""
+"""Networks like Stable Diffusion 2.1's with random weights, at full size or smaller with the same proportions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 TRUE_WIDTH, TRUE_LATENTS = 320, 64
-"""Channels of the UNet's first level, and the latents' side at 512 pixels."""
+"""Channels of the UNet's first level, and side of the latents at 512 pixels."""
 
 
 def unet(width: int = TRUE_WIDTH, latents: int = TRUE_LATENTS) -> UNet2DConditionModel:
-    """A UNet like SD 2.1's, 64 channels a head.
+    """A UNet like SD 2.1's, with 64 channels per head.
 
-    Where tokens shrink as widths do (128 channels and 40×40 latents are 0.4 of each), every count of operations shrinks
-    by the same factor, so convolutions, projections and attention keep their shares.
+    If the number of tokens is reduced by the same factor as the width (128 channels and 40×40 latents are both 0.4 of
+    the original), all operation counts shrink by the same factor: convolutions, projections and attention keep their
+    shares of the work.
 
     Args:
         width: channels of the first level, a multiple of 64.
@@ -31,17 +32,17 @@ def unet(width: int = TRUE_WIDTH, latents: int = TRUE_LATENTS) -> UNet2DConditio
 
 
 def text_width(width: int) -> int:
-    """The text embeds' channels for a UNet of that width: 1024 at true size."""
+    """Channels of the text embeds for a UNet of that width: 1024 at full size."""
     return round(1024 * width / TRUE_WIDTH / 64) * 64
 
 
 def text_length(latents: int) -> int:
-    """Tokens of a caption: 77 at true size."""
+    """Tokens of a caption: 77 at full size."""
     return round(77 * latents**2 / TRUE_LATENTS**2)
 
 
 def vae(width: int, factor: int = 8) -> AutoencoderKL:
-    """A VAE like Stable Diffusion's, whose first level is `width` channels wide (128 at true size)."""
+    """A VAE like Stable Diffusion's with `width` channels at its first level (128 at full size)."""
     torch.manual_seed(1)
     levels = factor.bit_length()
     return AutoencoderKL(
@@ -55,7 +56,7 @@ def vae(width: int, factor: int = 8) -> AutoencoderKL:
 
 
 def text_encoder(width: int, length: int, layers: int = 23) -> CLIPTextModel:
-    """A CLIP text model like SD 2.1's (1024 channels, 23 layers, 77 tokens at true size)."""
+    """A CLIP text model like SD 2.1's (1024 channels, 23 layers, 77 tokens at full size)."""
     torch.manual_seed(2)
     return CLIPTextModel(
         CLIPTextConfig(

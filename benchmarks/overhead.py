@@ -1,4 +1,4 @@
-"""What a stage costs over a raw loop of the same model calls: reading, rows, PNG, shards, checksums, commits."""
+"""Measures the overhead of a stage over a plain loop of the same model calls: IO, rows, PNG, shards, commits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bootpig.storage.parts import Parts
 
 UNITS, UNIT_SIZE = 6, 100
 TURNS = {"synthesize": 2, "segment": 6}
-"""How often each unit is made: of a unit that takes half a second one turn does not tell hundredths."""
+"""How often each unit is made: one run of a half-second unit is too short to measure a percent."""
 
 
 def _config(root: str) -> PipelineConfig:
@@ -38,7 +38,7 @@ def _samples(engine: Engine, stage: str, unit: int) -> list[Sample]:
 
 
 def _paint(stage: MapStage, samples: Sequence[Sample]) -> None:
-    """The pipeline's calls alone, with the stage's own arguments."""
+    """Only the calls of the pipeline, with the stage's own arguments."""
     import torch
 
     from bootpig.stages.engine.contract import sample_seed
@@ -59,7 +59,7 @@ def _paint(stage: MapStage, samples: Sequence[Sample]) -> None:
 
 
 def _cut(stage: MapStage, samples: Sequence[Sample]) -> None:
-    """The detector's and SAM's calls alone."""
+    """Only the calls of the detector and SAM."""
     cutter = cast(Segment, stage)
     for begin in range(0, len(samples), cutter.slice_size):
         batch = samples[begin : begin + cutter.slice_size]
@@ -71,7 +71,7 @@ def _cut(stage: MapStage, samples: Sequence[Sample]) -> None:
 
 
 def _measure(name: str, above: str, raw: Callable[[MapStage, Sequence[Sample]], None]) -> dict[str, float | str]:
-    """Units in turn, raw and through the engine; the order alternates, so a drifting machine is even."""
+    """Run units in a plain loop and through the engine, in alternating order, so that drift affects both equally."""
     with tempfile.TemporaryDirectory() as root:
         engine = Engine(_config(root))
         names = ["caption", "synthesize"][: ["caption", "synthesize"].index(above) + 1]
@@ -89,7 +89,7 @@ def _measure(name: str, above: str, raw: Callable[[MapStage, Sequence[Sample]], 
         def run_stage(unit: int) -> None:
             assert engine.run_unit(name, unit, force=True).state == "done"
 
-        run_raw(0)  # loads and warms
+        run_raw(0)  # load and warm up
         order = [("raw", run_raw), ("stage", run_stage)]
         for unit in list(engine.units()) * TURNS[name]:
             for label, work in order:

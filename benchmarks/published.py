@@ -1,4 +1,4 @@
-"""The baselines: what BootPIG's published release does at each step, written here as plainly as it can be."""
+"""The inference baseline: a plain reimplementation of what BootPIG's published release does in each step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PublishedFeatures:
 
 
 class PublishedProcessor(AttnProcessor2_0):
-    """Full self-attention for all three branches, then full attention again for each reference and two of them."""
+    """Full self-attention for all three branches, then full attention again for each reference in two of them."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PublishedProcessor(AttnProcessor2_0):
 
 
 def use_published_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Give a base UNet the published processors, in place."""
+    """Set the published attention processors on a base UNet, in place."""
     for layer, (_, block) in enumerate(self_attention_blocks(unet)):
         block.attn1.set_processor(PublishedProcessor(layer))
         block.attn2.set_processor(TextAttentionProcessor())
@@ -61,7 +61,7 @@ def use_published_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def record_whole(reference_unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Let a whole UNet record its features, in place; it runs to its end."""
+    """Make a complete UNet record its features, in place. It also computes its (unused) prediction."""
     for layer, (_, block) in enumerate(self_attention_blocks(reference_unet)):
         block.attn1.set_processor(RecordingProcessor(layer))
         block.attn2.set_processor(TextAttentionProcessor())
@@ -69,7 +69,7 @@ def record_whole(reference_unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def whole_pass(reference_unet: UNet2DConditionModel, *args: Any) -> tuple[Tensor, list[Tensor]]:
-    """The prediction of a `record_whole` UNet, which nobody reads, and its features."""
+    """The (unused) prediction and the features of a `record_whole` UNet."""
     recorder = FeatureRecorder(len(self_attention_blocks(reference_unet)))
     prediction = reference_unet(*args, cross_attention_kwargs={"reference": recorder}, return_dict=False)[0]
     return prediction, recorder.take()
@@ -78,17 +78,17 @@ def whole_pass(reference_unet: UNet2DConditionModel, *args: Any) -> tuple[Tensor
 def published_step(
     denoiser: Denoiser, latents: Tensor, timestep: Tensor, step: int, eta: float, eta_im: float
 ) -> Tensor:
-    """The guided prediction (eq. 4) of `denoiser.predict`, the published way.
+    """The guided prediction (eq. 4) of `denoiser.predict`, computed as in the published release.
 
     Args:
-        denoiser: its `unet` has `use_published_attention`, its `reference_unet` is whole, with `record_whole`. Every
-            image has equally many references.
+        denoiser: its `unet` must come from `use_published_attention` and its `reference_unet` from `record_whole`. All
+            images must have the same number of references.
     """
     rows = denoiser.references
     assert rows is not None
     noised = rows.noised(denoiser.scheduler, timestep, step)
     references = []
-    for slot in zip(*rows.attends, strict=True):  # each image's own reference, though images may share one
+    for slot in zip(*rows.attends, strict=True):  # once per image, even if images share a reference
         chosen = list(slot)
         _, layers = whole_pass(denoiser.reference_unet, noised[chosen], timestep, rows.prompt_embeds[chosen])
         references.append([layer.repeat(2, 1, 1) for layer in layers])

@@ -1,4 +1,4 @@
-"""What it costs in fidelity to read the references only every n steps: `python -m benchmarks.refresh MODEL`."""
+"""Measures subject fidelity if reference features are refreshed every n steps: `python -m benchmarks.refresh MODEL`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from bootpig.stages.sampling import Sampling, latent_shape
 
 
 def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
-    """Seconds and DINO of evaluate's drawings of its subjects, for each n of `every`.
+    """Seconds and DINO score of the pictures that evaluate draws, for each n in `every`.
 
     Args:
-        model: a trained model's folder.
-        config: its `evaluate` part says how pictures are drawn, and whose.
+        model: folder of a trained model.
+        config: its `evaluate` section gives subjects and sampling settings.
+        every: values for `reference_refresh_steps`.
     """
     stage = make_stage(load_config(config), "evaluate")
     assert isinstance(stage, Evaluate)
@@ -63,10 +64,10 @@ def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__)
-    parser.add_argument("model", type=Path, help="a trained model's folder")
+    parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("--config", default="configs/toy.yaml")
     parser.add_argument("--every", type=int, nargs="+", default=[1, 2, 3, 4, 6])
-    parser.add_argument("--threads", type=int, help="of PyTorch")
+    parser.add_argument("--threads", type=int, help="number of PyTorch threads")
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)

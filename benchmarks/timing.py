@@ -1,4 +1,4 @@
-"""Two ways of the same work in turns, so that a machine that drifts is fair to both."""
+"""Timing helpers: two implementations run in turn, so that drift of the machine affects both; operation counts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Measurement = dict[str, float | str]
 
 
 def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """The median of the CPU seconds that `rounds` calls of each take; both have been called before. CPU time, of all
-    threads: what others take away of the machine counts little, and a lucky or an unlucky turn does not."""
+    """Median CPU seconds of `rounds` calls of each; both must be warm. CPU time of all threads depends little on other
+    load of the machine, and the median ignores outliers."""
     ways = (ours, baseline)
     spent: dict[int, list[float]] = {0: [], 1: []}
     for round_ in range(rounds):
@@ -27,7 +27,7 @@ def seconds_in_turn(ours: Callable[[], object], baseline: Callable[[], object], 
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions of a call, attention included."""
+    """Floating-point operations of all matrix products and convolutions in a call, including attention."""
     uncounted = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with (
         FlopCounterMode(display=False, custom_mapping={uncounted: _attention_operations}) as counter,
@@ -40,6 +40,6 @@ def operations(work: Callable[[], object]) -> int:
 def _attention_operations(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
 ) -> int:
-    """q kᵀ and its product with v, from shapes (B, heads, tokens, channels)."""
+    """Operations of q kᵀ and of its product with v, for shapes (B, heads, tokens, channels)."""
     batch, heads, rows, channels = query
     return 2 * batch * heads * rows * key[2] * (channels + value[3])

@@ -1,4 +1,4 @@
-"""An update of the weights against the published loop's: same networks, pictures, noise and precision."""
+"""Measures a training step, compared with the published loop at the same networks, data, noise and precision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bootpig.stages.train.objective import Objective
 
 WIDTH, LATENTS, BATCH, ROUNDS = 64, 32, 4, 5
 VAE_WIDTH = 26
-"""An encoded picture then costs what it costs at true size: 1.1 to 0.8 of the UNet's forward pass."""
+"""Chosen so that encoding a picture costs the same share of a UNet forward pass as at full size: 1.1 / 0.8."""
 
 LEARNING_RATE_REFERENCE, LEARNING_RATE_BASE, CLIP = 5e-6, 1e-6, 1.0
 
@@ -33,7 +33,7 @@ Encoded = tuple[Tensor, Tensor]
 
 
 class Batch:
-    """What is drawn for a batch."""
+    """The random draws for a batch."""
 
     def __init__(self, size: int, latents: int, device: str = "cpu") -> None:
         torch.manual_seed(3)
@@ -47,7 +47,7 @@ class Batch:
 
 
 class Encoders:
-    """The pictures and captions of a batch, and the networks that turn them into what the UNets read."""
+    """The pictures and captions of a batch, and the VAE and text encoder that encode them."""
 
     def __init__(self, batch: Batch, latents: int, width: int, vae_width: int) -> None:
         length, device = networks.text_length(latents), batch.device
@@ -66,7 +66,7 @@ class Encoders:
 
 
 class Ours:
-    """From stored latents and embeds; the truncated Reference UNet; fused AdamW."""
+    """Our training step: stored latents and embeds, truncated Reference UNet, fused AdamW."""
 
     def __init__(self, batch: Batch, stored: Encoded, unet: UNet2DConditionModel) -> None:
         self.model = BootPIG.from_unet(unet).train()
@@ -94,8 +94,8 @@ class Ours:
 
 
 class Published:
-    """Both pictures through the VAE and both captions through the text encoder at every step; the whole Reference UNet,
-    with a zero-weighted loss on its prediction; AdamW as it comes."""
+    """The published training step: VAE and text encoder run in every step on both pictures and captions, the complete
+    Reference UNet with a zero-weighted loss on its prediction, default AdamW."""
 
     def __init__(self, batch: Batch, encoders: Encoders, unet: UNet2DConditionModel) -> None:
         self.reference_unet = record_whole(copy.deepcopy(unet)).train()
@@ -139,10 +139,10 @@ def update(way: Ours | Published) -> None:
 def measure(
     batch: int = BATCH, width: int = WIDTH, latents: int = LATENTS, vae_width: int = VAE_WIDTH, rounds: int = ROUNDS
 ) -> Measurement:
-    """Samples per CPU second of both ways, and the peak memory of each in a process of its own.
+    """Samples per CPU second of both implementations, and the peak memory of each, measured in separate processes.
 
     Raises:
-        RuntimeError: the two ways do not agree in their loss.
+        RuntimeError: their losses differ.
     """
     sizes = (batch, width, latents, vae_width)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -155,7 +155,7 @@ def measure(
     published = Published(drawn, encoders, networks.unet(width, latents))
     losses = float(ours.loss().detach()), float(published.loss().detach())
     if abs(losses[0] - losses[1]) > 0.01 * losses[1]:
-        raise RuntimeError(f"the two ways differ: losses {losses[0]} and {losses[1]}")
+        raise RuntimeError(f"the two implementations differ: losses {losses[0]} and {losses[1]}")
     for way in (ours, published):
         update(way)
     seconds = seconds_in_turn(lambda: update(ours), lambda: update(published), rounds)
@@ -173,7 +173,7 @@ def measure(
 
 
 def _peak_memory(way: str, sizes: tuple[int, int, int, int]) -> int:
-    """MiB that a process holds at most over two updates, PyTorch itself included."""
+    """Peak memory in MiB of a process that does two updates, including PyTorch itself."""
     size, width, latents, vae_width = sizes
     batch, unet = Batch(size, latents), networks.unet(width, latents)
     if way == "ours":
@@ -184,13 +184,13 @@ def _peak_memory(way: str, sizes: tuple[int, int, int, int]) -> int:
         trained = Published(batch, Encoders(batch, latents, width, vae_width), unet)
     for _ in range(2):
         update(trained)
-    # not getrusage: on Linux its peak begins with that of the process that started this one
+    # not getrusage: on Linux its peak starts with that of the parent process
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
 
 
 def vae_to_unet(encoders: Encoders, published: Published) -> float:
-    """Operations of the VAE over those of a UNet's forward pass, for one picture: 1.1 / 0.8 at true size."""
+    """Operations of the VAE relative to a UNet forward pass, for one picture: 1.1 / 0.8 at full size."""
     batch, (latents, embeds) = published.batch, encoders()
     with torch.no_grad():
         one = operations(lambda: encoders.vae.encode(encoders.pictures[:1]))

@@ -1,1 +1,1 @@
-"""Networks: RSA, the Reference UNet, the BootPIG pipelines, and the loaders of the models around them."""
+"""The networks: RSA, the Reference UNet and the BootPIG pipelines, and loaders for pretrained models."""

@@ -1,4 +1,4 @@
-"""Where and how precisely a model runs."""
+"""Converts config values to torch devices and dtypes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def torch_device(field: str, name: str) -> torch.device:
     The index of a GPU is in the result: torch's current GPU is another one in each thread.
 
     Raises:
-        ModelError: this machine has no such device.
+        ModelError: this machine has no such device; `field` is the config field for the message.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,5 +25,5 @@ def torch_device(field: str, name: str) -> torch.device:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`float32`, `float16` or `bfloat16` as torch's own."""
+    """The torch dtype for `float32`, `float16` or `bfloat16`."""
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]

@@ -1,4 +1,4 @@
-"""Memory of the process: settings, what to do when it has run out."""
+"""Memory of the process: allocator settings, detecting out of memory, freeing memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Let glibc reuse large freed blocks in place of returning them to the kernel after each operation.
+    """Make glibc reuse large freed blocks instead of returning them to the kernel after each operation.
 
-    Every activation of a CPU training step is a large block, and getting it anew costs its page faults: about 5 % of a
-    step of the toy BootPIG. A process keeps its peak memory until it ends.
+    Every activation of a CPU training step is a large block, and allocating it again costs page faults: about 5 % of a
+    step of the toy BootPIG. In return, the process keeps its peak memory until it ends.
 
     Returns:
-        Whether the C library took the setting; False where it is not glibc.
+        Whether the C library accepted the setting; False if it is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -30,12 +30,12 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host or a device had too little memory. Torch need not be imported."""
+    """Whether an error means that the host or a device is out of memory. Does not import torch."""
     return isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more, on the host and on the GPU."""
+    """Free unreferenced memory on the host and on the GPU."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

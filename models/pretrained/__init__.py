@@ -1,1 +1,1 @@
-"""Outside models: where they are found, and how they are loaded."""
+"""Finding, downloading and loading pretrained models."""

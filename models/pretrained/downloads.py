@@ -1,4 +1,4 @@
-"""Download checkpoint files by URL: once, into this user's cache, checked against their sha256."""
+"""Downloads checkpoint files by URL to a per-user cache and verifies their sha256."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _CHUNK = 2**20
 
 
 def look_up(field: str, url: str, sha256: str | None) -> Path:
-    """The path in the cache of the file at `url`. Nothing is downloaded, but the server is asked whether it has it.
+    """The cache path for the file at `url`. Downloads nothing, but asks the server whether the file exists.
 
     Raises:
-        ModelError: no sha256, credentials in the URL, or the server has no such file.
+        ModelError: the sha256 is missing, the URL contains credentials, or the server does not have the file.
     """
     shown = _shown(url)
     if sha256 is None:
-        raise ModelError(f"{field}: {shown!r} is a URL; give its sha256 too ({field}_sha256)")
+        raise ModelError(f"{field}: {shown!r} is a URL; also give the file's sha256 ({field}_sha256)")
     if "@" in urlsplit(url).netloc:
-        raise ModelError(f"{field}: {shown!r} holds a password; download it by hand and give the path")
+        raise ModelError(f"{field}: {shown!r} contains credentials; download the file by hand and give its path")
     path = _cache() / f"{sha256}{PurePosixPath(urlsplit(url).path).suffix}"
     if path.exists():
         return path
@@ -47,13 +47,13 @@ def look_up(field: str, url: str, sha256: str | None) -> Path:
 
 
 def fetch(source: ModelSource, told: Callable[[str], None] = lambda line: None) -> Path:
-    """The file of `source` on this machine; if several processes need it, one of them downloads it.
+    """The local file of `source`, downloaded if needed. If several processes need it, only one downloads it.
 
     Args:
-        told: called with one line before a download begins.
+        told: called with a one-line message before a download starts.
 
     Raises:
-        ModelError: it cannot be downloaded, or its sha256 differs.
+        ModelError: the file cannot be downloaded, or its sha256 does not match.
     """
     path = Path(source.path)
     if source.sha256 is None:
@@ -83,11 +83,11 @@ def _locked(field: str, path: Path) -> Iterator[None]:
         lock.release()
 
 
-_BY_HAND = "go online, or download it by hand and give the path"
+_BY_HAND = "check the connection, or download it by hand and give the path"
 
 
 def _download(source: ModelSource, sha256: str, path: Path) -> None:
-    """Into a temporary file, renamed to `path` when it is complete and its sha256 is right."""
+    """Download to a temporary file, and rename it to `path` once it is complete and its sha256 matches."""
     shown = _shown(source.source)
     digest = hashlib.sha256()
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
@@ -98,7 +98,7 @@ def _download(source: ModelSource, sha256: str, path: Path) -> None:
                 digest.update(chunk)
                 file.write(chunk)
             if 0 <= file.tell() < expected:
-                raise ConnectionError(f"it ended after {file.tell()} of {expected} bytes")
+                raise ConnectionError(f"the download ended after {file.tell()} of {expected} bytes")
         if digest.hexdigest() != sha256:
             raise ModelError(
                 f"{source.field}: {shown!r} has sha256 {digest.hexdigest()}, not {sha256}; "
@@ -118,7 +118,7 @@ def _cache() -> Path:
 
 
 def _shown(url: str) -> str:
-    """The URL without its parts that may be secret: user, password, query."""
+    """The URL without parts that may be secret: user, password, query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -1,4 +1,4 @@
-"""The two judges of the DreamBooth protocol: CLIP for pictures and captions, DINO for pictures."""
+"""Embedding models for the DreamBooth protocol: CLIP for pictures and captions, DINO for pictures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _T = TypeVar("_T")
 
 
 class ClipEmbedder:
-    """Pictures and captions in CLIP's common space."""
+    """Embeds pictures and captions in CLIP's joint space."""
 
     def __init__(self, source: str, revision: str | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
-        """Load `source`, a folder or a hub id of a `CLIPModel` with its processor, in float32.
+        """Load `source`, a folder or hub id with a `CLIPModel` and its processor, in float32.
 
         Raises:
-            ValueError: it holds another kind of model.
+            ValueError: it is another kind of model.
         """
         model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False)
         if not isinstance(model, CLIPModel):
-            raise ValueError(f"{source}: holds a {type(model).__name__}; a CLIPModel is needed")
+            raise ValueError(f"{source}: is a {type(model).__name__}, but a CLIPModel is needed")
         self.model = model.eval().requires_grad_(False).to(device)
         self.processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -44,7 +44,7 @@ class ClipEmbedder:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Embeddings:
-        """N captions → N×d float32, not normalised. A caption longer than the model reads is cut at its end."""
+        """N captions → N×d float32, not normalised. Captions that are too long for the model are truncated."""
         length = self.model.config.text_config.max_position_embeddings
         rows = []
         for batch in _batches(texts, self.batch_size):
@@ -57,18 +57,18 @@ class ClipEmbedder:
 
 
 class DinoEmbedder:
-    """Pictures by the class token of a self-supervised ViT (DINO ViT-S/16 in the paper; DINOv2 loads as well)."""
+    """Embeds pictures by the class token of a self-supervised ViT (DINO ViT-S/16 in the paper; DINOv2 works too)."""
 
     def __init__(self, source: str, revision: str | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
-        """Load `source`, a folder or a hub id of a `ViTModel` or `Dinov2Model` with its processor, in float32.
+        """Load `source`, a folder or hub id with a `ViTModel` or `Dinov2Model` and its processor, in float32.
 
         Raises:
-            ValueError: its output has no class token in front (a CLIP, a convolutional network).
+            ValueError: the model has no class token (a CLIP, a convolutional network).
         """
         model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False)
         self.model = model.eval().requires_grad_(False).to(device)
         if not hasattr(getattr(self.model, "embeddings", None), "cls_token"):
-            raise ValueError(f"{source}: holds a {type(self.model).__name__}; a ViT with a class token is needed")
+            raise ValueError(f"{source}: is a {type(self.model).__name__}, but a ViT with a class token is needed")
         self.processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         self.batch_size = batch_size
 

@@ -1,4 +1,4 @@
-"""Which commit a hub id stands for: read from the hub's cache on this machine, else asked of the hub."""
+"""Resolves a hub id and revision to a commit, from the hub's local cache or else by asking the hub."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from bootpig.models.pretrained.source import KINDS, ModelError, first_line
 
 HUB_SECONDS = 10.0
-"""How long one request to the hub may take."""
+"""Timeout of a request to the hub."""
 
 
 def hub_commit(field: str, repo: str, revision: str, entry: str | None) -> str:
-    """The commit, 40 hex digits, of a hub id: from the hub's cache if that has the model, else from the hub.
+    """The commit (40 hex digits) of a hub id: from the local hub cache if it has the model, else from the hub.
 
     Args:
         field: the config field that names the model, for messages.
+        repo: the hub id.
         revision: a branch, tag or commit.
         entry: a file that the model must have, see `bootpig.models.pretrained.sources.resolve`.
 
@@ -35,14 +36,14 @@ def hub_commit(field: str, repo: str, revision: str, entry: str | None) -> str:
 
 
 def _cached_commit(repo: str, revision: str, entries: Iterable[str]) -> str | None:
-    """The commit under which the hub's cache has one of the files `entries`, or None."""
+    """The commit for which the hub's cache has one of the files `entries`, or None."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     for entry in entries:
         try:
             found = try_to_load_from_cache(repo, entry, revision=revision)
-        except HFValidationError:  # not an id: the hub's own refusal says why
+        except HFValidationError:  # not a valid id: the hub's error will say why
             return None
         if isinstance(found, str):
             return Path(found).parent.name
@@ -51,7 +52,7 @@ def _cached_commit(repo: str, revision: str, entries: Iterable[str]) -> str | No
 
 @cache
 def _ask_hub(endpoint: str, repo: str, revision: str, entry: str | None) -> str:
-    """The hub's answer, kept: a process sees one commit of a branch for its whole life. Errors are not kept."""
+    """Ask the hub. Cached, so that a process always uses the same commit of a branch. Errors are not cached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -64,7 +65,7 @@ def _ask_hub(endpoint: str, repo: str, revision: str, entry: str | None) -> str:
     api = HfApi(endpoint=endpoint)
     try:
         info = api.model_info(repo, revision=revision, timeout=HUB_SECONDS)
-        if info.gated:  # everyone may look at it, but not download it
+        if info.gated:  # its page is public, but not its files
             api.auth_check(repo)
     except GatedRepoError as error:
         raise ModelError(
@@ -88,11 +89,11 @@ def _ask_hub(endpoint: str, repo: str, revision: str, entry: str | None) -> str:
         raise ModelError(f"the hub answered {status} for {repo!r}; {fix}") from error
     except Exception as error:
         raise ModelError(
-            f"{repo!r} is no local folder, and the hub cannot be asked ({first_line(error)}); "
-            "give an existing folder, a mirror (HF_ENDPOINT), or go online"
+            f"{repo!r} is not a local folder, and the hub cannot be reached ({first_line(error)}); "
+            "give an existing folder, set HF_ENDPOINT to a mirror, or check the connection"
         ) from error
     if info.sha is None:
-        raise ModelError(f"the hub names no commit for {repo!r} at {revision!r}; give a commit as revision")
+        raise ModelError(f"the hub returned no commit for {repo!r} at {revision!r}; give a commit as revision")
     if entry is not None and entry not in {file.rfilename for file in info.siblings or ()}:
         raise ModelError(f"{repo!r} has no {entry} at {revision!r}; name a repository of {KINDS[entry]}")
     return info.sha

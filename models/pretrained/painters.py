@@ -1,4 +1,4 @@
-"""Outside diffusion pipelines: text-to-image, and the parts that turn pictures and captions into tensors."""
+"""Loads pretrained diffusers pipelines: text-to-image, refiners, and encoders of pictures and captions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ENCODERS = ("vae", "text_encoder", "tokenizer")
 def load_text_to_image(
     source: ModelSource, *, device: torch.device, dtype: torch.dtype, scheduler: str | None = None
 ) -> DiffusionPipeline:
-    """Any diffusers text-to-image pipeline, in safetensors, on `device`.
+    """Load any diffusers text-to-image pipeline from safetensors to `device`.
 
     Args:
-        scheduler: a diffusers scheduler class to sample with in place of the folder's; keeps the folder's settings.
+        scheduler: name of a diffusers scheduler class to use instead of the model's own, with the same settings.
 
     Raises:
-        ModelError: the files are incomplete or damaged, or `scheduler` does not exist or fit.
+        ModelError: the files are incomplete or damaged, or the scheduler does not exist or is not compatible.
     """
     pipeline = _load(source, dtype)
     if scheduler is not None:
@@ -37,10 +37,10 @@ def load_text_to_image(
 
 
 def set_scheduler(pipeline: Any, source: ModelSource, name: str) -> None:
-    """Let a pipeline sample with a diffusers scheduler class, by the settings of its own one.
+    """Replace a pipeline's scheduler by another diffusers class with the same settings.
 
     Raises:
-        ModelError: there is no such class, or it does not fit.
+        ModelError: there is no such class, or it is not compatible.
     """
     scheduler_class = getattr(diffusers, name, None)
     if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
@@ -55,32 +55,32 @@ def set_scheduler(pipeline: Any, source: ModelSource, name: str) -> None:
 def load_refiner(
     source: ModelSource, base: DiffusionPipeline, *, device: torch.device, dtype: torch.dtype
 ) -> DiffusionPipeline:
-    """An SDXL image-to-image pipeline that goes on from the latents at which `base` stops.
+    """Load an SDXL image-to-image pipeline that continues from intermediate latents of `base`.
 
     Raises:
-        ModelError: the files are incomplete or damaged, `base` cannot stop midway, or the refiner cannot begin there.
+        ModelError: the files are incomplete or damaged, `base` cannot stop midway, or the refiner cannot start midway.
     """
     field = source.field.replace("refiner", "model")
     if "denoising_end" not in inspect.signature(type(base).__call__).parameters:
-        raise ModelError(f"{field}: a {type(base).__name__} cannot stop midway for a refiner; give SDXL, or no refiner")
+        raise ModelError(f"{field}: a {type(base).__name__} cannot stop midway for a refiner; use SDXL or no refiner")
     pipeline = _load(source, dtype)
     if "denoising_start" not in inspect.signature(type(pipeline).__call__).parameters:
         raise ModelError(
-            f"{source.field}: {source.source!r} is a {type(pipeline).__name__}, which cannot begin midway; "
-            "give an SDXL image-to-image pipeline"
+            f"{source.field}: {source.source!r} is a {type(pipeline).__name__}, which cannot start midway; "
+            "use an SDXL image-to-image pipeline"
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
 class LatentEncoder:
-    """A pipeline's VAE and text encoders, without its denoiser."""
+    """The VAE and text encoders of a pipeline, loaded without its denoiser."""
 
     def __init__(self, source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load the parts.
+        """Load VAE and text encoders.
 
         Raises:
-            ModelError: the files are incomplete or damaged, or the model has no VAE with a Gaussian posterior.
+            ModelError: the files are incomplete or damaged, or the model has no VAE or no text encoder.
         """
         self._pipeline = _load(source, dtype, only=_ENCODERS).to(device)
         self._device = device
@@ -88,19 +88,19 @@ class LatentEncoder:
         if vae is None or not hasattr(self._pipeline, "encode_prompt"):
             raise ModelError(
                 f"{source.field}: {source.source!r} is a {type(self._pipeline).__name__}, which has no VAE or no text "
-                "encoder; give a latent text-to-image model"
+                "encoder; use a latent text-to-image model"
             )
         if dtype == torch.float16 and vae.config.force_upcast:
-            vae.to(torch.float32)  # its activations leave float16's range
+            vae.to(torch.float32)  # its activations exceed float16's range
         self.factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
-        """Pixels of a picture's side to one of its latents'."""
+        """Downscaling factor: picture pixels per latent pixel along a side."""
 
     @torch.inference_mode()
     def latents(self, pictures: np.ndarray) -> torch.Tensor:
-        """The posterior's mode, as the denoiser sees it: (mode - shift_factor) × scaling_factor.
+        """The mode of the posterior, scaled for the denoiser: (mode - shift_factor) × scaling_factor.
 
         Args:
-            pictures: NHWC uint8 RGB, sides multiples of `factor`.
+            pictures: NHWC uint8 RGB; sides must be multiples of `factor`.
 
         Returns:
             N×C×H/factor×W/factor float32 on the CPU.
@@ -112,15 +112,15 @@ class LatentEncoder:
 
     @torch.inference_mode()
     def prompt_embeds(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What the pipeline conditions on.
+        """The embeddings that the pipeline conditions on.
 
         Returns:
-            `prompt_embeds` N×S×D, and `pooled_prompt_embeds` N×P where the pipeline has them (SDXL); float32, CPU.
+            `prompt_embeds` N×S×D and, if the pipeline has them (SDXL), `pooled_prompt_embeds` N×P; float32 on the CPU.
         """
         embeds = self._pipeline.encode_prompt(
             prompt=list(prompts), device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        names = ("prompt_embeds", None, "pooled_prompt_embeds", None)  # the others are the negative prompt's
+        names = ("prompt_embeds", None, "pooled_prompt_embeds", None)  # the others belong to the negative prompt
         return {
             name: tensor.float().cpu()
             for name, tensor in zip(names, embeds, strict=False)
@@ -129,7 +129,7 @@ class LatentEncoder:
 
 
 def _load(source: ModelSource, dtype: torch.dtype, only: tuple[str, ...] | None = None) -> DiffusionPipeline:
-    """The pipeline that the folder's model_index.json names; `only` components whose names begin so, else all."""
+    """Load the pipeline class named in model_index.json, with all components or those whose names start with `only`."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"revision": source.revision} if source.revision else {}

@@ -1,4 +1,4 @@
-"""Outside models that find a subject: a zero-shot detector by phrase, then segment-anything by box."""
+"""Loads and runs models that locate a subject: a zero-shot detector for a phrase, and segment-anything for a box."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ SAM_TYPES = tuple(_BUILDERS)
 
 @dataclass(frozen=True)
 class Detection:
-    """One box a detector found."""
+    """A box found by a detector."""
 
     box: Box
-    """Within the picture."""
+    """Clipped to the picture."""
     score: float
     """In [0, 1]."""
 
 
 class ZeroShotDetector:
-    """Finds what a phrase names: OWL-ViT, OWLv2, Grounding DINO, by transformers."""
+    """Finds the object named by a phrase with OWL-ViT, OWLv2 or Grounding DINO from transformers."""
 
     def __init__(self, source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load model and processor; weights stay float32, `dtype` is what it computes in.
+        """Load model and processor. Weights stay float32; `dtype` is used for computation (autocast).
 
         Raises:
-            ModelError: the files are incomplete or damaged, or it is no zero-shot detector.
+            ModelError: the files are incomplete or damaged, or the model is not a zero-shot detector.
         """
         transformers_logging.disable_progress_bar()
         with loading(source.field, source.source):
@@ -67,7 +67,7 @@ class ZeroShotDetector:
         if report["missing_keys"]:
             raise ModelError(
                 f"{source.field}: {source.source!r} lacks {len(report['missing_keys'])} weights, such as "
-                f"{min(report['missing_keys'])!r}; give a model trained to detect"
+                f"{min(report['missing_keys'])!r}; give a model trained for detection"
             )
         if not hasattr(self._processor, "post_process_grounded_object_detection"):
             raise ModelError(
@@ -77,16 +77,16 @@ class ZeroShotDetector:
         self._model = model.to(device).eval()
         self._device = device
         self._dtype = dtype
-        # OWL's processor pads each phrase by itself, so only to a common maximum can they be stacked
+        # OWL's processor pads each phrase separately, so they can only be stacked if padded to the maximum length
         self._padding: str | bool = "max_length" if model.config.model_type.startswith("owl") else True
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float) -> list[Detection | None]:
-        """The best box of each picture for its phrase, or None where no box scores above `threshold`.
+        """The best box in each picture for its phrase, or None if no box scores above `threshold`.
 
         Args:
             images: N RGB pictures.
-            phrases: N phrases, one a picture.
+            phrases: N phrases, one per picture.
             threshold: in [0, 1).
         """
         inputs = self._processor(
@@ -105,17 +105,17 @@ class ZeroShotDetector:
 
 
 class BoxSegmenter:
-    """segment-anything's `Sam`, prompted with one box a picture."""
+    """segment-anything's `Sam`, prompted with one box per picture."""
 
     def __init__(self, source: ModelSource, sam_type: str, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load a checkpoint, safetensors or segment-anything's own .pth (read as weights only).
+        """Load a checkpoint: safetensors, or segment-anything's own .pth (loaded as weights only).
 
         Args:
-            source: a local file, or one to be downloaded.
+            source: a local file, or a file to download.
             sam_type: one of `SAM_TYPES`.
 
         Raises:
-            ModelError: the file cannot be had, is damaged or holds another type's weights.
+            ModelError: the file cannot be downloaded, is damaged, or has the weights of another type.
         """
         module, builder = _BUILDERS[sam_type]
         build: Callable[[], Sam] = getattr(importlib.import_module(module), builder)
@@ -130,8 +130,8 @@ class BoxSegmenter:
             self._sam.load_state_dict(weights)
         except (RuntimeError, AttributeError, TypeError) as error:
             raise ModelError(
-                f"{source.field}: {source.source!r} does not hold the weights of a {sam_type}; "
-                f"give its own checkpoint or the sam_type that fits ({', '.join(SAM_TYPES)})"
+                f"{source.field}: {source.source!r} does not contain the weights of a {sam_type}; "
+                f"give another checkpoint or the sam_type that matches it ({', '.join(SAM_TYPES)})"
             ) from error
         self._sam.to(device).eval()
         self._device = device
@@ -140,14 +140,14 @@ class BoxSegmenter:
 
     @torch.inference_mode()
     def segment(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> list[tuple[np.ndarray, float]]:
-        """The mask in each picture's box, and the quality (IoU) that SAM predicts for it.
+        """The mask for each picture's box, with its quality (IoU) as predicted by SAM.
 
         Args:
             images: N RGB pictures.
-            boxes: N boxes, xyxy pixels of their pictures.
+            boxes: N boxes, xyxy in pixels.
 
         Returns:
-            N pairs of HW bool and a float, near [0, 1].
+            N pairs of an HW bool mask and a float, roughly in [0, 1].
         """
         if not images:  # SAM fails on an empty batch
             return []

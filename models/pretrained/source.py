@@ -1,4 +1,4 @@
-"""An outside model: what it is, what identifies it in a fingerprint, and which of its files are damaged."""
+"""Describes a model that was found: its location, its identity in fingerprints, and checks for damaged files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pathlib import Path
 from bootpig.models.memory import is_out_of_memory
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""Relative paths are also looked up here, so that the committed toy checkpoints are found from any folder."""
+"""Relative paths are also looked up in this folder, so that the toy checkpoints are found from anywhere."""
 
 PIPELINE = "model_index.json"
-"""The file that every diffusers pipeline has."""
+"""A file in every diffusers pipeline."""
 TRANSFORMER = "config.json"
-"""The file that every transformers model has."""
+"""A file in every transformers model."""
 
 KINDS = {PIPELINE: "a diffusers pipeline", TRANSFORMER: "a transformers model"}
-"""Entry file → the kind of model that has it, for messages."""
+"""Entry file → kind of model, for messages."""
 
 _UNHASHED_SUFFIXES = (".md", ".lock", ".tmp")
 
 
 class ModelError(ValueError):
-    """A model is missing, broken, or not what its field needs. One line: the field, the value, what to do."""
+    """A model is missing, damaged, or of the wrong kind. The message is one line: field, value, what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,25 @@ class ModelSource:
     """A model that was found."""
 
     field: str
-    """The config field that names it, for messages: `segment.detector`."""
+    """The config field that names it, such as `segment.detector`; for messages."""
     source: str
-    """As the config has it."""
+    """The value in the config."""
     path: str
-    """What `from_pretrained` takes: an absolute path, or a hub id."""
+    """The argument for `from_pretrained`: an absolute path or a hub id."""
     revision: str | None = None
-    """The hub commit, 40 hex digits; None for a file or folder."""
+    """The hub commit, 40 hex digits; None for a local file or folder."""
     sha256: str | None = None
-    """Of a file that is downloaded from `source`, a URL, to `path`; see `bootpig.models.pretrained.downloads`."""
+    """Set if `source` is a URL that is downloaded to `path`; see `bootpig.models.pretrained.downloads`."""
 
     @property
     def is_local(self) -> bool:
         return self.revision is None and self.sha256 is None
 
     def as_json(self) -> dict[str, str]:
-        """The identity: `{"digest"}` of a file or folder wherever it is, or `{"id", "commit"}`.
+        """The identity for fingerprints: `{"digest"}` of a file or folder, whatever its path, or `{"id", "commit"}`.
 
         Raises:
-            ModelError: a file of it cannot be read.
+            ModelError: one of its files cannot be read.
         """
         if self.revision is not None:
             return {"id": self.path, "commit": self.revision}
@@ -70,7 +70,7 @@ class ModelSource:
 
 
 def local_path(source: str) -> Path | None:
-    """The absolute path of `source` below the working folder or the project, or None if neither has it."""
+    """The absolute path of `source`, relative to the working folder or the project, or None if it does not exist."""
     given = os.path.expanduser(source)
     for path in (given, os.path.join(PROJECT, given)):
         if os.path.exists(path):
@@ -79,9 +79,9 @@ def local_path(source: str) -> Path | None:
 
 
 def content_digest(path: Path) -> str:
-    """sha256, in hex, of a file, or of a folder's sorted (relative path, file digest) pairs.
+    """sha256 hex of a file, or of the sorted (relative path, file digest) pairs of a folder.
 
-    Hidden files, Markdown and leftovers of downloads are left out: they change no output.
+    Hidden files, Markdown and leftovers of downloads are ignored, because they do not affect results.
     """
     if path.is_file():
         return _file_digest(path)
@@ -95,9 +95,9 @@ def content_digest(path: Path) -> str:
 
 @contextmanager
 def loading(field: str, source: str) -> Iterator[None]:
-    """Turn any error that a library raises about broken model files into one `ModelError` that names field and file.
+    """Turn any error of a library about broken model files into a `ModelError` that names field and file.
 
-    Out of memory passes through: the files are not the cause.
+    Out-of-memory errors pass through unchanged.
     """
     try:
         yield
@@ -117,7 +117,7 @@ def loading(field: str, source: str) -> Iterator[None]:
 
 
 def broken_file(path: Path) -> Path | None:
-    """The first safetensors or JSON file at or below `path` that is cut short or unreadable, or None."""
+    """The first truncated or unreadable safetensors or JSON file at or below `path`, or None."""
     for file in [path] if path.is_file() else sorted(model_files(path)):
         try:
             if file.suffix == ".safetensors":
@@ -133,7 +133,7 @@ def broken_file(path: Path) -> Path | None:
 
 
 def model_files(folder: Path) -> Iterator[Path]:
-    """The files below `folder` that are part of a model, in no order: not hidden, no Markdown, no leftovers."""
+    """The model files in `folder`, unordered, without hidden files, Markdown and leftovers of downloads."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
@@ -148,13 +148,13 @@ def _file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _digest_of(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    """Size, time and inode are the cache's key: a changed file is read again."""
+    """Hash a file. Size, time and inode are part of the cache key, so that a changed file is hashed again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(error: BaseException) -> str:
-    """The type and the first line of the message of an error, at most 200 characters."""
+    """An error's type and the first line of its message, up to 200 characters."""
     lines = str(error).strip().splitlines()
     text = lines[0].strip().rstrip(".:") if lines else ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Find the model that a config field names, without loading it: a local file or folder, a hub id, or a URL."""
+"""Finds the model named by a config field without loading it: a local file or folder, a hub id, or a URL."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bootpig.models.pretrained.source import (
 )
 
 LOOKUP_SECONDS = 20.0
-"""How long it may take to find all models of a stage."""
+"""Time limit for finding all models of a stage."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve(field: str, source: str, revision: str | None = None, entry: str | None = None) -> ModelSource:
-    """Find a model without loading it: a local file or folder first, then the hub's cache, then the hub.
+    """Find a model without loading it. Looks for a local file or folder, then in the hub's cache, then on the hub.
 
     Args:
         field: the config field that names the model.
@@ -34,12 +34,14 @@ def resolve(field: str, source: str, revision: str | None = None, entry: str | N
         entry: a file that the model must have, `PIPELINE` or `TRANSFORMER`.
 
     Raises:
-        ModelError: nothing is there, or no `entry`, or a revision is given for a local path.
+        ModelError: the model or its `entry` does not exist, or a revision is given for a local path.
     """
     path = local_path(source)
     if path is not None:
         if revision is not None:
-            raise ModelError(f"{field}: {source!r} is a local path, which has no revision {revision!r}; remove it")
+            raise ModelError(
+                f"{field}: {source!r} is a local path and cannot have revision {revision!r}; remove the revision"
+            )
         if path.is_dir() and not any(model_files(path)):
             raise ModelError(f"{field}: the folder {source!r} is empty; put the model's files into it")
         if entry is not None and not (path / entry).is_file():
@@ -51,14 +53,15 @@ def resolve(field: str, source: str, revision: str | None = None, entry: str | N
 
 
 def resolve_file(field: str, source: str, sha256: str | None = None) -> ModelSource:
-    """Find a checkpoint that is one file: a local one, or one that `downloads.fetch` will download.
+    """Find a checkpoint that is a single file: a local one, or one that `downloads.fetch` will download.
 
     Args:
-        source: a path, or an http(s) URL.
-        sha256: 64 hex digits that the file must have; required for a URL.
+        field: the config field that names the checkpoint.
+        source: a path or an http(s) URL.
+        sha256: expected hash, 64 hex digits; required for a URL.
 
     Raises:
-        ModelError: there is no such file, or its sha256 differs.
+        ModelError: there is no such file, or its sha256 does not match.
     """
     if re.match(r"https?://", source):
         return ModelSource(field, source, str(look_up(field, source, sha256)), sha256=sha256)
@@ -73,10 +76,10 @@ def resolve_file(field: str, source: str, sha256: str | None = None) -> ModelSou
 
 
 def resolve_all(stage: str, lookups: Mapping[str, Callable[[], ModelSource]]) -> dict[str, ModelSource]:
-    """Find all models of a stage at the same time, by the names of their fields.
+    """Find all models of a stage concurrently. `lookups` and the result are keyed by field name.
 
     Raises:
-        ModelError: one line for each model that is not found.
+        ModelError: one line for each model that was not found.
     """
     found: dict[str, ModelSource] = {}
     failed: dict[str, BaseException] = {}
@@ -87,7 +90,7 @@ def resolve_all(stage: str, lookups: Mapping[str, Callable[[], ModelSource]]) ->
         except BaseException as error:
             failed[name] = error
 
-    # daemons: a server that does not answer must not keep the process alive
+    # daemon threads: a server that does not answer must not keep the process alive
     threads = [threading.Thread(target=look_up, args=(name,), daemon=True) for name in lookups]
     for thread in threads:
         thread.start()

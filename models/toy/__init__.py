@@ -1,1 +1,1 @@
-"""The toy world: a seeded renderer and the five checkpoints trained on it."""
+"""The toy world: a seeded renderer of small pictures, and the programs that train the toy checkpoints."""

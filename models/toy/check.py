@@ -1,6 +1,6 @@
-"""Measure the toy checkpoints on held-out renders: `python -m bootpig.models.toy.check [--json] [--only vae …]`.
+"""Measures the toy checkpoints on held-out renders: `python -m bootpig.models.toy.check [--json] [--only vae …]`.
 
-Every checkpoint is loaded as a user would load it, through the real classes. Exit status 1 when a bar is missed.
+Checkpoints are loaded with the real classes, as a user would load them. Exits with 1 if a requirement is not met.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE, with_articl
 
 DETECTION_THRESHOLD = 0.1
 POSITION_BOUNDS = (0.42, 0.58)
-"""Of the width: where a box's centre turns from left to centre to right. The renders' own boxes judge 100 % right."""
+"""Box centres, as fractions of the width, that separate left, centre and right. For the true boxes, 100 % correct."""
 GENERATED = 192
 GUIDANCE = 4.0
 STEPS = 25
@@ -71,18 +71,18 @@ BARS = {
 
 
 class Check:
-    """The measurements. `checkpoints` is what is measured, `work` keeps the held-out renders for the next time."""
+    """The measurements. `checkpoints` is the folder to measure; held-out renders are cached in `work`."""
 
     def __init__(self, checkpoints: Path, work: Path) -> None:
         self.checkpoints = checkpoints
         self.work = work
 
     def held_out(self) -> Renders:
-        """The 512 scenes of identities that no training saw."""
+        """512 scenes of identities that were not used in training."""
         return scenes("check", 512, "held_out", self.work)
 
     def measure(self, group: str) -> dict[str, float]:
-        """The figures of one group, by their key in `BARS`."""
+        """The results of one group, by their key in `BARS`."""
         groups: dict[str, Callable[[], dict[str, float]]] = {
             "vae": self.vae,
             "t2i": self.t2i,
@@ -100,7 +100,7 @@ class Check:
         return {"vae_psnr_db": psnr(vae.eval(), self.held_out().images, torch.device("cpu"))}
 
     def t2i(self) -> dict[str, float]:
-        """Pictures of as many captions of each kind, each seeded by its place in the grammar."""
+        """Accuracy of generated pictures, with equally many captions of each kind, seeded by caption index."""
         pipeline = StableDiffusionPipeline.from_pretrained(self.checkpoints / "stable-diffusion", dtype=torch.float32)
         pipeline.set_progress_bar_config(disable=True)
         captions, rng = all_captions(), random.Random("check/t2i")
@@ -130,7 +130,7 @@ class Check:
         }
 
     def judged(self, pictures: list[Image.Image]) -> dict[str, np.ndarray]:
-        """What the toy CLIP takes for the kind and the scene of each picture."""
+        """The kind and scene of each picture according to the toy CLIP."""
         model = CLIPModel.from_pretrained(self.checkpoints / "clip", dtype=torch.float32)
         processor = CLIPProcessor.from_pretrained(self.checkpoints / "clip")
         inputs = processor(text=all_captions(), images=pictures, padding=True, return_tensors="pt")
@@ -138,7 +138,7 @@ class Check:
         return {axis: judge(output.image_embeds, output.text_embeds, axis).numpy() for axis in ("kind", "scene")}
 
     def detections(self, pictures: list[Image.Image], kinds: np.ndarray) -> list[np.ndarray | None]:
-        """The best box (xyxy, pixels) for each picture's own kind, asked for as `a mug`; None without any."""
+        """The best box (xyxy, pixels) in each picture for its kind, with a phrase such as `a mug`; None if none."""
         folder = self.checkpoints / "owlvit"
         model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(folder)
@@ -161,7 +161,7 @@ class Check:
         return {"detector_recall_50": float(np.mean(hits))}
 
     def sam(self) -> dict[str, float]:
-        """Over the detector's boxes; a picture without one counts as 0."""
+        """Mean IoU for the detector's boxes. A picture without a box counts as 0."""
         data = self.held_out()
         predictor = SamPredictor(build_sam_vit_toy(self.checkpoints / "sam" / "sam_vit_toy.safetensors"))
         overlaps = []
@@ -181,7 +181,7 @@ class Check:
         return {"clip_kind_accuracy": float((judged["kind"] == data.kinds).mean())}
 
     def dino(self) -> dict[str, float]:
-        """Over 384 held-out identities, each in two scenes and once on white."""
+        """AUC over 384 held-out identities, each in two scenes and once on white."""
         data = scenes("check-pairs", 768, "held_out", self.work, paired=True)
         pairs = views(data, self.work, "check-pairs")
         folder = self.checkpoints / "dino"
@@ -210,10 +210,10 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 def main() -> int:
     groups = list(dict.fromkeys(bar.group for bar in BARS.values()))
     parser = argparse.ArgumentParser(description="Measure the toy checkpoints on held-out renders.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object of all figures")
-    parser.add_argument("--only", nargs="+", choices=groups, default=groups, help="which measurements")
-    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="the folder that pretrain wrote")
-    parser.add_argument("--work", type=Path, default=Path("data/pretrain"), help="where the held-out renders are kept")
+    parser.add_argument("--json", action="store_true", help="print the results as a JSON object")
+    parser.add_argument("--only", nargs="+", choices=groups, default=groups, help="measurements to make")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="folder written by pretrain")
+    parser.add_argument("--work", type=Path, default=Path("data/pretrain"), help="cache folder for held-out renders")
     arguments = parser.parse_args()
     disable_progress_bar()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Train the toy CLIP: pictures against their captions.
+"""Trains the toy CLIP on pictures and their captions.
 
-Its picture tower begins as the finished detector's, which has the same shape and already knows the kinds; from nothing
-it would take four times the steps.
+Its vision model is initialised from the trained toy detector, which has the same architecture and already knows the
+kinds. From random weights, training would take four times as many steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def build_processor() -> CLIPProcessor:
 
 
 def build(tokens: int) -> CLIPModel:
-    """An untrained CLIP whose vocabulary has `tokens` entries, the end token last."""
+    """An untrained CLIP with a vocabulary of `tokens` entries, of which the last is the end token."""
     text = {
         "vocab_size": tokens,
         "hidden_size": 96,
@@ -58,22 +58,22 @@ def build(tokens: int) -> CLIPModel:
 
 
 def take_pictures_from(detector: OwlViTForObjectDetection, model: CLIPModel) -> None:
-    """Copy the detector's picture tower into `model`; transformers spells one of its layers differently in CLIP."""
+    """Copy the detector's vision model into `model`. In CLIP, transformers spells one layer's name differently."""
     tower = detector.owlvit.vision_model.state_dict()
     model.vision_model.load_state_dict({key.replace("pre_layernorm", "pre_layrnorm"): w for key, w in tower.items()})
 
 
 def caption_indices(data: Renders) -> np.ndarray:
-    """N int64: where each picture's caption stands in `all_captions`."""
+    """N int64: the index of each picture's caption in `all_captions`."""
     return (data.kinds * len(POSITIONS) + data.positions) * len(SCENES) + data.scenes
 
 
 def judge(image_embeds: torch.Tensor, text_embeds: torch.Tensor, axis: str) -> torch.Tensor:
-    """The kind, position or scene of each picture: zero-shot, a class being the mean over its captions.
+    """Classify the kind, position or scene of each picture zero-shot, with the mean of a class's captions as its text.
 
     Args:
-        image_embeds: N×D, of length 1.
-        text_embeds: 288×D, of length 1, of `all_captions`.
+        image_embeds: N×D, normalised.
+        text_embeds: 288×D, normalised, for `all_captions`.
         axis: `kind`, `position` or `scene`.
 
     Returns:
@@ -102,7 +102,7 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
     def loss(rng: np.random.Generator) -> torch.Tensor:
         index = rng.integers(len(data), size=BATCH)
         x = soften(pictures(data.images[index], device), rng)
-        # a caption that several pictures share stands once, and each of them answers to it
+        # a caption shared by several pictures is used once, as a positive for each of them
         chosen, shared = (
             torch.from_numpy(column).to(device) for column in np.unique(captions[index], return_inverse=True)
         )

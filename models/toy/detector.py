@@ -1,7 +1,7 @@
-"""Train the toy OWL-ViT: a box for the phrase that names the subject, none for any other phrase.
+"""Trains the toy OWL-ViT to find a box for a phrase that names the subject, and none for other phrases.
 
-First pictures and simple phrases together; then the text tower alone, which learns to read past adjectives and unknown
-words, so that `a faded zigzag mug` asks for what `a mug` asks for.
+First the whole model is trained on pictures and simple phrases. Then the text model alone learns to ignore adjectives
+and unknown words, so that `a faded zigzag mug` gives the same query as `a mug`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH = 32
 READING = Recipe(steps=1500, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 PHRASES = 64
 EMPTY = 2
-"""Pictures of a batch that show a scene without a subject."""
+"""Pictures per batch that show a scene without a subject."""
 PATCH = 8
 MAX_TOKENS = 32
 MEAN = STD = [0.5, 0.5, 0.5]
@@ -46,7 +46,7 @@ def build_processor() -> OwlViTProcessor:
 
 
 def build(tokens: int) -> OwlViTForObjectDetection:
-    """An untrained OWL-ViT whose vocabulary has `tokens` entries, the end token last."""
+    """An untrained OWL-ViT with a vocabulary of `tokens` entries, of which the last is the end token."""
     text = {
         "vocab_size": tokens,
         "hidden_size": 96,
@@ -68,18 +68,18 @@ def build(tokens: int) -> OwlViTForObjectDetection:
     }
     model = OwlViTForObjectDetection(OwlViTConfig(text_config=text, vision_config=vision, projection_dim=96))
     for layer in (*model.class_head.modules(), *model.box_head.modules()):
-        if isinstance(layer, torch.nn.Linear):  # transformers draws these with a spread of 1: saturated from the start
+        if isinstance(layer, torch.nn.Linear):  # transformers initialises with std 1: saturated
             layer.reset_parameters()
     torch.nn.init.constant_(model.class_head.logit_scale.bias, 8.0)
-    torch.nn.init.constant_(model.class_head.logit_shift.bias, -0.5)  # begins by finding nothing
-    # these serve only OWL-ViT's picture-against-text loss, which detection doesn't use
+    torch.nn.init.constant_(model.class_head.logit_shift.bias, -0.5)  # at first finds nothing
+    # only used by OWL-ViT's contrastive loss, not for detection
     model.owlvit.visual_projection.requires_grad_(False)
     model.owlvit.logit_scale.requires_grad_(False)
     return model
 
 
 class Reader(nn.Module):
-    """The detector's text side: a phrase's tokens → the query that patches are compared with, of length 1."""
+    """The detector's text model: tokens of a phrase → normalised query that image patches are compared with."""
 
     def __init__(self, model: OwlViTForObjectDetection) -> None:
         super().__init__()
@@ -93,9 +93,9 @@ class Reader(nn.Module):
 def find(
     model: OwlViTForObjectDetection, x: torch.Tensor, tokens: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits N×64×Q and boxes N×64×4 (cxcywh, fractions of the side), the same Q queries for every picture.
+    """Logits N×64×Q and boxes N×64×4 (cxcywh, fractions of the side), with the same Q queries for every picture.
 
-    The parts of `OwlViTForObjectDetection.forward`, which would run the text tower once per picture.
+    Made of the parts of `OwlViTForObjectDetection.forward`, which would run the text model once per picture.
 
     Args:
         x: N×3×64×64 float32 in [0, 1].
@@ -109,14 +109,14 @@ def find(
 
 
 def empty_scenes(count: int) -> np.ndarray:
-    """Backdrops without a subject: N×64×64×3 uint8."""
+    """Scenes without a subject: N×64×64×3 uint8."""
     rng = random.Random("detector/empty")
     painted = (render_backdrop(rng.choice(SCENES), rng) for _ in range(count))
     return np.stack([np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX)) for picture in painted])
 
 
 def teach_words(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, work: Path, device: torch.device) -> None:
-    """Teach the text tower in place that a phrase asks for its noun: the plain noun's query is what it must give."""
+    """Train the text model, in place, to give every phrase the query of its plain noun."""
     reader = Reader(model)
     plain = copy.deepcopy(reader).to(device).eval()
 
@@ -131,7 +131,7 @@ def teach_words(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, work:
         )
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        asked = rng.integers(2 * len(KINDS), size=PHRASES).clip(max=len(KINDS))  # about half ask for a stranger
+        asked = rng.integers(2 * len(KINDS), size=PHRASES).clip(max=len(KINDS))  # about half are strangers
         nouns = [KINDS[index] if index < len(KINDS) else strange_noun(rng) for index in asked]
         given = read([(rich_phrase if rng.random() < 0.8 else simple_phrase)(noun, rng) for noun in nouns], reader)
         index = torch.from_numpy(asked).to(device)
@@ -143,7 +143,7 @@ def teach_words(model: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, work:
 
 
 def corners(boxes: torch.Tensor) -> torch.Tensor:
-    """…×4 cxcywh → xyxy."""
+    """Convert …×4 boxes from cxcywh to xyxy."""
     return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
 
 
@@ -166,7 +166,7 @@ def train(work: Path, device: torch.device) -> tuple[OwlViTForObjectDetection, O
         logits, boxes = find(model, x, dict(tokens))
 
         true = torch.from_numpy(data.boxes[index]).to(device).float()[:, None] / SIZE  # N×1×4 xyxy
-        # the patches in the middle half of the subject answer for it
+        # the patches in the middle half of the subject are its positives
         centre, half = (true[..., :2] + true[..., 2:]) / 2, (true[..., 2:] - true[..., :2]) / 4
         answers = ((patches - centre).abs() <= half.clamp(min=0.5 * PATCH / SIZE)).all(-1)  # N×64
         wanted = torch.zeros_like(logits)

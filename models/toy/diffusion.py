@@ -1,4 +1,4 @@
-"""The toy Stable Diffusion: a UNet on 8×8×16 latents and the CLIP text model trained with it."""
+"""Trains the toy Stable Diffusion: a UNet on 8×8×16 latents, together with its CLIP text model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCHEDULER = {
 
 
 class Diffusion(nn.Module):
-    """The two networks that are trained together."""
+    """The UNet and the text model, which are trained together."""
 
     def __init__(self, vocabulary: int, end: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Diffusion(nn.Module):
 
     @torch.no_grad()
     def _begin_with_nothing(self) -> None:
-        """Zero the last layer of every residual branch, as diffusion UNets are commonly begun; diffusers does not."""
+        """Zero the last layer of every residual branch, as is common for diffusion UNets; diffusers does not do it."""
         last = [self.unet.conv_out]
         for module in self.unet.modules():
             if isinstance(module, ResnetBlock2D):
@@ -136,7 +136,7 @@ def save(work: Path, out: Path, device: torch.device) -> None:
 
 
 def _drop_paths(folder: Path) -> None:
-    """Take the local paths, which diffusers keeps in its configs, out of what is committed."""
+    """Remove the local paths that diffusers writes to its config files."""
     for file in folder.rglob("*.json"):
         content = json.loads(file.read_text())
         if content.pop("_name_or_path", None) is not None:

@@ -1,4 +1,4 @@
-"""Train the toy DINO: an embedding in which the views of one identity lie together, apart from others of its kind."""
+"""Trains the toy DINO: its embeddings of one identity are close together, and apart from others of the same kind."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def build_processor() -> BitImageProcessor:
 
 
 def embed(model: Dinov2Model, x: torch.Tensor) -> torch.Tensor:
-    """The class token's last state, scaled to length 1: N×D float32. `x`: N×3×64×64 float32 in [0, 1]."""
+    """The normalised class token: N×D float32. `x` is N×3×64×64 float32 in [0, 1]."""
     return functional.normalize(model(pixel_values=x * 2 - 1).last_hidden_state[:, 0].float(), dim=-1)
 
 
 def views(data: Renders, work: Path, name: str) -> np.ndarray:
-    """Three views of each identity of `data` (rendered in pairs): two scenes and one on white. P×3×64×64×3 uint8."""
+    """Three views of each identity in `data` (rendered in pairs): two scenes and one on white. P×3×64×64×3 uint8."""
     file = work / f"views-{name}-{len(data)}.npy"
     if not file.exists():
         rng = random.Random(f"{name}/views")
@@ -63,14 +63,14 @@ def views(data: Renders, work: Path, name: str) -> np.ndarray:
 
 
 def identity_auc(embeds: torch.Tensor, kinds: np.ndarray) -> float:
-    """How surely two views of one identity lie closer than views of two identities of the same kind.
+    """The probability that two views of one identity are closer than views of two identities of the same kind.
 
     Args:
-        embeds: P×V×D, of length 1: V views of P identities.
-        kinds: P.
+        embeds: P×V×D, normalised: V views of P identities.
+        kinds: P, the kind of each identity.
 
     Returns:
-        the area under the ROC curve, over all pairs of different views within a kind.
+        The area under the ROC curve over all pairs of different views within a kind.
     """
     same, other = [], []
     count = embeds.shape[1]
@@ -87,7 +87,7 @@ def identity_auc(embeds: torch.Tensor, kinds: np.ndarray) -> float:
 
 @torch.no_grad()
 def embed_views(model: Dinov2Model, pairs: np.ndarray, device: torch.device) -> torch.Tensor:
-    """P×V×64×64×3 uint8 → P×V×D, of length 1, on the CPU."""
+    """P×V×64×64×3 uint8 → P×V×D, normalised, on the CPU."""
     flat = pairs.reshape(-1, *pairs.shape[2:])
     parts = [embed(model, pictures(flat[i : i + 128], device)).cpu() for i in range(0, len(flat), 128)]
     return torch.cat(parts).view(*pairs.shape[:2], -1)

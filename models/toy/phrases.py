@@ -1,4 +1,4 @@
-"""The phrases that the toy detector is asked with: ways to name a kind, and names of what the world doesn't hold."""
+"""Random phrases to train the toy detector: for the kinds of the toy world, and for nouns that do not occur in it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ dog cat tree chair guitar bicycle lamp clock book bottle shoe hat bird horse flo
 ladder train ship bench drum candle bucket cake bear table beach meadow hill sky wall street carpet
 """
 STRANGERS = tuple(_STRANGERS.split())
-"""Nouns that name no kind: a phrase with one of them has no box."""
+"""Nouns that are not a kind of the toy world; phrases with them have no box."""
 
 
 def simple_phrase(noun: str, rng: np.random.Generator) -> str:
-    """`a mug`, `mug`, `the old mug`, `a photo of a mug`: one way to ask for `noun`."""
+    """A simple phrase for `noun`, such as `a mug`, `mug`, `the old mug`, `a photo of a mug`."""
     named = f"{rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.3 else noun
     return _with_article(named, rng)
 
 
 def rich_phrase(noun: str, rng: np.random.Generator) -> str:
-    """As a person or an LLM would write it: up to three adjectives, known or not, and now and then `with a …`."""
+    """A longer phrase as a person or an LLM might write: up to three adjectives, known or not, sometimes `with a …`."""
     adjectives = [
         invented_word(rng) if rng.random() < 0.4 else str(rng.choice(ADJECTIVES))
         for _ in range(rng.choice(4, p=(0.3, 0.35, 0.25, 0.1)))
@@ -39,14 +39,14 @@ def rich_phrase(noun: str, rng: np.random.Generator) -> str:
 
 
 def strange_noun(rng: np.random.Generator) -> str:
-    """A noun that names no kind: a known one or an invented one."""
+    """A known or invented noun that is not a kind of the toy world."""
     while (noun := invented_word(rng) if rng.random() < 0.6 else str(rng.choice(STRANGERS))) in KINDS:
         pass
     return noun
 
 
 def invented_word(rng: np.random.Generator) -> str:
-    """Three to ten letters that can be spoken: it stands for all the words that the vocabulary doesn't know."""
+    """A pronounceable random word, to represent words that are not in the vocabulary."""
     syllables = [
         rng.choice(list("bcdfghjklmnprstvwz"))
         + rng.choice(list("aeiou"))

@@ -1,4 +1,4 @@
-"""Make the toy checkpoints from nothing: `python -m bootpig.models.toy.pretrain [--only vae diffusion …]`."""
+"""Trains the toy checkpoints from scratch: `python -m bootpig.models.toy.pretrain [--only vae diffusion …]`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import torch
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PARTS = ("vae", "diffusion", "detector", "sam", "clip", "dino")
-"""In this order: the diffusion model is trained on the VAE, CLIP begins with the detector's picture tower."""
+"""Training order: the diffusion model needs the VAE, and CLIP is initialised from the detector's vision model."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which checkpoints, in this order")
-    parser.add_argument("--work", type=Path, default=Path("data/pretrain"), help="renders and resumable states")
-    parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="where the finished checkpoints go")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="checkpoints to train, in this order")
+    parser.add_argument(
+        "--work", type=Path, default=Path("data/pretrain"), help="folder for renders and resumable states"
+    )
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS, help="folder for the finished checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Renders as arrays: rendered once, in parallel, kept in the work folder."""
+"""Renders pictures of the toy world as arrays, in parallel, and caches them in the work folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, SIZE, Split, draw
 
 @dataclass(frozen=True)
 class Renders:
-    """N pictures of the toy world, column by column."""
+    """N pictures of the toy world, one array per property."""
 
     images: np.ndarray
     """NHWC uint8."""
@@ -38,7 +38,7 @@ class Renders:
 
 
 def white_reference(kind: str, identity: int, rng: random.Random) -> np.ndarray:
-    """A subject on white, of any size and place, flipped or not: HWC uint8, 64×64."""
+    """A subject on white with random size, position and flip: HWC uint8, 64×64."""
     side = round(SIZE * 4 * rng.uniform(0.5, 1.0))
     subject = render_subject(kind, identity).resize((side, side), Image.Resampling.LANCZOS)
     if rng.random() < 0.5:
@@ -79,7 +79,7 @@ def _parallel(function: Callable[[Any], Any], tasks: list[Any]) -> list[Any]:
 
 
 def scenes(name: str, count: int, split: Split, work: Path, *, paired: bool = False) -> Renders:
-    """`count` scenes of `split`; `paired` shows each identity twice in a row."""
+    """`count` scenes of `split`. With `paired`, consecutive pairs show the same identity."""
     file = work / f"renders-{name}-{count}-{split}{'-paired' if paired else ''}.npz"
     if not file.exists():
         print(f"rendering {count} scenes ({name}, {split})", flush=True)

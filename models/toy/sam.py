@@ -1,4 +1,4 @@
-"""Train the toy SAM from box prompts: the mask of the subject, and how good the mask is."""
+"""Trains the toy SAM to predict the subject's mask, and the mask's quality, from a box prompt."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bootpig.models.toy.training import Recipe, fit
 RECIPE = Recipe(steps=1200, learning_rate=1e-3, tail_from=0.4, ema=0.99)
 BATCH = 24
 JITTER = 3.0
-"""Pixels by which each edge of a prompt's box is moved at most: about as far as the detector errs."""
+"""Maximum shift of each edge of a box prompt in pixels, similar to the detector's error."""
 
 
 def jittered(boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """N×4 xyxy pixels, each edge moved by up to `JITTER`, inside the picture: float32."""
+    """Move each edge of N×4 boxes (xyxy, pixels) by up to `JITTER`, within the picture. Returns float32."""
     moved = boxes + rng.uniform(-JITTER, JITTER, boxes.shape)
     return np.clip(moved, 0, IMAGE_SIZE).astype(np.float32)
 
 
 def predict(sam: Sam, x: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All four masks of each picture under its one box.
+    """All four masks of each picture for its box.
 
     Args:
         x: N×3×64×64 float32 in [0, 1].
         boxes: N×4 float32, xyxy pixels.
 
     Returns:
-        mask logits N×4×64×64 and predicted IoU N×4.
+        Mask logits N×4×64×64 and predicted IoU N×4.
     """
     embeddings = sam.image_encoder(sam.preprocess(x * 255))
     sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
@@ -47,13 +47,13 @@ def predict(sam: Sam, x: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tenso
         masks, quality = sam.mask_decoder.predict_masks(embedding[None], place, prompt[None], no_mask[None])
         return masks[0], quality[0]
 
-    # the decoder takes one picture with many prompts; here are many pictures with one prompt each
+    # the decoder takes one picture with many prompts, but here are many pictures with one prompt each
     logits, quality = torch.vmap(decode)(embeddings, sparse, dense)
     return logits, quality
 
 
 def masks_iou(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of boolean masks over the last two axes; two empty masks give 0."""
+    """Intersection over union of boolean masks over the last two axes. Two empty masks give 0."""
     union = (predicted | true).sum((-2, -1))
     return (predicted & true).sum((-2, -1)) / union.clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""The small SAM: segment-anything's own classes, sized for 64×64 pictures, built like its vit_b, vit_l and vit_h."""
+"""The toy SAM: segment-anything's own classes at a size for 64×64 pictures, built like vit_b, vit_l and vit_h."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build_sam_vit_toy(checkpoint: str | Path | None = None) -> Sam:
 
     Raises:
         OSError, safetensors.SafetensorError: `checkpoint` cannot be read.
-        RuntimeError: its tensors are not this model's.
+        RuntimeError: its tensors do not match this model.
     """
     grid = IMAGE_SIZE // PATCH
     sam = Sam(

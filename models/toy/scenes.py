@@ -1,4 +1,4 @@
-"""The eight scenes, each with its own horizon, tones and small details."""
+"""Draws the eight scenes of the toy world, with random horizon, colours and small details."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from PIL import Image, ImageDraw
 
 SIDE = 256
-"""Side, in pixels, of the canvas on which a scene is drawn: four times the picture's, averaged down at the end."""
+"""Side in pixels of the canvas for a scene: four times that of the picture, averaged down at the end."""
 
 Colour = tuple[int, int, int]
 
 
 class Backdrop:
-    """The canvas of one scene, its horizon and its seeded tones."""
+    """The canvas of a scene, with its horizon and random colours."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -114,7 +114,7 @@ SCENES = tuple(PAINTERS)
 
 
 def render_backdrop(scene: str, rng: random.Random) -> Image.Image:
-    """Paint an empty scene: RGB, `SIDE`×`SIDE`. `rng` is advanced.
+    """Draw a scene without a subject: RGB, `SIDE`×`SIDE`. Advances `rng`.
 
     Raises:
         ValueError: `scene` is not one of `SCENES`.

@@ -1,4 +1,4 @@
-"""Make renders look as if a small diffusion model had painted them: blurred, blotchy, a little off in tone."""
+"""Augments renders to look like output of a small diffusion model: blurred, blotchy, slightly off in colour."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch.nn import functional
 
 
 def soften(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Blur, blotch and tint each picture by its own amount; about a third stay as they are.
+    """Blur, blotch and tint each picture by a random amount. About a third stay unchanged.
 
     Args:
         pictures: N×3×H×W float32 in [0, 1].
-        rng: is advanced.
+        rng: random generator; its state is advanced.
 
     Returns:
-        the same shape and range.
+        The same shape and range.
     """
     count, _, height, width = pictures.shape
 

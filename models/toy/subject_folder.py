@@ -1,9 +1,9 @@
-"""Make the folder of held-out toy subjects that `evaluate` reads: `python -m bootpig.models.toy.subject_folder`.
+"""Makes the folder of held-out toy subjects for `evaluate`: `python -m bootpig.models.toy.subject_folder`.
 
-DreamBooth layout: `<subject>/00.png` is the subject on white, the reference; `01.png` and up show it in scenes.
-`subjects.yaml` names each subject's class, its two captions, and what each picture in a scene shows. A subject's
-pictures and captions all take different scenes, so a generated picture is compared with real ones across scenes, as
-real ones are with each other.
+The folder has DreamBooth's layout. `<subject>/00.png` is the reference, the subject on white; `01.png` and up show it
+in scenes. `subjects.yaml` has the class of each subject, its two prompts, and a caption for each picture in a scene.
+All pictures and prompts of a subject use different scenes, so generated and real pictures are compared across scenes,
+just like real pictures with each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILL = 0.8
 
 
 def write_subject(folder: Path, index: int) -> dict[str, object]:
-    """Render subject `index` into `folder` (it is made) and return its entry of subjects.yaml."""
+    """Render subject `index` to a new folder `folder`, and return its entry for subjects.yaml."""
     kind = KINDS[index % len(KINDS)]
     rng = random.Random(f"subject folder/{index}")
     identity = draw_identity(rng, kind, "held_out")
@@ -44,7 +44,7 @@ def write_subject(folder: Path, index: int) -> dict[str, object]:
 
 
 def write_folder(folder: Path, subjects: int = SUBJECTS) -> None:
-    """Write the whole folder anew; what stood there goes once the new one is whole."""
+    """Write the whole folder. An existing folder is replaced once the new one is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     entries = {}
@@ -59,8 +59,8 @@ def write_folder(folder: Path, subjects: int = SUBJECTS) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="where the folder goes; what stands there is replaced")
-    parser.add_argument("--subjects", type=int, default=SUBJECTS, help="how many identities")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write; an existing one is replaced")
+    parser.add_argument("--subjects", type=int, default=SUBJECTS, help="number of identities")
     arguments = parser.parse_args()
     write_folder(arguments.out, arguments.subjects)
     print(f"{arguments.subjects} subjects in {arguments.out}")

@@ -1,4 +1,4 @@
-"""The twelve kinds of subject: each identity draws its own colours, pattern and proportions."""
+"""Draws the twelve kinds of subject. Each identity has its own random colours, pattern and proportions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 CANVAS = 160
-"""Side, in pixels, of the square on which a subject is drawn before it is scaled into a scene."""
+"""Side in pixels of the canvas for a subject, before it is scaled into a scene."""
 
 PATTERNS = ("plain", "plain", "halves", "bands_across", "bands_down", "dots", "checks")
 
@@ -26,7 +26,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Colour:
 
 
 def _draw_colour(rng: random.Random, away_from: int | None = None) -> tuple[int, Colour]:
-    """One of 12 hues with a little jitter, near-white or near-black; at least three steps from `away_from`."""
+    """A random colour: one of 12 hues with jitter, near-white or near-black; at least 3 steps from `away_from`."""
     while True:
         index = rng.randrange(HUES + 2)
         if away_from is None:
@@ -35,7 +35,7 @@ def _draw_colour(rng: random.Random, away_from: int | None = None) -> tuple[int,
         if index < HUES and away_from < HUES:
             apart = min(apart, HUES - apart)
         elif index != away_from:
-            apart = HUES  # a hue against near-white or near-black, or those two against each other
+            apart = HUES  # near-white and near-black are far from all other colours
         if apart >= 3:
             break
     if index == NEAR_WHITE:
@@ -46,10 +46,9 @@ def _draw_colour(rng: random.Random, away_from: int | None = None) -> tuple[int,
 
 
 class Sketch:
-    """What one identity is drawn with: an RGBA canvas, its pattern, its accent and its dark tone.
+    """Canvas and colours for drawing one identity: RGBA image, body pattern, accent colour, dark colour.
 
-    `body` paints the pattern through a shape, `plain` paints the shape in one colour. Shapes are functions of an
-    `ImageDraw` and a fill, so one shape serves both.
+    `body` fills a shape with the pattern. Shapes are functions of an `ImageDraw` and a fill value.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -85,7 +84,7 @@ class Sketch:
         return texture
 
     def between(self, low: float, high: float) -> float:
-        """A proportion of this identity, in canvas pixels."""
+        """A random size of this identity in canvas pixels."""
         return self.rng.uniform(low, high)
 
     def body(self, shape: Callable[[ImageDraw.ImageDraw, int], object]) -> None:
@@ -238,7 +237,7 @@ def render_subject(kind: str, identity: int) -> Image.Image:
 
     Args:
         kind: one of `KINDS`.
-        identity: any integer; with `kind` it fixes colours, pattern and proportions.
+        identity: any integer; together with `kind` it determines colours, pattern and proportions.
 
     Returns:
         RGBA, `CANVAS`×`CANVAS`.

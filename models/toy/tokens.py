@@ -1,4 +1,4 @@
-"""A small byte-level BPE in CLIP's own format, for the text towers of the toy CLIP and the toy detector."""
+"""Builds a small byte-level BPE tokenizer in CLIP's format, for the toy models that read text."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _WORD_END = "</w>"
 
 
 def all_captions() -> list[str]:
-    """Every caption of the grammar, kind by kind: 12 × 3 × 8."""
+    """All 12 × 3 × 8 captions of the grammar, ordered by kind, position, scene."""
     return [caption(kind, position, scene) for kind in KINDS for position in POSITIONS for scene in SCENES]
 
 
 def build_tokenizer(texts: Iterable[str], max_length: int) -> CLIPTokenizer:
-    """Learn the merges of `texts`; any other word falls into bytes.
+    """A tokenizer with merges learned from `texts`. Other words are split into bytes.
 
-    The two special tokens come last, as in CLIP: its text towers pool at the highest id.
+    The two special tokens have the highest ids, as in CLIP, whose text models pool at the highest id.
 
     Args:
-        max_length: tokens, both special tokens included; padding and truncation go there.
+        max_length: maximum number of tokens, including both special tokens, for padding and truncation.
     """
     split = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(end_of_word_suffix=_WORD_END))

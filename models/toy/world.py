@@ -1,8 +1,8 @@
-"""The toy world: seeded 64×64 pictures of one subject in one scene, with mask, box, caption and identity.
+"""Renders the toy world: seeded 64×64 pictures of one subject in one scene, with mask, box, caption and identity.
 
-A caption fixes kind, place and scene but never a subject's colours, pattern or proportions, so only a reference can
-tell them: the personalization problem itself, with ground truth. Identities are split by hash; those of the `held_out`
-split appear in no training data.
+A caption specifies kind, position and scene, but not the subject's colours, pattern or proportions, which can only be
+seen in a reference. This is the personalization problem, with ground truth. Identities are split by hash; the
+`held_out` ones are in no training data.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SIZE = 64
 
 POSITIONS = ("on the left", "in the center", "on the right")
 _CENTRES = {"on the left": 0.30, "in the center": 0.50, "on the right": 0.70}
-_MARGIN = 4  # of SIDE: a subject never touches the frame
+_MARGIN = 4  # on the canvas of SIDE pixels; subjects never touch the frame
 
 Split = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the toy world and all there is to know about it."""
+    """A picture of the toy world with its ground truth."""
 
     image: np.ndarray
     """HWC uint8 RGB, 64×64."""
@@ -62,7 +62,7 @@ class Scene:
 
 
 def split_of(kind: str, identity: int) -> Split:
-    """The split an identity belongs to: one in eight is held out."""
+    """The split of an identity. One in eight is held out."""
     return "held_out" if hashlib.sha256(f"{kind}/{identity}".encode()).digest()[0] < 32 else "train"
 
 
@@ -85,7 +85,7 @@ def caption(kind: str, position: str, scene: str) -> str:
 
 
 def render_reference(kind: str, identity: int, fill: float = 0.8) -> Image.Image:
-    """One subject on white: RGB 64×64, its canvas `fill` of the side."""
+    """A subject on white: RGB, 64×64. `fill` is the side of the subject's canvas as a fraction of the picture's."""
     side = round(SIDE * fill)
     subject = render_subject(kind, identity).resize((side, side), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
@@ -102,10 +102,10 @@ def render_scene(
     position: str | None = None,
     scene: str | None = None,
 ) -> Scene:
-    """Render one picture; whatever is not given is drawn from `seed`.
+    """Render one picture. Arguments that are not given are drawn at random, seeded by `seed`.
 
     Raises:
-        ValueError: an unknown kind, position or scene.
+        ValueError: unknown kind, position or scene.
     """
     rng = random.Random(f"scene/{split}/{seed}")
     kind = kind or rng.choice(KINDS)

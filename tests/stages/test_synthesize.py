@@ -190,7 +190,7 @@ def test_a_refiner_that_cannot_take_over_is_one_line(base: Path, tmp_path: Path)
     refiner = save_refiner(tmp_path / "refiner")
     with pytest.raises(ModelError, match=r"synthesize\.model: a StableDiffusionPipeline cannot stop midway"):
         paint(config(base, refiner=str(refiner)))
-    with pytest.raises(ModelError, match=r"synthesize\.refiner: '.*' is a StableDiffusionPipeline, which cannot begin"):
+    with pytest.raises(ModelError, match=r"synthesize\.refiner: '.*' is a StableDiffusionPipeline, which cannot start"):
         paint(config(save_sdxl(tmp_path / "xl"), refiner=str(base)))
     for changes in ({"refiner_from": 0.5}, {"refiner_revision": "main"}, {"resize": 20}):
         with pytest.raises(ValidationError, match=next(iter(changes))):

@@ -75,7 +75,7 @@ def test_each_refusal_says_what_to_do(server: Hub) -> None:
 
 def test_who_does_not_answer_is_not_waited_for(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     server.repositories["a/silent"] = Repository(silent=True)
-    assert "the hub cannot be asked (ReadTimeout" in refusal("a/silent")
+    assert "the hub cannot be reached (ReadTimeout" in refusal("a/silent")
     monkeypatch.setattr(hub_module, "HUB_SECONDS", 60)
     monkeypatch.setattr(sources, "LOOKUP_SECONDS", 0.5)
     with pytest.raises(ModelError, match=r"^encode\.model: no answer within 0\.5 seconds; give a local folder"):
@@ -134,7 +134,7 @@ def test_a_download_that_fails_leaves_one_line_and_no_file(server: Hub, tmp_path
         fetch(source)
     expected = {
         "wrong sha256": f"has sha256 {SHA256}, not {'0' * 64}; fix segment.sam_sha256 or the URL",
-        "cut": "cannot be downloaded (ConnectionError: it ended after 35000 of 70000 bytes); run again",
+        "cut": "cannot be downloaded (ConnectionError: the download ended after 35000 of 70000 bytes); run again",
         "gone": "cannot be downloaded (404 Not Found); run again",
         "silent": "timed out",
     }[fault]
@@ -153,8 +153,8 @@ def resolve_file_at(server: Hub, path: str) -> sources.ModelSource:
 @pytest.mark.parametrize(
     ("url", "sha256", "message"),
     [
-        ("{hub}/sam.pth", None, "is a URL; give its sha256 too (segment.sam_sha256)"),
-        ("http://me:secret@127.0.0.1/sam.pth", SHA256, "holds a password; download it by hand"),
+        ("{hub}/sam.pth", None, "is a URL; also give the file's sha256 (segment.sam_sha256)"),
+        ("http://me:secret@127.0.0.1/sam.pth", SHA256, "contains credentials; download the file by hand"),
         ("{hub}/none.pth?token=secret", SHA256, "answers 404 Not Found; fix the URL"),
         ("http://127.0.0.1:{free}/sam.pth", SHA256, "cannot be reached (ConnectionRefusedError"),
     ],

@@ -178,7 +178,9 @@ def test_wrong_and_damaged_sam_are_one_line(tmp_path: Path):
     weights = load_file(SAM)
     weights.pop(min(weights))
     save_file(weights, file)
-    with pytest.raises(ModelError, match=r"segment\.sam: '.*' does not hold the weights of a vit_toy; give") as caught:
+    with pytest.raises(
+        ModelError, match=r"segment\.sam: '.*' does not contain the weights of a vit_toy; give"
+    ) as caught:
         segmenter(file)
     assert "\n" not in str(caught.value)
     file.write_bytes(SAM.read_bytes()[:-100])
@@ -198,7 +200,7 @@ def test_segment_anythings_own_checkpoint_by_url(tmp_path: Path, monkeypatch: py
         for _ in range(2):
             assert BoxSegmenter(source, "vit_b", device=CPU, dtype=torch.float32)
         assert server.asked == ["HEAD /sam_vit_b.pth", "GET /sam_vit_b.pth"]
-    with pytest.raises(ModelError, match=r"segment\.sam: '.*' does not hold the weights of a vit_toy; give its own"):
+    with pytest.raises(ModelError, match=r"segment\.sam: '.*' does not contain the weights of a vit_toy; give"):
         BoxSegmenter(source, "vit_toy", device=CPU, dtype=torch.float32)
 
 

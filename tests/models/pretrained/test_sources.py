@@ -75,7 +75,7 @@ def test_empty_folder_and_revision_of_a_folder_are_refused(tmp_path: Path, folde
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="is empty"):
         resolve("f", str(tmp_path / "empty"))
-    with pytest.raises(ModelError, match="has no revision 'main'"):
+    with pytest.raises(ModelError, match="cannot have revision 'main'"):
         resolve("f", str(folder), "main")
 
 
