@@ -20,6 +20,7 @@ from bootpig.flows import artifacts, interrupt
 from bootpig.flows.cli import display
 from bootpig.flows.loading import dump_config
 from bootpig.flows.prepared import current, prepare
+from bootpig.flows.proxies import spare_loopback
 from bootpig.flows.runners import Workers
 from bootpig.flows.runs.records import (
     Process,
@@ -73,6 +74,7 @@ def execute(
     """
     interrupt.reset()
     mask_logs()
+    spare_loopback()
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
         # a worker has started this process for the run: with the worker gone nobody would look after it
         interrupt.end_with_parent(kill=False)

@@ -15,12 +15,9 @@ from pydantic import Field
 
 from bootpig.flows.execution import execute
 from bootpig.flows.loading import load_config, shipped_configs
+from bootpig.flows.parameters import StoredParameters, opened
 from bootpig.flows.runs import gc
-from bootpig.flows.runs.records import (
-    read_config,
-    read_run,
-    run_of_flow,
-)
+from bootpig.flows.runs.records import read_config, read_run, run_of_flow
 from bootpig.flows.schedule import due, due_behind
 from bootpig.flows.selection import Selection, known_stage, known_units, span
 from bootpig.stages.config import PipelineConfig
@@ -39,6 +36,7 @@ def bootstrap(
     until: str | None = None,
     force: bool = False,
     retry_failed: bool = False,
+    stored: StoredParameters | None = None,
 ) -> State[Any]:
     """The whole DAG, or the stages from `first` to `until`. What is complete in the store is not made again.
 
@@ -49,7 +47,9 @@ def bootstrap(
         until: the last stage.
         force: make complete units again.
         retry_failed: make failed rows again, then whatever became stale.
+        stored: where a configuration is kept that is too large for Prefect; `config` then only names the run.
     """
+    config, _ = opened(config, None, stored)
     promotes = until is None
     if run is not None and until is None:
         until = read_run(Root(config.root), run).until
@@ -65,11 +65,13 @@ def run_stage(
     force: bool = False,
     retry_failed: bool = False,
     downstream: bool = False,
+    stored: StoredParameters | None = None,
 ) -> State[Any]:
     """One stage, all of its units or those chosen; `downstream` carries it on to the stages below.
 
     Args as in `bootstrap`.
     """
+    config, units = opened(config, units, stored)
     graph = graph_of(config)
     known_stage("stage", stage, graph)
     stages = graph.below(stage) if downstream else (stage,)

@@ -10,6 +10,10 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.graph import Graph
 
+MOST_UNITS = 1_000_000
+DIGITS = 12
+"""Of a unit's number."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -74,7 +78,10 @@ def parse_units(text: str) -> list[int]:
     units: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InputError(f"units: {text!r} → write numbers and ranges, such as 3,17,20-24")
-        units += range(int(first), int(last or first) + 1)
+        begin, end = int(first[:DIGITS]), int((last or first)[:DIGITS])
+        if len(first) > DIGITS or len(last) > DIGITS or end - begin >= MOST_UNITS - len(units):
+            raise InputError(f"units: {text[:60]!r} → names more than {MOST_UNITS} units; no run has as many")
+        units += range(begin, end + 1)
     return units

@@ -120,13 +120,24 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
 
 
 def require_answer(address: str) -> None:
-    """Check that a server answers at the API's address. Any HTTP status will do: it may require an API key.
+    """Check that a Prefect API answers at the address. Any HTTP error will do: it may require an API key.
 
     Raises:
-        ServerError: no server answers.
+        ServerError: no server answers, or something else than Prefect's API does.
     """
     try:
-        urllib.request.urlopen(f"{address}/health", timeout=30).close()
+        if _is_api(address):
+            return
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            if not address.endswith("/api") and _is_api(f"{address.rstrip('/')}/api"):
+                raise ServerError(
+                    f"PREFECT_API_URL: {masked(address)!r} → is the address of Prefect's pages; give that of its API, "
+                    f"{masked(address.rstrip('/'))}/api"
+                )
+        raise ServerError(
+            f"PREFECT_API_URL: {masked(address)!r} → what answers there is not Prefect's API; give its address, which "
+            "ends in /api, or unset the variable so that a run starts its own server"
+        )
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -137,6 +148,12 @@ def require_answer(address: str) -> None:
             f"PREFECT_API_URL: {masked(address)!r} → no Prefect server answers there ({reason}); start it (prefect "
             "server start), or unset the variable so that a run starts its own server"
         ) from None
+
+
+def _is_api(address: str) -> bool:
+    """Whether `<address>/health` answers as Prefect's API does, with JSON. Raises as urllib does."""
+    with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
+        return "json" in answer.headers.get("Content-Type", "")
 
 
 def is_own() -> bool:

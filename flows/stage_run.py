@@ -36,6 +36,8 @@ across hosts too: Prefect's task engine holds a lease of 60 s for as long as it 
 LOST = (ValueError, AssertionError)
 """What further units would meet too: bad input (`InputError`, `ModelError`, `StoreError`) or a broken contract."""
 
+SHOWN_SPANS = 20
+
 GONE = "the worker that made it is gone, as when memory runs out; run again"
 
 
@@ -270,11 +272,12 @@ def _tags(stage: Stage) -> list[str]:
 
 
 def numbers(units: Iterable[int]) -> str:
-    """Unit numbers, runs of them shortened: `0-3, 7`."""
+    """Unit numbers, runs of them shortened: `0-3, 7`; of many spans the first `SHOWN_SPANS`."""
     spans: list[list[int]] = []
     for unit in sorted(units):
         if spans and unit == spans[-1][1] + 1:
             spans[-1][1] = unit
         else:
             spans.append([unit, unit])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in spans[:SHOWN_SPANS]]
+    return ", ".join(shown) + (f", … {spans[-1][1]}" if len(spans) > SHOWN_SPANS else "")

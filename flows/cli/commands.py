@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bootpig import __version__
 from bootpig.flows.cli import display
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
+from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.prepared import prepare, prepared
 from bootpig.flows.runs.gc import collect, garbage, size
 from bootpig.flows.runs.records import (
@@ -46,6 +50,7 @@ from bootpig.stages.engine.survey import graph_of
 from bootpig.stages.plain_text import one_line, printable
 from bootpig.storage.errors import StoreFull, StoreUnavailable
 from bootpig.storage.root import Root
+from bootpig.storage.secrets import mask
 
 
 def explain(error: Exception) -> int:
@@ -59,9 +64,21 @@ def explain(error: Exception) -> int:
     if isinstance(error, ValueError) and _is_ours(error):
         _complain(*str(error).splitlines())
         return 2
-    # a bug: the traceback is needed to fix it
-    traceback.print_exception(error)
+    _complain(_unexpected(error))
     return 1
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for an error that nobody expected. Its traceback, without secrets, goes into a log file."""
+    what = one_line(f"{type(error).__name__}: {error}", 300)
+    text = mask("".join(traceback.format_exception(error)))
+    try:
+        handle, path = tempfile.mkstemp(prefix="bootpig-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as log:
+            log.write(f"bootpig {__version__}, Python {sys.version.split()[0]}\n{text}")
+    except OSError as failed:
+        return f"unexpected error: {what}; its traceback could not be kept ({failed.strerror or failed}), see TMPDIR"
+    return f"unexpected error: {what}; please report it with {path}, which holds the traceback"
 
 
 def _is_ours(error: ValueError) -> bool:
@@ -89,14 +106,15 @@ def run(asked: argparse.Namespace) -> int:
     started = time.monotonic()
     options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
     with display.shown_on(Console()) as screen, prefect_server("bootpig.flows.pipeline") as address, prepared(engine):
-        from bootpig.flows.pipeline import bootstrap, run_stage
+        from bootpig.flows.pipeline import TOY, bootstrap, run_stage
 
         screen.line(f"run of {config.name!r} in {config.root}; Prefect: {address.removesuffix('/api')}", "dim")
+        options |= by_value_or_reference(config, units, TOY)
         if asked.only:
-            options |= {"stage": asked.only, "units": units, "downstream": asked.downstream}
-            state = run_stage(config=config, **options, return_state=True)
+            options |= {"stage": asked.only, "downstream": asked.downstream}
+            state = run_stage(**options, return_state=True)
         else:
-            state = bootstrap(config=config, first=asked.first, until=asked.until, **options, return_state=True)
+            state = bootstrap(first=asked.first, until=asked.until, **options, return_state=True)
         error = None if state.is_completed() or state.data is None else state.result(raise_on_failure=False)
     if isinstance(error, Exception):
         return explain(error)

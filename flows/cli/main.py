@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import signal
 import sys
@@ -19,6 +21,7 @@ from bootpig import __version__
 from bootpig.flows import interrupt
 from bootpig.flows.cli import commands, draw
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
+from bootpig.flows.proxies import check_proxies, spare_loopback
 from bootpig.flows.runs.gc import KEEP
 
 EPILOG = (
@@ -31,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     asked = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
+            stream.reconfigure(errors="replace")
     try:
+        check_proxies()
+        spare_loopback()
         code: int = asked.command(asked)
     except BrokenPipeError:
         # whoever reads the output has had enough; Python would say so once more while it flushes
@@ -164,7 +172,7 @@ def _generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--image", metavar="PICTURE", help="paint the subject into this picture, with --mask")
     generate.add_argument("--mask", metavar="PICTURE", help="where: white is repainted, all else stays")
     generate.add_argument(
-        "--strength", type=float, default=1.0, help="inpainting: below 1 keeps some of the picture (1)"
+        "--strength", type=_number, default=1.0, help="inpainting: below 1 keeps some of the picture (1)"
     )
     generate.add_argument(
         "--padding-mask-crop", type=int, metavar="PIXELS", help="inpainting: work on the mask and so much around it"
@@ -177,9 +185,9 @@ def _generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--count", type=int, default=1, help="pictures a prompt (1)")
     generate.add_argument("--batch-size", type=int, default=4, help="pictures at once (4)")
     generate.add_argument("--steps", type=int, help="denoising steps (as the run evaluates, else 50)")
-    generate.add_argument("--guidance-scale", type=float, help="text guidance (as the run evaluates, else 7.5)")
+    generate.add_argument("--guidance-scale", type=_number, help="text guidance (as the run evaluates, else 7.5)")
     generate.add_argument(
-        "--reference-guidance-scale", type=float, help="reference guidance (as the run evaluates, else 5)"
+        "--reference-guidance-scale", type=_number, help="reference guidance (as the run evaluates, else 5)"
     )
     generate.add_argument(
         "--reference-refresh-steps", type=int, default=1, metavar="N", help="read the references at each Nth step (1)"
@@ -187,6 +195,13 @@ def _generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--seed", type=int, default=0)
     _root(generate)
     generate.set_defaults(command=draw.generate)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number to calculate with; give a finite one")
+    return value
 
 
 def _config(command: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import holds_credentials
@@ -49,10 +49,34 @@ class Postponed(RuntimeError):
     """A unit cannot be made now, although nothing is wrong with it (a spending cap). It stays pending. One line."""
 
 
+_YAML_WORDS = {False: ("no", "off", "false", "n"), True: ("yes", "on", "true", "y")}
+"""What YAML reads as a truth value."""
+
+
+def words_of_choices(model: type[BaseModel], data: Any) -> Any:
+    """`data` with the word meant where YAML has read one of a choice, such as `no`, as a truth value."""
+    if not isinstance(data, dict):
+        return data
+    meant = dict(data)
+    for name, value in data.items():
+        if isinstance(value, bool) and name in model.model_fields:
+            annotation = model.model_fields[name].annotation
+            choices = {choice for part in (annotation, *get_args(annotation)) for choice in get_args(part)}
+            word = next((word for word in _YAML_WORDS[value] if word in choices), None)
+            if word is not None and bool not in (annotation, *get_args(annotation)):
+                meant[name] = word
+    return meant
+
+
 class StageConfig(BaseModel):
     """A stage's section of the YAML file. Fields state their unit, bounds, and whether they change the output."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_a_choice(cls, data: Any) -> Any:
+        return words_of_choices(cls, data)
 
     @field_validator("*", mode="before")
     @classmethod
