@@ -29,7 +29,7 @@ _CONNECT_SECONDS = 5.0
 
 def runner_problems(config: PipelineConfig) -> list[str]:
     """The reasons why the runner cannot work, one line each. Checked without importing Ray or Dask."""
-    runner, address = config.runner, config.runner_address
+    runner, (field, address) = config.runner, _address(config)
     if any(importlib.util.find_spec(package) is None for package in PACKAGES.get(runner, ())):
         return [f"runner: {runner!r} → its packages are not installed; pip install 'bootpig[{runner}]'"]
     root = Root(config.root)
@@ -59,10 +59,17 @@ def runner_problems(config: PipelineConfig) -> list[str]:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()
     except OSError as error:
         problems.append(
-            f"runner_address: {address!r} → no cluster answers there ({error.strerror or error}); "
+            f"{field}: {address!r} → no cluster answers there ({error.strerror or error}); "
             "start it, or leave runner_address out so that the run starts its own"
         )
     return problems
+
+
+def _address(config: PipelineConfig) -> tuple[str, str | None]:
+    """The cluster to join and what names it: the setting, or Ray's own variable. None: the run starts its own."""
+    if config.runner_address is None and config.runner == "ray" and os.environ.get("RAY_ADDRESS"):
+        return "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
+    return "runner_address", config.runner_address
 
 
 _EXAMPLES = {"ray": "ray://head:10001 or head:6379", "dask": "tcp://scheduler:8786"}
@@ -139,8 +146,9 @@ class Workers:
 
         if ray.is_initialized():
             return
-        joined = self.config.runner_address
-        own: dict[str, Any] = {"num_cpus": self.config.workers, "include_dashboard": False}
+        field, joined = _address(self.config)
+        # "local": else Ray joins a cluster that runs on this machine, or looks for one that has ended
+        own: dict[str, Any] = {"address": "local", "num_cpus": self.config.workers, "include_dashboard": False}
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -152,8 +160,8 @@ class Workers:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"runner_address: {joined!r} → cannot join the cluster ({_first_line(error)}); Ray's version and "
-                "RAY_AUTH_MODE must match the cluster's"
+                f"{field}: {joined or 'none'!r} → cannot {'join the' if joined else 'start a'} cluster "
+                f"({_first_line(error)}); Ray's version and RAY_AUTH_MODE must match the cluster's"
             ) from None
         finally:
             if main:

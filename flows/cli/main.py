@@ -21,6 +21,7 @@ from bootpig import __version__
 from bootpig.flows import interrupt
 from bootpig.flows.cli import commands, draw
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
+from bootpig.flows.environment import settle_home
 from bootpig.flows.proxies import check_proxies, spare_loopback
 from bootpig.flows.runs.gc import KEEP
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_proxies()
         spare_loopback()
+        if said := settle_home():
+            print(said, file=sys.stderr)
         code: int = asked.command(asked)
     except BrokenPipeError:
         # whoever reads the output has had enough; Python would say so once more while it flushes

@@ -1,0 +1,81 @@
+"""A Ray head that runs on the machine, or has left its file behind, is nobody's business unless it is named."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootpig.flows.loading import load_config, shipped_configs
+from bootpig.flows.runners import runner_problems
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+    pytest.mark.xdist_group("ray"),
+]
+
+PROGRAM = """
+import sys
+from bootpig.flows.loading import load_config, shipped_configs
+from bootpig.flows.runners import Workers
+sets = ["runner=ray", "workers=1", f"root={sys.argv[1]}", *sys.argv[2:]]
+with Workers(load_config(shipped_configs()["toy"], sets)) as workers:
+    workers.task_runner()
+    import ray
+    print(ray.get_runtime_context().gcs_address)
+"""
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    left = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**left, "RAY_USAGE_STATS_ENABLED": "0", **more}
+
+
+def cluster(store: Path, *sets: str, **more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(store), *sets],
+        cwd=Path(__file__).parents[2],
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address of a head on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"]
+    subprocess.run([*RAY, "start", *options], env=environment(), check=True, capture_output=True, timeout=120)
+    address = f"127.0.0.1:{port}"
+    yield address
+    subprocess.run([*RAY, "stop", "--force"], env=environment(), check=False, capture_output=True, timeout=120)
+
+
+def test_a_run_starts_its_own_beside_it_or_joins_the_one_that_is_named(head: str, tmp_path: Path) -> None:
+    port = head.rpartition(":")[2]
+    assert not cluster(tmp_path).endswith(f":{port}"), "its own"
+    assert cluster(tmp_path, f"runner_address={head}").endswith(f":{port}"), "named by the setting"
+    assert cluster(tmp_path, RAY_ADDRESS=head).endswith(f":{port}"), "named by Ray's variable"
+
+
+def test_a_variable_that_names_a_cluster_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    config = load_config(shipped_configs()["toy"], ["runner=ray", f"root={tmp_path}"])
+    (problem,) = runner_problems(config)
+    assert problem.startswith("RAY_ADDRESS: '127.0.0.1:9' → no cluster answers there") and "\n" not in problem
