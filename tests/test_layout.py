@@ -21,7 +21,7 @@ LONGEST = 400
 
 
 def module_files() -> dict[str, Path]:
-    """Dotted name → file, of every module that is installed."""
+    """Dotted name → file for every installed module."""
     found = {}
     for package in LAYERS:
         for path in sorted((PROJECT / package).rglob("*.py")):
@@ -32,7 +32,7 @@ def module_files() -> dict[str, Path]:
 
 @cache
 def imports_of(path: Path) -> frozenset[str]:
-    """The names a file imports, at its top or in a function; not what only a type checker reads."""
+    """The names that a file imports at the top or in a function, except under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     unseen: set[int] = set()
     for node in ast.walk(tree):

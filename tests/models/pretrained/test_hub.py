@@ -1,4 +1,4 @@
-"""Models by hub id and checkpoints by URL, against a real HTTP server: found, refused in one line, never waited for."""
+"""Models by hub id and checkpoints by URL, with a real HTTP server: resolving, one-line errors, timeouts."""
 
 from __future__ import annotations
 

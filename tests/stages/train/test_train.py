@@ -1,4 +1,4 @@
-"""Training: the recipe's checks, exact resume, signals, what is exported."""
+"""Training: config checks, exact resume, signals, export."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_a_failing_grid_of_samples_is_only_a_warning(
     assert (tmp_path / "plain" / weights).read_bytes() == (tmp_path / "failing" / weights).read_bytes()
 
 
-def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_restores_the_pipelines_parts(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
 
     class Part:
