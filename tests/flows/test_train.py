@@ -120,7 +120,7 @@ def test_two_processes_over_s3_train_as_one_on_a_disk(recipe: list[str], tmp_pat
         done = torchrun(ranks, tmp_path, config)
         s3.rate = 0.0
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("train made in") == 1 and SECRET not in done.stdout + done.stderr
+        assert done.stdout.count("train finished in") == 1 and SECRET not in done.stdout + done.stderr
         survey = Engine(config).survey("train")
         assert survey.result is not None
         (record,) = list_runs(root)  # so that gc spares what a training without Prefect uses
