@@ -1,4 +1,4 @@
-"""How the suite is shared among pytest-xdist's workers."""
+"""Distributes the test suite among pytest-xdist's workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The engine gives torch the configuration's threads, which the tests after it would keep."""
+    """Reset torch's thread count, which the engine sets and later tests would inherit."""
     yield
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() > 1:
@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one worker, and so do all that share one of the session's servers; slow ones go first."""
+    """Run the tests of a file, and all tests that share a session server, on one worker. Slow ones go first."""
     for item in items:
         shared = [name for name in ("live", "prefect_api") if name in getattr(item, "fixturenames", ())]
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.location[0]))

@@ -21,7 +21,7 @@ LONGEST = 400
 
 
 def module_files() -> dict[str, Path]:
-    """Dotted name → file, of every module that is installed."""
+    """Dotted name → file for every installed module."""
     found = {}
     for package in LAYERS:
         for path in sorted((PROJECT / package).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The README and the docs tell the truth: commands parse, files exist, every module is named, configs are valid."""
+"""README and docs are correct: commands parse, files exist, every module is listed, configs are valid."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 
 def test_every_setting_is_read() -> None:
-    """Of a stage's config: as an attribute, in a module that names it; of a config within it: in any module. What its
-    validators look at does not count."""
+    """Every config field is read as an attribute: for a stage's config in a module that names it, for nested configs in
+    any module. Reads in validators do not count."""
     modules = [ast.parse(path.read_text()) for name in ("flows", "stages") for path in (PROJECT / name).rglob("*.py")]
 
     def is_validator(function: ast.FunctionDef) -> bool:

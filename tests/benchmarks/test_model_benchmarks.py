@@ -1,4 +1,4 @@
-"""The benchmarks of the model run, and their two ways agree; how fast they are is no concern of a test."""
+"""The model benchmarks run, and both implementations agree. Speed is not tested."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> list[str]:
-    """Overrides of configs/toy.yaml: a store of its own, four units of ten, and models that are only looked at."""
+    """Overrides for configs/toy.yaml: a separate store, four units of ten, and models that are never loaded."""
     model = tmp_path / "model"
     model.mkdir()
     for entry in ("model_index.json", "config.json"):

@@ -1,4 +1,4 @@
-"""A real server, its deployments and a worker, as `make demo-server` starts them, and how a test talks to them."""
+"""A real server with deployments and a worker, as started by `make demo-server`, and helpers to use them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 class Live:
-    """Its worker can be killed and started again."""
+    """A running server. Its worker can be killed and restarted."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
@@ -98,7 +98,7 @@ class Live:
         return said.partition("UUID: ")[2].split()[0]
 
     def schedule(self, name: str, when: str, **parameters: Any) -> str:
-        """A run as the scheduler makes it, due at `when`."""
+        """Create a run like the scheduler does, scheduled for `when`."""
         state = {"type": "SCHEDULED", "state_details": {"scheduled_time": when}}
         body = {"parameters": parameters, "state": state}
         made = self.api("POST", f"deployments/{self.deployment(name)['id']}/create_flow_run", body)
@@ -110,7 +110,7 @@ class Live:
     def wait(
         self, flow_run: str, until: Callable[[str], bool] = lambda kind: kind in FINAL, seconds: float = 240
     ) -> Any:
-        """The state, once its type is as wanted."""
+        """Wait until the state has the wanted type, and return it."""
         deadline = time.monotonic() + seconds
         while True:
             state = self.flow_run(flow_run)["state"] or {"type": "NONE"}
@@ -126,7 +126,7 @@ class Live:
         return {names[run["flow_id"]]: run for run in self.api("POST", "flow_runs/filter", body)}
 
     def tasks(self, flow_run: str, ended: int) -> dict[str, str]:
-        """Task run name → the state's name, once as many show that they have ended."""
+        """Task run name → state name, once `expected` of them have ended."""
         body = {"flow_runs": {"id": {"any_": [flow_run]}}}
         deadline = time.monotonic() + 30
         while True:
@@ -142,12 +142,12 @@ class Live:
         return {artifact["key"]: artifact for artifact in found}
 
     def logs(self, flow_run: str) -> list[str]:
-        """What a flow run itself has logged."""
+        """The log messages of a flow run itself."""
         found = self.api("POST", "logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200})
         return [entry["message"] for entry in found]
 
     def processes(self, flow_run: str) -> list[psutil.Process]:
-        """The processes that work on a flow run, of whatever generation."""
+        """The processes of a flow run, including all descendants."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -161,7 +161,7 @@ class Live:
 
 
 def tiny(root: Path, **changes: Any) -> PipelineConfig:
-    """The toy pipeline over two units of eight: each stage and each library, seconds in all."""
+    """The toy pipeline with two units of eight: runs every stage in a few seconds."""
     small: dict[str, Any] = {
         "root": root,
         "threads": 1,

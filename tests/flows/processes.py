@@ -1,4 +1,4 @@
-"""The command line in a process of its own, marked, so that whatever it starts can be found again."""
+"""Runs the command line in a marked process, so that all its descendants can be found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARK = "BOOTPIG_TEST_MARK"
 
 
 class Command:
-    """One `bootpig …`, started at once; stdout and stderr go to a file."""
+    """A `bootpig …` process. Its stdout and stderr go to a file."""
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.mark = uuid.uuid4().hex
@@ -35,14 +35,14 @@ class Command:
         return self.process.wait(seconds)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Raises AssertionError where the process ends, or the time does, before the condition holds."""
+        """Raises AssertionError if the process ends or time runs out before the condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
 
     def left(self, seconds: float = 20.0) -> list[list[str]]:
-        """Command lines of the processes, of whatever generation, that are still there after that time."""
+        """Command lines of the process and its descendants that still exist after that time."""
         deadline = time.monotonic() + seconds
         while (found := self._marked()) and time.monotonic() < deadline:
             time.sleep(0.1)

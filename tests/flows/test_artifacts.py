@@ -1,4 +1,4 @@
-"""Artifacts: what a caption may hold is text, and a server that takes none costs the run nothing."""
+"""Artifacts: captions are escaped, and a server that refuses artifacts does not fail the run."""
 
 from __future__ import annotations
 

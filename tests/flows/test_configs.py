@@ -1,4 +1,4 @@
-"""The shipped configs for real models, each from caption to evaluate, on random weights of the same classes."""
+"""The shipped configs for real models, run from caption to evaluate with random weights of the same classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make demo-server`: it comes up, its run finishes, and Ctrl-C takes everything down."""
+"""`make demo-server` starts, its run finishes, and Ctrl-C stops everything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.flows.live import PROJECT
 pytestmark = pytest.mark.slow
 
 
-def test_it_comes_up_and_goes(tmp_path: Path) -> None:
+def test_it_starts_and_stops(tmp_path: Path) -> None:
     # nothing scores as much, so the run ends before train
     small = {"caption.count": 8, "unit_size": 8, "synthesize.steps": 1, "segment.min_score": 1.0, "threads": 1}
     small |= {"root": tmp_path / "store"}

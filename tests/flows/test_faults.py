@@ -1,4 +1,4 @@
-"""Faults that only a whole run can show: a disk that fills, a part that is damaged."""
+"""Faults during a complete run: a full disk, a damaged part."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def environment(home: Path) -> tuple[dict[str, str], str]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The processes, of whatever generation, that were started with `mark`."""
+    """The processes started with `mark`, including all descendants."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -102,7 +102,7 @@ def kill_within(stage: str, root: Path, subjects: Path, home: Path, dice: random
 
 
 def identity(root: Path) -> dict[str, bytes]:
-    """All that equal runs must have in common: parts, and the model that came of them."""
+    """Everything that must be the same in equal runs: the parts and the trained model."""
     made = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("part-*") if path.is_file()}
     for model in root.glob("train/*/result/*/model"):  # below the digest of all files, of which the log tells speeds
         files = (path for path in model.rglob("*") if path.is_file())

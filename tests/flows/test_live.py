@@ -35,7 +35,7 @@ def until(happens: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def done(live: Live, tmp_path_factory: pytest.TempPathFactory, subjects: Path) -> tuple[str, Path]:
-    """A finished `bootstrap` that the command line has triggered: (flow run, store)."""
+    """A finished `bootstrap` run, triggered by `prefect deployment run`: (flow run, store)."""
     store = tmp_path_factory.mktemp("store")
     flow_run = live.trigger("bootstrap", config=as_parameters(tiny(store, **{"evaluate.subjects": subjects})))
     state = live.wait(flow_run)
@@ -115,7 +115,7 @@ Webhook(name="told", url=sys.argv[1], json_data={"text": "{{subject}} {{body}}"}
 """
 
 
-def test_a_failed_run_is_told(live: Live, tmp_path: Path) -> None:
+def test_a_failed_run_sends_a_notification(live: Live, tmp_path: Path) -> None:
     told: list[str] = []
 
     class Ear(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A whole run against an endpoint with a key: what it says when the cap is reached, and that the key is nowhere."""
+"""A complete run with an endpoint that needs a key: the spending cap, and that the key is never stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def url() -> Iterator[str]:
 
 
 def captions(store: Path, url: str, **settings: object) -> Path:
-    """The toy run with captions of the endpoint: three units of ten."""
+    """The toy run with captions from the endpoint: three units of ten."""
     import yaml
 
     data = yaml.safe_load((PROJECT / "configs" / "toy.yaml").read_text())
@@ -65,7 +65,7 @@ def holding(key: str, *folders: Path) -> list[Path]:
 
 
 def database() -> Path:
-    """The folder of the test server's data base, with its write-ahead log."""
+    """The folder of the test server's database, with its write-ahead log."""
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
     file = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])

@@ -1,4 +1,4 @@
-"""What a YAML file and overrides become, and what is said about a bad one."""
+"""Loading YAML files and overrides, and error messages for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server whose data base is PostgreSQL, as more than one machine needs it."""
+"""A Prefect server with PostgreSQL, as recommended for several machines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Postgres:
 
 
 def binaries() -> Path | None:
-    """Where `initdb` and `postgres` lie; Debian keeps them off the path."""
+    """The folder of `initdb` and `postgres`, which Debian keeps off the path."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = shutil.which("initdb")
     return versions[-1].parent if versions else Path(found).resolve().parent if found else None
@@ -46,7 +46,7 @@ def binaries() -> Path | None:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    """PostgreSQL on loopback, in a folder of its own."""
+    """PostgreSQL on loopback, in a temporary folder."""
     programs = binaries()
     if programs is None:
         pytest.skip("needs PostgreSQL: apt-get install postgresql")

@@ -1,4 +1,4 @@
-"""Models of a run are found before any work: over HTTP from a hub on loopback, by the command line itself."""
+"""The command line finds all models of a run before any work, over HTTP from a hub on loopback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server() -> Iterator[Hub]:
 
 
 def call(server: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A program of ours with `server` as its hub, and a home of its own."""
+    """Run a program with `server` as its hub and a temporary home."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     own = {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "HOME": str(folder), "PYTHONPATH": str(PROJECT)}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Where units run: other processes, a Ray and a Dask cluster make the bytes that threads make, and leave nothing."""
+"""Processes, Ray and Dask make the same bytes as threads, and leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs on a store that errs, throttles and dawdles at a tenth of its calls, against runs on a disk."""
+"""Complete runs on an S3 store where a tenth of the calls fail or are slow, compared with runs on a disk."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def s3() -> Iterator[Faults]:
 
 
 def stored(url: str) -> dict[str, bytes]:
-    """Every file of a store, by its path."""
+    """Path → content of every file in a store."""
     fs, path = fsspec.url_to_fs(url)
     return {name.removeprefix(path).lstrip("/"): fs.cat_file(name) for name in fs.find(path)}
 
 
 def of_identity(files: dict[str, bytes]) -> dict[str, bytes]:
-    """What equal runs have in common: parts, and the results of the doubles."""
+    """Everything that must be the same in equal runs: the parts and the results of the doubles."""
     return {name: data for name, data in files.items() if "/part-" in name or "/result/" in name}
 
 
 def prefect_files() -> list[Path]:
-    """The data base of the test server, with its journal."""
+    """The database files of the test server."""
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
     file = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])
@@ -58,7 +58,7 @@ def prefect_files() -> list[Path]:
 
 
 @pytest.mark.usefixtures("doubles")
-def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
+def test_a_run_on_a_faulty_store_equals_a_run_on_a_disk(
     prefect_api: str, s3: Faults, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from bootpig.flows.pipeline import bootstrap
@@ -94,7 +94,7 @@ def test_a_run_on_an_ill_store_is_a_run_on_a_disk(
     assert database
 
 
-def test_gc_on_an_ill_store_takes_what_must_go_and_nothing_else(
+def test_gc_on_a_faulty_store_removes_exactly_the_garbage(
     s3: Faults, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small = config(tmp_path).model_copy(update={"root": "s3://data/versions"})
@@ -150,7 +150,7 @@ def test_training_goes_on_from_a_checkpoint_on_s3_and_is_used_from_there(s3: Fau
     data = write_units(tmp_path / "units", (5, 4))
 
     class Lost(BaseException):
-        """As a machine that goes away: nothing is tidied up."""
+        """Simulates a lost machine: no cleanup code runs."""
 
     def train(root: Root, name: str, lost_at: int | None = None) -> dict[str, dict[str, torch.Tensor]]:
         def progress(done: int, total: int, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Which stages and units an option stands for."""
+"""Selecting stages and units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server that a run brings along: where the address comes from, and that no process outlives its parent."""
+"""The temporary server of a run: where the address comes from, and that no process outlives its parent."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_address_comes_from_the_environment_or_the_profile(tmp_path: Path, m
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A fresh home, and none of what another test's server has set."""
+    """An environment with a fresh home, without variables set by other tests' servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     return kept | {"PREFECT_HOME": str(tmp_path / "home")}
 

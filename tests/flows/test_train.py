@@ -1,4 +1,4 @@
-"""`bootpig train` under torchrun: two processes over a store on S3 make the model that one makes on a disk."""
+"""`bootpig train` under torchrun: two processes with a store on S3 train the same model as one on a disk."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def recipe(settings: list[str], base: Path) -> list[str]:
 
 
 def encoded(config: PipelineConfig, counts: tuple[int, ...], scratch: Path) -> Root:
-    """A store whose map stages are complete; only what train reads is real."""
+    """A store with complete map stages; only the data that train reads is real."""
     engine = Engine(config)
     shards = write_units(scratch, counts)
     above: dict[int, str] = {}
@@ -100,7 +100,7 @@ def torchrun(ranks: int, folder: Path, config: PipelineConfig) -> subprocess.Com
 
 
 def visits(folder: Path, ranks: int) -> list[list[list[str]]]:
-    """By step, then by rank: the ids of the samples."""
+    """Sample ids by step and rank."""
     told = []
     for rank in range(ranks):
         lines = [json.loads(line) for line in (folder / f"ids-{ranks}-{rank}").read_text().splitlines()]
@@ -120,7 +120,7 @@ def test_two_processes_over_s3_train_as_one_on_a_disk(recipe: list[str], tmp_pat
         done = torchrun(ranks, tmp_path, config)
         s3.rate = 0.0
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("train made in") == 1 and SECRET not in done.stdout + done.stderr
+        assert done.stdout.count("train finished in") == 1 and SECRET not in done.stdout + done.stderr
         survey = Engine(config).survey("train")
         assert survey.result is not None
         (record,) = list_runs(root)  # so that gc spares what a training without Prefect uses

@@ -104,7 +104,7 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
 
 
 def fill(page, label: str, text: str) -> None:
-    """One field of the form; a nested one is found by its own label."""
+    """Fill one field of the form, found by its label."""
     name = page.locator(".schema-form-property__label").get_by_text(label, exact=True)
     optional = page.locator(".schema-form-property__label").get_by_text(f"{label} (Optional)", exact=True)
     entry = page.locator(".p-label.schema-form-property").filter(has=name.or_(optional)).last

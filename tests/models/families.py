@@ -24,7 +24,7 @@ FOUR = {"in_channels": 4, "out_channels": 4}
 
 
 def save_sd15(folder: Path) -> Path:
-    """With a safety checker, as the real one has; its thresholds are out of reach."""
+    """With a safety checker, like the real one, whose thresholds are never reached."""
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPConfig(text_config=small, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=8)
     checker = StableDiffusionSafetyChecker(clip)

@@ -1,4 +1,4 @@
-"""A model hub on loopback: the small part of the hub's API that looking up and downloading needs, and plain files."""
+"""A model hub on loopback, with the part of the hub's API needed to find and download models, and plain files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """One model; its only commit is made of its files."""
+    """A model repository with a single commit, a hash of its files."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     branches: tuple[str, ...] = ("main",)
@@ -36,7 +36,7 @@ class Repository:
 
 
 class Hub:
-    """What the server has, and what it was asked."""
+    """The server's repositories and files, and the requests it got."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}

@@ -1,4 +1,4 @@
-"""Files of a model are untrusted: no pickle of theirs is run, and no code that comes with them."""
+"""Model files are untrusted: no pickle and no code that comes with them is executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 class Trap:
-    """A pickle that makes a file when it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -92,7 +92,7 @@ def test_a_trained_model_is_read_from_safetensors_alone(tmp_path: Path) -> None:
 
 
 def test_plain_weights_in_torchs_own_format_are_read(tmp_path: Path) -> None:
-    """facebook/dino-vits16 and others come so."""
+    """The format of facebook/dino-vits16 and others."""
     folder = save_vit(tmp_path)
     expected = DinoEmbedder(str(folder)).model.state_dict()
     (folder / "model.safetensors").unlink()

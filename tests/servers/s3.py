@@ -1,4 +1,4 @@
-"""An S3 server on loopback that errs, dawdles and refuses on demand: moto's, behind a layer of faults of our own.
+"""An S3 server on loopback that can inject faults: moto's server behind a fault-injecting layer.
 
 `python -m tests.servers.s3 --port 9000 --faults 0.1` runs it alone.
 """
@@ -48,7 +48,7 @@ Answer = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One request as it was answered."""
+    """A request and its response status."""
 
     method: str
     path: str
@@ -61,7 +61,7 @@ class Call:
 
 
 class Faults:
-    """WSGI middleware: a share of the calls goes wrong, drawn by a seeded dice; keys are checked."""
+    """WSGI middleware that makes a seeded random fraction of the calls fail, and checks keys."""
 
     def __init__(self, application: Any, seed: int = 0) -> None:
         self.application = application
@@ -147,7 +147,7 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def s3_server(port: int = 0) -> Iterator[tuple[str, Faults]]:
-    """Serve in a thread. Yields the address and the layer of faults, which starts with none."""
+    """Serve in a thread. Yields the address and the fault layer, which starts without faults."""
     faults = Faults(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", port, faults, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""An LLM's endpoint on loopback that several files ask."""
+"""An LLM endpoint on loopback, shared by several test files."""
 
 from __future__ import annotations
 

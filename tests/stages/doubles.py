@@ -1,4 +1,4 @@
-"""A pipeline whose stages work in milliseconds, for stories about the engine: same contract, same files, no network.
+"""A pipeline with stages that take milliseconds, to test the engine: same contract and files, but no networks.
 
 Captions, augment and the configs are the real ones; the painter renders the toy world where a network would paint it.
 """
@@ -89,7 +89,7 @@ class Encoder(_Double):
 
 
 class Counter(ReduceStage):
-    """In train's place: its model is the list of sample ids it read."""
+    """Replaces train: its model is the list of sample ids it has read."""
 
     name, upstream, config_class, identity_prefix = "train", ("encode",), TrainConfig, "model/"
 
@@ -149,5 +149,5 @@ def config(root: Path, **changes) -> PipelineConfig:
 
 
 def image_bytes(root: Path) -> dict[str, bytes]:
-    """Everything in a store that must be equal between equal runs: payloads and markers, by relative path."""
+    """Everything in a store that must be equal in equal runs: payloads and markers, by relative path."""
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("part-*")) if p.is_file()}

@@ -1,4 +1,4 @@
-"""Hand-made samples of the toy world, as each map stage finds them."""
+"""Samples of the toy world as input for each map stage."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from bootpig.stages.pictures import encode_mask, encode_png
 
 
 def captioned(caption: str = "A photo of a mug, on the left on a sandy beach", id: str = "0" * 16) -> Sample:
-    """What caption leaves."""
+    """The output of caption."""
     return Sample(id, 0, {"caption": caption, "object": caption.split(" a ", 1)[1].split(",")[0]})
 
 
 def painted(scene: Scene, id: str = "0" * 16) -> Sample:
-    """What synthesize leaves, had it painted `scene`."""
+    """The output of synthesize for `scene`."""
     meta = {"caption": scene.caption, "object": scene.kind}
     return Sample(id, 0, meta, {"png": encode_png(Image.fromarray(scene.image))})
 
 
 def cut_out(scene: Scene, id: str = "0" * 16) -> Sample:
-    """What segment leaves, had it found the true mask of `scene`."""
+    """The output of segment for `scene`, with the true mask."""
     meta = {"caption": scene.caption, "object": scene.kind}
     return Sample(id, 0, meta, cut_out_files(rgba(scene)))
 
 
 def cut_out_files(picture: Image.Image) -> dict[str, bytes]:
-    """An RGBA picture as segment's two files."""
+    """An RGBA picture as the two files that segment writes."""
     mask = np.asarray(picture.getchannel("A")) > 0
     return {"png": encode_png(picture.convert("RGB")), "mask.json": encode_mask(mask)}
 

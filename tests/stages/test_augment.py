@@ -1,4 +1,4 @@
-"""References show the whole subject on white, each draw by (sample, k); the picture's background never bleeds in."""
+"""References show the whole subject on white, are drawn by (sample, k), and contain no background."""
 
 import hashlib
 import random
@@ -21,7 +21,7 @@ def pixels(sample: Sample, name: str) -> np.ndarray:
 
 
 def subject_box(picture: Image.Image | np.ndarray) -> tuple[int, int, int, int]:
-    """xyxy of what is not white."""
+    """The box (xyxy) of all pixels that are not white."""
     inked = (np.asarray(picture) < 250).any(-1)
     rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -45,7 +45,7 @@ def solid(width: int, height: int, colour: tuple[int, int, int] = (200, 30, 30))
     ],
 )
 def test_golden_pixels(config: dict, digest: str):
-    """Guards `Augment.version`: the same sample and seed give the same pixels for good."""
+    """Guards `Augment.version`: the same sample and seed must always give the same pixels."""
     y, x = np.mgrid[0:64, 0:64]
     inside = (x - 30) ** 2 + 2 * (y - 34) ** 2 < 400
     picture = np.dstack([4 * x, 4 * y, 2 * (x + y), 255 * inside]).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Latents and embeddings are those of diffusers' own pipeline, in one safetensors member a sample."""
+"""Latents and embeddings equal those of diffusers' own pipeline, in one safetensors member per sample."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures to bytes and back: equal pixels, equal bytes, whoever decodes them."""
+"""Encoding and decoding pictures and masks: equal pixels give equal bytes."""
 
 from __future__ import annotations
 

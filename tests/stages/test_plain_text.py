@@ -1,4 +1,4 @@
-"""Text from outside is harmless on a screen and in Markdown."""
+"""Untrusted text is harmless in a terminal and in Markdown."""
 
 from bootpig.stages.plain_text import markdown, one_line, printable
 

@@ -1,4 +1,4 @@
-"""Pictures by a real diffusers pipeline of random weights: seeded a sample, judged, refused with a reason."""
+"""Pictures from a real diffusers pipeline with random weights: per-sample seeds, checks, rejections."""
 
 import json
 from pathlib import Path

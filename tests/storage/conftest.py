@@ -1,4 +1,4 @@
-"""An S3 server for each module that asks for one."""
+"""An S3 server for each test module that needs one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def s3_server() -> Iterator[Faults]:
 
 @pytest.fixture
 def s3(s3_server: Faults) -> Iterator[Faults]:
-    """The bucket `s3://data`, behind a layer of faults that begins with none and has seen no calls."""
+    """The bucket `s3://data`, with a fault layer that is reset: no faults, no recorded calls."""
     s3_server.rate, s3_server.kinds, s3_server.in_a_row, s3_server.calls = 0.0, FAULTS, None, []
     s3_server.checksums = ""
     yield s3_server

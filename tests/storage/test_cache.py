@@ -1,4 +1,4 @@
-"""The cache of payloads on the local disk: each fetched once, checked each time, bounded."""
+"""The local payload cache: downloads once, verifies every read, stays within its size limit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_payload_is_fetched_once(tmp_path: Path) -> None:
     assert Store(PayloadCache(tmp_path / "cache", 1000)).read(1) == SHARDS[1], "another process finds it too"
 
 
-def test_what_is_altered_on_the_disk_is_fetched_anew(tmp_path: Path) -> None:
+def test_altered_cache_files_are_downloaded_again(tmp_path: Path) -> None:
     store = Store(PayloadCache(tmp_path, 1000))
     store.read(0)
     (tmp_path / bytes_digest(SHARDS[0])).write_bytes(b"x" * 100)
@@ -42,7 +42,7 @@ def test_what_is_altered_on_the_disk_is_fetched_anew(tmp_path: Path) -> None:
     assert store.read(0) == SHARDS[0] and store.fetched == [0, 0]
 
 
-def test_the_longest_unused_goes(tmp_path: Path) -> None:
+def test_the_least_recently_used_is_removed(tmp_path: Path) -> None:
     store = Store(PayloadCache(tmp_path, 250))
     for age, number in ((30, 0), (20, 1)):
         store.read(number)

@@ -1,4 +1,4 @@
-"""Payload first, marker last; equal content, equal bytes."""
+"""Parts: payload before marker, and equal content gives equal bytes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_empty_shard_is_legal() -> None:
     assert list(read_shard(write_shard([]))) == []
 
 
-def test_a_broken_shard_is_said() -> None:
+def test_a_broken_shard_is_an_error() -> None:
     whole = write_shard([("a.json", b"{}"), ("b.json", b"{}" * 300)])
     flipped = bytearray(whole)
     flipped[1024 + 3] ^= 1  # in the second name, against its header's checksum
@@ -132,7 +132,7 @@ def test_altered_and_missing_payloads_are_named(tmp_path: Path) -> None:
         parts.payload(7, marker)
 
 
-def test_failures_and_logs_stand_beside_the_part(tmp_path: Path) -> None:
+def test_failures_and_logs_are_next_to_the_part(tmp_path: Path) -> None:
     parts = Parts(Root(str(tmp_path)), "s", "f")
     parts.note_failure(2, "boom")
     parts.log(2, {"event": "failed"})
@@ -171,7 +171,7 @@ def test_two_that_publish_one_folder_at_once_leave_a_whole_one(tmp_path: Path) -
     turns = threading.Barrier(2)
 
     class InTurns(Root):
-        """Both have written a file before either writes the next."""
+        """Two writers in lockstep: both write a file before either writes the next."""
 
         def upload(self, path: str, file: Path) -> None:
             super().upload(path, file)
@@ -204,7 +204,7 @@ def commit(root: Root, payload: bytes = b"payload", rows: list[dict] | None = No
 
 
 def as_earlier_release(root: Root, marker: Marker) -> Marker:
-    """The marker rewritten as releases before the content digest wrote it."""
+    """Rewrite the marker in the format of releases before the content digest."""
     table = pq.read_table(pa.BufferReader(marker.data))
     facts = json.loads(table.schema.metadata[b"bootpig"])
     del facts["digest"]

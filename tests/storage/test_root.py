@@ -1,4 +1,4 @@
-"""Roots on every file system at hand answer alike."""
+"""Roots behave the same on all available file systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store on S3, over HTTP: faults that pass, faults that stay, and how few calls it takes."""
+"""A store on S3 over HTTP: transient and permanent faults, and the number of calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def root(s3: Faults) -> Root:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fault reaches our own retries, and these wait next to nothing."""
+    """Let every fault reach our own retries, with almost no pauses."""
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"retries": {"total_max_attempts": 1}}})
     monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)
 
@@ -63,7 +63,7 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(s3: Faults, monkeypatc
 
 
 def test_a_server_that_takes_a_write_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiohttp would wait for `100 Continue` without end."""
+    """aiohttp would wait for `100 Continue` forever."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         own = {"retries": {"total_max_attempts": 1}, "read_timeout": 0.2}
         conf = {"endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}", "key": "k", "secret": "s"}
@@ -96,7 +96,7 @@ def test_what_a_removal_has_left_is_removed_again(s3: Faults, hasty: None) -> No
     assert (root.folders(""), root.names("")) == ([], {"runs": 1})
 
 
-def test_a_store_that_stays_ill_is_given_up(s3: Faults, hasty: None, root: Root) -> None:
+def test_a_store_that_keeps_failing_is_given_up(s3: Faults, hasty: None, root: Root) -> None:
     root = Root(root.url)
     s3.rate, s3.kinds = 1.0, ("slow_down",)
     with pytest.raises(StoreUnavailable, match=r"cannot write 'x': .*run again") as error:

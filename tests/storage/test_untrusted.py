@@ -1,4 +1,4 @@
-"""A store is not trusted: no name leads out of its folder, and nothing that is read from it is ever run."""
+"""A store is untrusted: no name can point outside its folder, and nothing read from it is executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PICKLERS = {"pickle", "dill", "joblib", "shelve", "marshal"}
 
 
 def archive(*members: tuple[str, bytes]) -> bytes:
-    """Names and tar types, each with four bytes that would unpickle."""
+    """A tar of the given names and types, each member with four bytes of a valid pickle."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, kind in members:

@@ -1,4 +1,4 @@
-"""The command line where no server is needed: exit codes, messages, JSON."""
+"""The command line without a server: exit codes, messages, JSON."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_store_that_cannot_be_written(
     assert error.count("\n") == 1
 
 
-def test_status_says_what_is_due(settings: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_status_counts_units_by_state(settings: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["status", TOY, "--json", *sets(settings)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(facts) == ["root", "stages"]
@@ -144,7 +144,7 @@ def test_a_server_that_is_not_there_is_one_line(
         assert said.out == ""
 
 
-def test_verify_holds_on_an_empty_store(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_nothing_in_an_empty_store(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", TOY, *sets(settings)]) == 0
     assert "all checksums match" in capsys.readouterr().out
 

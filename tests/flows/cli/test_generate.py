@@ -26,7 +26,7 @@ PROMPT = "A photo of a mug, on the left on a snowy hill"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained: what is drawn is no concern here."""
+    """An untrained model; the content of its pictures does not matter here."""
     folder = tmp_path_factory.mktemp("model")
     pipeline = BootPIGPipeline.from_pretrained(BASE, safety_checker=None, requires_safety_checker=False)
     pipeline.save_bootpig(folder, {"base": str(BASE)}, dtype=torch.float16)
@@ -46,7 +46,7 @@ def generate(model: Path, *arguments: str) -> int:
 
 
 def cell(sheet: np.ndarray, column: int) -> np.ndarray:
-    """A picture of the sheet's only row, at its own 64 pixels a side: small ones stand there in twofold size."""
+    """A picture from the sheet's only row at its original 64 pixels; the sheet enlarges small pictures twofold."""
     top, left = MARGIN + LINE, MARGIN + column * (CELL + GAP)
     return sheet[top : top + CELL : 2, left : left + CELL : 2]
 

@@ -1,4 +1,4 @@
-"""The wheel by itself: built, installed into an empty folder, used from another one without the repository."""
+"""The wheel works without the repository: built, installed into an empty folder, and used from another one."""
 
 from __future__ import annotations
 

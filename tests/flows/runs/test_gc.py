@@ -1,4 +1,4 @@
-"""gc: what goes, and above all what stays."""
+"""gc: what is removed and, above all, what is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mark(number: int) -> str:
 
 
 def version(root: Root, config: PipelineConfig, day: int, *fingerprints: int, promoted: bool = True) -> RunRecord:
-    """A run of `day` days ago that has written `encode/<fingerprint>`, one file each, and a result."""
+    """A run from `day` days ago that wrote one file to each `encode/<fingerprint>`, and a result."""
     record = new_run(root, config, scheduled=NOW - timedelta(days=day))
     record.started = NOW - timedelta(days=day)
     record.state = "done"
@@ -46,7 +46,7 @@ def there(root: Root) -> set[int]:
     return {int(name, 16) for name in root.folders("encode")}
 
 
-def test_the_last_versions_stay_with_all_that_they_use(root: Root, config: PipelineConfig) -> None:
+def test_the_last_versions_are_kept_with_everything_they_use(root: Root, config: PipelineConfig) -> None:
     old = version(root, config, 5, 1, 2)
     failed_then = version(root, config, 4, 3, promoted=False)
     kept = [version(root, config, 3, 2, 4), version(root, config, 2, 5)]
@@ -61,7 +61,7 @@ def test_the_last_versions_stay_with_all_that_they_use(root: Root, config: Pipel
     assert garbage(root, keep=2).folders == []
 
 
-def test_the_way_back_counts_as_the_last(root: Root, config: PipelineConfig) -> None:
+def test_promoting_an_older_version_makes_it_the_last(root: Root, config: PipelineConfig) -> None:
     first, second, third = (version(root, config, 3 - day, day) for day in range(3))
     promote(root, first)
     found = garbage(root, keep=2)
@@ -77,7 +77,7 @@ def test_fewer_versions_than_asked_for_remove_nothing(root: Root, config: Pipeli
     assert garbage(root, keep=2).folders == []
 
 
-def test_what_works_and_what_a_setting_names_stays(root: Root, config: PipelineConfig) -> None:
+def test_live_runs_and_folders_named_in_settings_are_kept(root: Root, config: PipelineConfig) -> None:
     working = version(root, config, 9, 1)
     working.state = "running"
     working.save(root)
@@ -94,7 +94,7 @@ def test_what_works_and_what_a_setting_names_stays(root: Root, config: PipelineC
     assert found.folders == [f"encode/{mark(2)}"]
 
 
-def test_what_a_run_needs_that_has_begun_since_stays(root: Root, config: PipelineConfig) -> None:
+def test_what_a_newly_started_run_needs_is_kept(root: Root, config: PipelineConfig) -> None:
     repaired, old = version(root, config, 9, 1), version(root, config, 8, 2, 3)
     version(root, config, 1, 4)
     found = garbage(root, keep=1)
@@ -110,7 +110,7 @@ def test_what_a_run_needs_that_has_begun_since_stays(root: Root, config: Pipelin
     assert old.id not in {record.id for record in list_runs(root)} >= {repaired.id, begun.id}
 
 
-def test_a_record_leads_nowhere_else(root: Root, config: PipelineConfig, tmp_path: Path) -> None:
+def test_a_record_cannot_name_other_folders(root: Root, config: PipelineConfig, tmp_path: Path) -> None:
     old = version(root, config, 5)
     old.uses = {"encode": ["../../precious"], "../..": [mark(1)]}
     old.save(root)
@@ -140,9 +140,7 @@ def test_the_command(root: Root, config: PipelineConfig, capsys: pytest.CaptureF
     assert there(root) == {2}
 
 
-def test_what_was_made_again_leaves_no_payload_behind(
-    root: Root, config: PipelineConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_replaced_payloads_are_removed(root: Root, config: PipelineConfig, capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(config)
     record = version(root, config, 1)
     for unit in record.units:

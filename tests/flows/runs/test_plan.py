@@ -1,4 +1,4 @@
-"""What the shipped configs would take, with no model at hand and nobody asked."""
+"""`plan` for the shipped configs, offline and without the models."""
 
 from __future__ import annotations
 

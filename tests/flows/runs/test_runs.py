@@ -1,4 +1,4 @@
-"""Run records: what is kept, found again, compared and promoted."""
+"""Run records: saving, reading, comparing and promoting them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_damaged_record_is_one_line(root: Root, config: PipelineConfig) -> Non
         read_run(root, record.id)
 
 
-def test_a_run_that_beats_is_alive(root: Root, config: PipelineConfig) -> None:
+def test_a_run_with_a_heartbeat_is_alive(root: Root, config: PipelineConfig) -> None:
     record = new_run(root, config)
     with alive(root, record):
         assert is_alive(root, record)
@@ -118,7 +118,7 @@ def test_a_run_whose_process_is_gone_is_known_at_once(root: Root, config: Pipeli
     assert not is_alive(root, record)
 
 
-def test_a_process_elsewhere_is_judged_by_its_silence(root: Root, config: PipelineConfig) -> None:
+def test_a_process_on_another_host_is_judged_by_its_heartbeat(root: Root, config: PipelineConfig) -> None:
     record = new_run(root, config)
     root.write(f"{record.folder}/alive", datetime.now(UTC).isoformat().encode())
     here = Process.current()

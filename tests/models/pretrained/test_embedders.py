@@ -1,4 +1,4 @@
-"""Tiny random models of the real classes, saved and loaded as a user's would be."""
+"""The embedders with tiny random models of the real classes, saved and loaded from disk."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Models by hub id and checkpoints by URL, against a real HTTP server: found, refused in one line, never waited for."""
+"""Models by hub id and checkpoints by URL, with a real HTTP server: resolving, one-line errors, timeouts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_who_does_not_answer_is_not_waited_for(server: Hub, monkeypatch: pytest.
     with pytest.raises(ModelError, match=r"^encode\.model: no answer within 0\.5 seconds; give a local folder"):
         resolve_all("encode", {"model": lambda: resolve("encode.model", "a/silent")})
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    assert "the hub cannot be asked (ConnectError" in refusal("a/model")
+    assert "the hub cannot be reached (ConnectError" in refusal("a/model")
 
 
 def test_offline_the_cache_is_enough_and_else_it_is_said(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

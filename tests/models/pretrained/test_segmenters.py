@@ -1,4 +1,4 @@
-"""Detectors of every supported family and SAM checkpoints of both formats, loaded as a user's would be."""
+"""Detectors of all supported families and SAM checkpoints in both formats, loaded from disk."""
 
 import hashlib
 import shutil

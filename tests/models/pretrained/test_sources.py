@@ -1,4 +1,4 @@
-"""Models are found, identified and refused with one line that names field, value and mend."""
+"""Finding and identifying models, and one-line errors that name field, value and fix."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_identity_of_a_folder_is_its_content_wherever_it_lies(folder: Path, tmp_path: Path):
+def test_identity_of_a_folder_is_its_content_whatever_its_path(folder: Path, tmp_path: Path):
     before = resolve("encode.model", str(folder)).as_json()
     folder.rename(tmp_path / "moved")
     (tmp_path / "moved" / "README.md").write_text("a card")
@@ -64,7 +64,7 @@ def test_relative_paths_are_found_from_the_working_folder_then_the_project(folde
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "a/b/c", "weights/sam.pth", "../gone", "~nobody-here/x"])
-def test_missing_path_names_field_value_and_mend(source: str):
+def test_missing_path_names_field_value_and_fix(source: str):
     with pytest.raises(ModelError, match=r"segment\.sam: .*does not exist; give") as caught:
         resolve("segment.sam", source)
     assert source in str(caught.value)

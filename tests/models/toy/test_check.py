@@ -1,4 +1,4 @@
-"""The check's own arithmetic, its table and its exit status."""
+"""models.toy.check: its computations, table and exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return check.main()
 
 
-def test_a_missed_bar_is_exit_status_1(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_an_unmet_requirement_is_exit_status_1(monkeypatch, capsys, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(3_000_000))
     place = ["--checkpoints", str(tmp_path), "--work", str(tmp_path / "work"), "--json", "--only"]
     assert run(monkeypatch, *place, "size") == 0

@@ -1,4 +1,4 @@
-"""The committed checkpoints: loaded by the real classes, and good enough on pictures they never saw.
+"""The committed checkpoints load with the real classes and work well on held-out pictures.
 
 `python -m models.toy.check` measures the same on more pictures, against the project's bars.
 """
@@ -67,7 +67,7 @@ def test_detector_finds_the_subject(boxes: list[np.ndarray | None], held_out: li
 
 @torch.inference_mode()
 def test_detector_tells_phrases_apart(images: list[Image.Image], kinds: np.ndarray) -> None:
-    """The present kind scores above the others, however it is asked for; a stranger scores below the threshold."""
+    """The kind in the picture scores highest for all ways to name it; other nouns score below the threshold."""
     model = AutoModelForZeroShotObjectDetection.from_pretrained(CHECKPOINTS / "owlvit", dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(CHECKPOINTS / "owlvit")
     assert isinstance(model, OwlViTForObjectDetection)

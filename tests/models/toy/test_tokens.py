@@ -1,4 +1,4 @@
-"""The small BPE keeps what CLIP's text towers rely on."""
+"""The small BPE has the properties that CLIP's text models rely on."""
 
 from __future__ import annotations
 

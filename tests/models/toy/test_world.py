@@ -1,4 +1,4 @@
-"""The renderer: the same pictures everywhere, the captions' grammar, and identities that never cross the split."""
+"""The renderer: reproducible pictures, the caption grammar, and the split of identities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bootpig.models.toy.world import (
 
 
 def test_renders_are_the_same_as_ever() -> None:
-    """Checkpoints were trained on these very pictures: a change of the renderer must be meant."""
+    """The checkpoints were trained on exactly these pictures, so the renderer must not change by accident."""
     digest = hashlib.sha256()
     for index, kind in enumerate(KINDS):
         scene = render_scene(f"golden/{index}", "held_out", kind=kind, scene=SCENES[index % len(SCENES)])

@@ -1,4 +1,4 @@
-"""Captions are drawn by (seed, unit, index), parsed, and refused with one line when they cannot be."""
+"""Captions are drawn by (seed, unit, index) and parsed; bad input gives a one-line error."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def made(stage: Caption, unit: int, indices: range) -> list[Sample]:
 
 
 def test_golden_captions():
-    """Guards `Caption.version`: the same config and seed give the same rows for good."""
+    """Guards `Caption.version`: the same config and seed must always give the same rows."""
     samples = made(Caption(grammar(), seed=7), 1, range(10, 20))
     assert samples[0].id == "1f968073cdce5582"
     assert samples[0].meta == {

@@ -1,4 +1,4 @@
-"""Repeated captions are found, all of them and no others."""
+"""Duplicate detection finds all repeated captions and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report from a real store, filled by the engine with stages that work in milliseconds, and from hostile text."""
+"""The report of a real store, filled by the engine with fast stages, and of hostile text."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def store(tmp_path, tmp_path_factory, doubles):  # noqa: F811
-    """An engine whose run is through, with the files that train and evaluate write beside the doubles' own."""
+    """An engine with a finished run, including the files that the real train and evaluate stages write."""
     built = tmp_path_factory.getbasetemp() / "report-store"
     if not built.exists():
         fill(Engine(config(tmp_path / "built")))

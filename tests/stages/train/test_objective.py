@@ -102,7 +102,7 @@ def test_parts_and_dtypes() -> None:
 
 
 class Recorder(nn.Module):
-    """Predicts from what it is given, and keeps the calls."""
+    """A model that records its calls and predicts from its inputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training: the recipe's checks, exact resume, signals, what is exported."""
+"""Training: config checks, exact resume, signals, export."""
 
 from __future__ import annotations
 

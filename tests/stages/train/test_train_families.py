@@ -1,4 +1,4 @@
-"""SD 1.5 and SD 2.1 at small widths: encoded, trained, loaded and drawn with. SDXL has a file of its own."""
+"""SD 1.5 and SD 2.1 at small widths: encode, train, load, generate. SDXL has its own test file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on two processes: equal weights on both, and those of one process."""
+"""Training in two processes: equal weights on both, and the same as in one process."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def save_base(folder: Path, prediction_type: str = "v_prediction") -> Path:
 def write_units(
     folder: Path, counts: Sequence[int], *, channels: int = CHANNELS, side: int = SIDE, width: int = WIDTH
 ) -> ReduceInput:
-    """One shard a unit, as encode leaves them."""
+    """Write one shard per unit in the format of encode."""
     folder.mkdir(parents=True, exist_ok=True)
     units = []
     for unit, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""Caption units from an LLM, in this process."""
+"""Runs LLM caption units in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VARIABLE = "BOOTPIG_TEST_LLM_KEY"
 
 
 def configured(root: Path, url: str, *, units: int = 3, **changes) -> PipelineConfig:
-    """Units of 20 captions, five a request: four requests a unit."""
+    """Units of 20 captions with five per request: four requests per unit."""
     llm = {"base_url": url, "model": "writer-1", "api_key_env": VARIABLE, "captions_per_request": 5}
     llm |= {"concurrency": 4, "max_retries": 2, "batch_poll": 0.01}
     caption = {"source": "openai", "count": 20 * units, "openai": llm | changes}

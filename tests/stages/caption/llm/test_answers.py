@@ -1,4 +1,4 @@
-"""What is read from the body of an answer, whatever a model has written into it."""
+"""Parsing the answers of a model, whatever they contain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def body(content: Any, finish: str = "stop", **message: Any) -> str:
         f"{ONE}\n{TWO}\nA photo of a third, too many",
     ],
 )
-def test_captions_in_every_dress(content: Any) -> None:
+def test_captions_in_all_formats(content: Any) -> None:
     answer = read_answer(body(content), 2)
     assert answer.captions == (ONE, TWO) and answer.fault == ""
 
@@ -63,7 +63,7 @@ def test_faults_have_codes_and_whole_captions_are_kept(text: str, fault: str, ca
     assert answer.captions == (ONE,) * captions
 
 
-def test_lines_are_no_json_where_json_alone_will_do() -> None:
+def test_lines_are_refused_where_only_json_is_accepted() -> None:
     assert read_answer(body(f"{ONE}\n{TWO}"), 2, lines_too=False).fault == "invalid_json"
 
 

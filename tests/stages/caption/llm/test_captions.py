@@ -1,4 +1,4 @@
-"""Captions from a real endpoint on loopback: journaled, replayed, deduplicated, capped, in batches."""
+"""Captions from a real endpoint on loopback: journal, replay, duplicates, spending cap, batches."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_a_damaged_answer_is_asked_for_again(endpoint: Endpoint, url: str, tmp_p
     assert image_bytes(tmp_path) == before and len(endpoint.log) == 5
 
 
-def test_a_forced_unit_asks_anew_and_leaves_the_others_alone(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+def test_a_forced_unit_makes_new_requests_and_leaves_the_others_alone(
+    endpoint: Endpoint, url: str, tmp_path: Path
+) -> None:
     endpoint.surprise = True
     config = configured(tmp_path, url)
     run(config)

@@ -1,4 +1,4 @@
-"""What an endpoint does wrong, by its code: no answer, bad answers, refused keys, hostile text."""
+"""Faults of an endpoint by code: no answer, bad answers, rejected keys, hostile text."""
 
 from __future__ import annotations
 
