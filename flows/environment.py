@@ -54,7 +54,5 @@ def _private_folder() -> Path:
             "folder"
         ) from None
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
-        raise InputError(
-            f"HOME: → there is no home folder, and {folder} is somebody else's; set HOME to a writable one"
-        )
+        raise InputError(f"HOME: → there is no home folder, and {folder} is not ours; set HOME to a writable folder")
     return folder

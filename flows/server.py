@@ -125,21 +125,15 @@ def require_answer(address: str) -> None:
     Raises:
         ServerError: no server answers, or something else than Prefect's API does.
     """
+    address = address.rstrip("/")
     try:
         if _is_api(address):
             return
-        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            if not address.endswith("/api") and _is_api(f"{address.rstrip('/')}/api"):
-                raise ServerError(
-                    f"PREFECT_API_URL: {masked(address)!r} → is the address of Prefect's pages; give that of its API, "
-                    f"{masked(address.rstrip('/'))}/api"
-                )
-        raise ServerError(
-            f"PREFECT_API_URL: {masked(address)!r} → what answers there is not Prefect's API; give its address, which "
-            "ends in /api, or unset the variable so that a run starts its own server"
-        )
-    except urllib.error.HTTPError:
-        return
+        refused = False
+    except urllib.error.HTTPError as error:
+        refused = True
+        if error.code != 404:
+            return
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):  # Prefect's client has its own TLS settings
@@ -148,6 +142,17 @@ def require_answer(address: str) -> None:
             f"PREFECT_API_URL: {masked(address)!r} → no Prefect server answers there ({reason}); start it (prefect "
             "server start), or unset the variable so that a run starts its own server"
         ) from None
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        if not address.endswith("/api") and _is_api(f"{address}/api"):
+            raise ServerError(
+                f"PREFECT_API_URL: {masked(address)!r} → is the address of Prefect's pages; give that of its API, "
+                f"{masked(address)}/api"
+            )
+    if not refused:
+        raise ServerError(
+            f"PREFECT_API_URL: {masked(address)!r} → what answers there is not Prefect's API; give its address, which "
+            "ends in /api, or unset the variable so that a run starts its own server"
+        )
 
 
 def _is_api(address: str) -> bool:

@@ -151,3 +151,11 @@ def test_a_locked_database_is_waited_for_and_then_named(tmp_path: Path, monkeypa
     database.write_bytes(b"no data base" * 100)
     with pytest.raises(server.ServerError, match="is damaged"):
         server._await_database()
+
+
+@pytest.mark.slow
+def test_the_address_of_the_pages_is_not_that_of_the_api(prefect_api: str) -> None:
+    server.require_answer(prefect_api)
+    for address in (prefect_api.removesuffix("/api"), prefect_api.removesuffix("/api") + "/"):
+        with pytest.raises(server.ServerError, match=r"^PREFECT_API_URL: .* give that of its API, .*:\d+/api$"):
+            server.require_answer(address)

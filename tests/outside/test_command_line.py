@@ -1,0 +1,135 @@
+"""Numbers, words and sizes as people type them; and the net below everything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bootpig.flows.cli import commands
+from bootpig.flows.cli.main import main
+from bootpig.flows.loading import dump_config, load_config, shipped_configs
+from bootpig.flows.parameters import LIMIT, StoredParameters, by_value_or_reference, opened
+from bootpig.flows.selection import known_units, parse_units
+from bootpig.flows.stage_run import numbers
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError, StageConfig
+from bootpig.stages.engine.survey import graph_of
+
+TOY = shipped_configs()["toy"]
+
+
+@pytest.mark.parametrize("word", ["no", "bf16"])
+def test_words_of_a_choice_are_words(word: str) -> None:
+    assert load_config(TOY, [f"train.mixed_precision={word}"]).train.mixed_precision == word
+
+
+def test_truth_values_stay_truth_values() -> None:
+    assert load_config(TOY, ["train_on_partial=yes"]).train_on_partial is True
+    with pytest.raises(InputError, match=r"train\.mixed_precision: True"):
+        load_config(TOY, ["train.mixed_precision=yes"])
+
+
+def floats(model: type[StageConfig], prefix: str = "") -> list[str]:
+    """The fields of a configuration that take a number."""
+    found = []
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if kind is float:
+                found.append(f"{prefix}{name}")
+            elif isinstance(kind, type) and issubclass(kind, StageConfig):
+                found += floats(kind, f"{prefix}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize("field", floats(PipelineConfig))
+def test_no_number_is_nan_or_infinite(field: str, value: str) -> None:
+    with pytest.raises(InputError) as told:
+        load_config(TOY, [f"{field}={value}"])
+    assert field in str(told.value)
+
+
+@pytest.mark.parametrize("option", ["--strength", "--guidance-scale", "--reference-guidance-scale"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_nor_one_of_the_command_line(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "model", "--prompt", "A photo of a mug, here", f"{option}={value}"])
+    assert ended.value.code == 2 and option in capsys.readouterr().err
+
+
+SPANS = ["0-9999999999", "0-99999999999999999999", "9" * 5000, "0-999999,0-999999", "1-" + "9" * 5000]
+
+
+@pytest.mark.parametrize("text", SPANS)
+def test_a_span_of_units_is_not_expanded_without_end(text: str) -> None:
+    with pytest.raises(InputError, match=r"^units: ") as told:
+        parse_units(text)
+    assert len(str(told.value)) < 300
+
+
+def test_a_long_list_of_wrong_units_is_short() -> None:
+    config = load_config(TOY)
+    with pytest.raises(InputError) as told:
+        known_units(config, graph_of(config), ["segment"], range(100_000))
+    assert len(str(told.value)) < 300
+    assert len(numbers(range(0, 1_000_000, 2))) < 400
+
+
+def large() -> PipelineConfig:
+    return load_config(TOY, [f"caption.objects={json.dumps([f'a mug of kind {k}' for k in range(15_000)])}"])
+
+
+def test_large_parameters_go_by_reference(tmp_path: Path) -> None:
+    small = load_config(TOY, [f"root={tmp_path}"])
+    assert by_value_or_reference(small, [1, 2], small) == {"config": small, "units": [1, 2]}
+    config = large().model_copy(update={"root": str(tmp_path)})
+    passed = by_value_or_reference(config, None, small)
+    stored = passed["stored"]
+    assert isinstance(stored, StoredParameters) and len(passed["config"].model_dump_json()) < LIMIT
+    assert opened(passed["config"], None, stored) == (config, None)
+    units = list(range(0, 100_000, 2))
+    passed = by_value_or_reference(small, units, small)
+    assert opened(passed["config"], None, passed["stored"]) == (small, units)
+    (tmp_path / "parameters" / f"{stored.sha256}.json").write_text("{}")
+    with pytest.raises(InputError, match=r"^stored: .* missing or altered"):
+        opened(small, None, stored)
+
+
+@pytest.mark.slow
+def test_a_large_configuration_runs(tmp_path: Path) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_text(dump_config(large()), encoding="utf-8")
+    assert len(file.read_bytes()) > 2**18
+    done = subprocess.run(
+        [sys.executable, "-m", "bootpig", "run", str(file), "--until", "caption", f"--set=root={tmp_path / 'store'}"]
+        + ["--set=caption.count=100"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "store").glob("parameters/*.json"))
+
+
+def test_what_nobody_expected_is_one_line_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "correct-horse-battery")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def broken(asked: argparse.Namespace) -> int:
+        raise RuntimeError("first line with correct-horse-battery\nsecond line")
+
+    monkeypatch.setattr(commands, "runs", broken)
+    assert main(["runs", "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    (log,) = tmp_path.glob("bootpig-*.log")
+    assert said.startswith("unexpected error: RuntimeError: first line with ***") and said.count("\n") == 1
+    assert str(log) in said
+    assert "in broken" in log.read_text() and "horse" not in log.read_text()

@@ -1,0 +1,203 @@
+"""Odd environments: each fault at every command, one line and a code, or a run as if nothing were."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootpig.flows import server
+from bootpig.flows.proxies import check_proxies, spare_loopback
+from bootpig.stages.engine.contract import InputError
+
+PROJECT = Path(__file__).parents[2]
+NOBODY = 12345
+CAPABLE = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+# the tests' own Python may lie below a folder that only root may enter
+CAPABLE += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+
+
+def bootpig(
+    *arguments: str, environment: dict[str, str] | None = None, before: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*(before or []), sys.executable, "-m", "bootpig", *arguments],
+        cwd=PROJECT,
+        env=dict(os.environ) if environment is None else environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        check=False,
+    )
+
+
+def commands(store: Path) -> dict[str, list[str]]:
+    return {
+        "plan": ["plan", "toy", f"--set=root={store}"],
+        "status": ["status", "toy", f"--set=root={store}"],
+        "runs": ["runs", "--root", str(store)],
+        "verify": ["verify", "toy", f"--set=root={store}"],
+        "gc": ["gc", "--root", str(store)],
+        "run": ["run", "toy", "--until", "caption", f"--set=root={store}", "--set=caption.count=100"],
+    }
+
+
+PROXIES = {
+    "quotes": "'http://proxy:3128'",
+    "a space": "http://proxy:3128 ",
+    "an unknown kind": "socks://proxy:1080",
+    "no host": "http://",
+    "a port that is none": "http://proxy:port",
+    "a password": "http://me:secret-of-mine@proxy:port",
+}
+
+
+@pytest.mark.parametrize("name", list(PROXIES))
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_a_proxy_that_no_client_can_use_is_named(monkeypatch: pytest.MonkeyPatch, name: str, variable: str) -> None:
+    monkeypatch.setenv(variable, PROXIES[name])
+    with pytest.raises(InputError, match=rf"^{variable}: ") as told:
+        check_proxies()
+    assert "\n" not in str(told.value) and "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("value", ["", "http://proxy:3128", "proxy:3128", "http://[::1]:3128", "https://me:pw@proxy:1"])
+def test_usual_proxies_are_fine(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("http_proxy", value)
+    check_proxies()
+
+
+@pytest.mark.parametrize(
+    ("small", "capital", "expected"),
+    [
+        (None, None, "127.0.0.1,localhost,::1"),
+        ("example.org", None, "example.org,127.0.0.1,localhost,::1"),
+        (None, "example.org , 'localhost'", "example.org,localhost,127.0.0.1,::1"),
+        ("a;b", "c", "a,b,127.0.0.1,localhost,::1"),
+        ("*", None, "*"),
+    ],
+)
+def test_loopback_joins_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, small: str | None, capital: str | None, expected: str
+) -> None:
+    for name, value in (("no_proxy", small), ("NO_PROXY", capital)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    spare_loopback()
+    assert os.environ["no_proxy"] == expected
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "runs", "verify", "gc", "run"])
+def test_a_bad_proxy_at_every_command(command: str, tmp_path: Path) -> None:
+    done = bootpig(*commands(tmp_path)[command], environment={**os.environ, "all_proxy": "socks://proxy:1"})
+    assert done.returncode == 2 and done.stderr.startswith("all_proxy: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_our_own_server_is_never_asked_for_through_a_proxy(tmp_path: Path) -> None:
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    environment |= {"https_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"}
+    for name in ("no_proxy", "NO_PROXY", "PREFECT_API_URL"):
+        environment.pop(name, None)
+    done = bootpig(*commands(tmp_path)["run"], environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "1 units: 1 made" in done.stdout
+
+
+HOMES = {"no such folder": {"HOME": "/nonexistent"}, "the root": {"HOME": "/"}, "none": {}}
+
+
+@pytest.fixture
+def anyone(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a user without an entry in /etc/passwd."""
+    probe = subprocess.run([*CAPABLE, sys.executable, "-c", ""], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip("cannot become another user here")
+    folder = Path("/tmp" if os.path.isdir("/tmp") else tmp_path, f"bootpig-anyone-{os.getpid()}")
+    folder.mkdir()
+    folder.chmod(0o777)
+    yield folder
+    subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+@pytest.mark.parametrize("name", list(HOMES))
+@pytest.mark.parametrize("command", ["plan", "status", "runs"])
+def test_a_user_without_a_passwd_entry(anyone: Path, name: str, command: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(anyone), **HOMES[name]}
+    done = bootpig(*commands(anyone / "store")[command], environment=environment, before=CAPABLE)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 1 and "HOME: " in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(HOMES))
+def test_a_run_of_such_a_user(anyone: Path, name: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(anyone), **HOMES[name]}
+    done = bootpig(*commands(anyone / "store")["run"], environment=environment, before=CAPABLE)
+    assert done.returncode == 0, done.stderr
+    assert oct((anyone / f"bootpig-{NOBODY}").stat().st_mode)[-3:] == "700"
+
+
+def test_a_folder_of_somebody_else_is_no_home(anyone: Path) -> None:
+    (anyone / f"bootpig-{NOBODY}").mkdir()
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(anyone), "HOME": "/nonexistent"}
+    done = bootpig("runs", "--root", str(anyone / "store"), environment=environment, before=CAPABLE)
+    assert done.returncode == 2 and "is not ours; set HOME" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
+@pytest.mark.parametrize("command", ["plan", "status", "runs", "verify"])
+def test_output_never_fails_on_a_character(tmp_path: Path, encoding: str, command: str) -> None:
+    store = tmp_path / "stör 🦊"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    done = bootpig(*commands(store)[command], environment=environment)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    refused = bootpig("plan", "toy", "--set=name=stör 🦊", environment=environment)
+    assert refused.returncode == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs needs the rights to")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_temporary_folder_is_named_before_a_run(small_disk: Path, tmp_path: Path) -> None:
+    done = bootpig(*commands(tmp_path)["run"], environment={**os.environ, "TMPDIR": str(small_disk)})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"TMPDIR: {str(small_disk)!r} → No space left on device; free some space")
+    assert done.stderr.count("\n") == 1
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """A web server that is not Prefect's."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_another_web_server_is_not_the_api() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for path in ("", "/api", "/some/page"):
+            with pytest.raises(server.ServerError, match="is not Prefect's API"):
+                server.require_answer(f"http://127.0.0.1:{other.server_port}{path}")
+        other.shutdown()
