@@ -63,7 +63,8 @@ def known_units(
     have = config.unit_numbers()
     if wrong := [unit for unit in units if unit not in have]:
         raise InputError(
-            f"units: {', '.join(map(str, wrong[:8]))}{', …' if len(wrong) > 8 else ''} → not in this run, which has units 0 to {len(have) - 1}"
+            f"units: {', '.join(map(str, wrong[:8]))}{', …' if len(wrong) > 8 else ''} → not in this run, which has "
+            f"units 0 to {len(have) - 1}"
             f" (caption.count {config.caption.count}, unit_size {config.unit_size})"
         )
     if not any(graph.is_map(stage) for stage in stages):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Progress
 from bootpig.stages.engine.survey import make_stage
-from bootpig.stages.evaluate.subjects import on_white, read_picture
+from bootpig.stages.picture_files import on_white, read_mask, read_picture
 from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.errors import CorruptPart
@@ -215,10 +216,13 @@ def _pipeline(model: Path, info: dict[str, Any]) -> Any:
 
 def _inpaint_inputs(files: InpaintFiles) -> dict[str, Any]:
     """The inpainting pipeline's arguments."""
-    image, mask = read_picture(files.image, "--image"), read_picture(files.mask, "--mask")
+    image = read_picture(files.image, "--image")
+    said: list[str] = []
+    mask = read_mask(files.mask, "--mask", said.append)
     if image.size != mask.size:
         sizes = f"{mask.width}x{mask.height} pixels for an image of {image.width}x{image.height}"
         raise InputError(f"--mask: {str(files.mask)!r} → {sizes}; give one of the image's size")
+    print(*said, sep="\n", file=sys.stderr)
     return {
         "image": on_white(image),
         "mask_image": mask,

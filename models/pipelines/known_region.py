@@ -59,7 +59,8 @@ class InpaintTask:
     masks: list[Image.Image]
     """L, 0 or 255, of the pictures' sizes; white is repainted."""
     boxes: list[tuple[int, int, int, int]]
-    """xyxy in the pictures' pixels: the part that the network sees."""
+    """xyxy in the pictures' pixels: the part that the network sees. It may reach beyond a picture, whose edge then goes
+    on there."""
     size: tuple[int, int]
     """(width, height) in pixels at which the network sees it."""
     strength: float
@@ -81,7 +82,8 @@ class InpaintTask:
             mask_image: likewise; white = repaint.
             size: (width, height) of the network's view, pixels.
             strength: in (0, 1]; 1 starts from pure noise, less from the noised picture.
-            padding: pixels around the mask; the network then sees that part alone, enlarged. None: the whole picture.
+            padding: pixels around the mask; the network then sees that part alone, enlarged. None: as much of the
+                picture around the mask as has the proportions of `size`; all of it, where the picture has them.
             prompts: their number.
 
         Raises:
@@ -97,8 +99,10 @@ class InpaintTask:
                 raise ValueError(f"mask_image: {mask.size} pixels for an image of {picture.size}")
             if mask.getbbox() is None:
                 raise ValueError("mask_image: it is black everywhere, there is nothing to repaint")
-            everything = (0, 0, *picture.size)
-            boxes.append(everything if padding is None else VaeImageProcessor.get_crop_region(mask, *size, pad=padding))
+            if padding is None:
+                boxes.append(_view_box(picture.size, mask.getbbox(), size))
+            else:
+                boxes.append(VaeImageProcessor.get_crop_region(mask, *size, pad=padding))
         return cls(pictures, masks, boxes, size, strength)
 
     def timesteps(self, timesteps: Tensor, steps: int, order: int) -> tuple[Tensor, int]:
@@ -113,7 +117,7 @@ class InpaintTask:
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
         masks = [self._view(mask, box) for mask, box in zip(self.masks, self.boxes, strict=True)]
         repaint = torch.from_numpy(np.stack(masks))[:, None].float() / 255
-        repaint = F.interpolate(repaint, size=noise.shape[-2:], mode="nearest-exact").round()
+        repaint = F.adaptive_max_pool2d(repaint, noise.shape[-2:])  # each cell that the mask touches
         return KnownRegion(
             encode(pixels).to(noise).repeat_interleave(each, dim=0),
             repaint.to(noise).repeat_interleave(each, dim=0),
@@ -144,17 +148,62 @@ class InpaintTask:
             view = view.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
             repainted = picture.copy()
             repainted.paste(view, box[:2])
-            known = np.asarray(mask.crop(box)) == 0
-            error = np.asarray(view, float)[known] - np.asarray(picture.crop(box), float)[known]
+            inside = (max(box[0], 0), max(box[1], 0), min(box[2], picture.width), min(box[3], picture.height))
+            seen = view.crop((inside[0] - box[0], inside[1] - box[1], inside[2] - box[0], inside[3] - box[1]))
+            known = np.asarray(mask.crop(inside)) == 0
+            error = np.asarray(seen, float)[known] - np.asarray(picture.crop(inside), float)[known]
             mean = float(np.mean(error**2)) if error.size else 0.0
             psnr.append(float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean)))
             pasted.append(Image.composite(repainted, picture, mask))
         return pasted, psnr
 
     def _view(self, picture: Image.Image, box: tuple[int, int, int, int]) -> Pixels:
-        resampling = Image.Resampling.NEAREST if picture.mode == "L" else Image.Resampling.LANCZOS
-        view = picture.crop(box)
-        return np.asarray(view if view.size == self.size else view.resize(self.size, resampling))
+        view = _crop(picture, box)
+        if view.size == self.size:
+            return np.asarray(view)
+        if picture.mode != "L":
+            return np.asarray(view.resize(self.size, Image.Resampling.LANCZOS))
+        # a mask, of which no pixel may be lost
+        return np.asarray(view.resize(self.size, Image.Resampling.BOX).point(lambda level: 255 if level else 0))
+
+
+def _view_box(
+    picture: tuple[int, int], mask: tuple[int, int, int, int] | None, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The part of a picture that the network sees at `size`: of its proportions, with all of the mask in it.
+
+    The largest such part of the picture, as near to the mask's middle as can be; where the mask is too long for that,
+    the smallest one around the picture, which then reaches beyond it.
+
+    Args:
+        picture, size: (width, height) in pixels.
+        mask: xyxy of what is white.
+    """
+    width, height = picture
+    if width * size[1] == height * size[0] or mask is None:
+        return 0, 0, width, height
+    fits = min(width / size[0], height / size[1])
+    part = (round(size[0] * fits), round(size[1] * fits))
+    if mask[2] - mask[0] > part[0] or mask[3] - mask[1] > part[1]:
+        covers = max(width / size[0], height / size[1])
+        part = (max(width, round(size[0] * covers)), max(height, round(size[1] * covers)))
+    corner = []
+    for axis in (0, 1):
+        spare = picture[axis] - part[axis]
+        middle = (mask[axis] + mask[axis + 2] - part[axis]) // 2
+        corner.append(spare // 2 if spare < 0 else min(max(middle, 0), spare))
+    return corner[0], corner[1], corner[0] + part[0], corner[1] + part[1]
+
+
+def _crop(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Part of a picture; beyond its edge the edge goes on, beyond that of a mask (L) there is black."""
+    if box[0] >= 0 and box[1] >= 0 and box[2] <= picture.width and box[3] <= picture.height:
+        return picture.crop(box)
+    if picture.mode == "L":
+        return picture.crop(box)
+    columns = np.arange(box[0], box[2]).clip(0, picture.width - 1)
+    rows = np.arange(box[1], box[3]).clip(0, picture.height - 1)
+    return Image.fromarray(np.asarray(picture)[rows][:, columns])
 
 
 def _listed(name: str, given: Pictures, prompts: int) -> list[Image.Image]:

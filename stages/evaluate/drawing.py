@@ -13,7 +13,8 @@ from PIL import Image
 
 from bootpig.models.pipelines.references import prepare_picture
 from bootpig.stages.engine.contract import InputError, sample_seed
-from bootpig.stages.evaluate.subjects import Subject, read_picture
+from bootpig.stages.evaluate.subjects import Subject
+from bootpig.stages.picture_files import read_picture
 from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
 
 METHODS = ("text_only", "untrained", "bootpig", "bootpig_no_reference")
@@ -64,7 +65,7 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tupl
     for subject in subjects:
         prepared = []
         for path in subject.references:
-            picture = read_picture(path)
+            picture = read_picture(path, "evaluate.subjects")
             if picture.mode == "RGB" and not _stands_on_white(picture):
                 on_background.append(f"{subject.name}/{path.name}")
             prepared.append(_prepared(path, picture, side))

@@ -15,7 +15,8 @@ from PIL import Image
 from bootpig.stages.evaluate.drawing import Drawing
 from bootpig.stages.evaluate.gallery import PictureFiles
 from bootpig.stages.evaluate.metrics import METRICS, aligned_cosine, collect, gap_closed, mean_cosine, mean_cosine_among
-from bootpig.stages.evaluate.subjects import Subject, on_white, read_picture
+from bootpig.stages.evaluate.subjects import Subject
+from bootpig.stages.picture_files import on_white, read_picture
 
 
 class ImageEmbedder(Protocol):
@@ -117,4 +118,4 @@ class Scores:
 
 
 def _photos(paths: Sequence[Path]) -> PictureFiles:
-    return PictureFiles(paths, lambda path: on_white(read_picture(path)))
+    return PictureFiles(paths, lambda path: on_white(read_picture(path, "evaluate.subjects")))

@@ -1,25 +1,28 @@
 """A folder of subjects in DreamBooth layout: `<folder>/<subject>/<picture>`, one folder a subject.
 
-The first pictures by name are the references. What a subject is called comes from, in this order: `subjects.yaml`
-(`<subject>: {class: mug, prompts: […], captions: {01.png: …}}`), the `subject,class` lines of DreamBooth's own
-`prompts_and_classes.txt`, the folder's name without its number (`berry_bowl`, `dog6`).
+The first pictures in natural order are the references. What a subject is called comes from, in this order:
+`subjects.yaml` (`<subject>: {class: mug, prompts: […], captions: {01.png: …}}`), the `subject,class` lines of
+DreamBooth's own `prompts_and_classes.txt`, the folder's name without its number (`berry_bowl`, `dog6`).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.picture_files import check_picture, folders_of_pictures, picture_paths
 from bootpig.stages.text_files import parse_yaml, read_text
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+_LOG = logging.getLogger(__name__)
+
 OBJECT = "{object}"
 
 References = int | Literal["all"]
@@ -51,7 +54,7 @@ class _Entry(BaseModel):
 
 
 def read_subjects(folder: Path, prompts: Sequence[str], references: References) -> list[Subject]:
-    """The subjects of `folder` by name, every picture's header read.
+    """The subjects of `folder` by name, every picture decoded.
 
     Args:
         prompts: for subjects that list none of their own; `{object}` stands for the class word.
@@ -61,7 +64,7 @@ def read_subjects(folder: Path, prompts: Sequence[str], references: References) 
     Raises:
         InputError: no subject, an unreadable picture, too few pictures or no prompt for a subject; one line.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [path.name for path in folders_of_pictures(folder)]
     if not names:
         raise InputError(
             f"evaluate.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, 01.png, …"
@@ -93,31 +96,6 @@ def fill(prompt: str, noun: str) -> str:
     return re.sub(r"(?P<article>\b[Aa] )?\{object\}", replacement, prompt)
 
 
-def read_picture(path: Path, field: str = "evaluate.subjects") -> Image.Image:
-    """A picture upright, RGB; or RGBA where the file has transparency.
-
-    Args:
-        field: the setting or option that names it, for messages.
-
-    Raises:
-        InputError: the file is not a readable picture.
-    """
-    try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error, field) from None
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent turns white."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(canvas, image).convert("RGB")
-
-
 def _split(name: str, pictures: list[Path], references: References) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if references == "all":
         chosen, real = tuple(pictures), tuple(pictures)
@@ -132,19 +110,19 @@ def _split(name: str, pictures: list[Path], references: References) -> tuple[tup
 
 
 def _pictures(folder: Path) -> list[Path]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.verify()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise _unreadable(path, error) from None
-    return paths
+    """The pictures of a subject, each decoded to its end: a later stage needs them all."""
+    pictures, others = picture_paths(folder)
+    for path in pictures:
+        check_picture(path, "evaluate.subjects")
+    if others:
+        kinds = ", ".join(sorted({path.suffix or path.name for path in others})[:5])
+        _warn_once(f"evaluate.subjects: {len(others)} files of {folder.name!r} are no pictures ({kinds}), left out")
+    return pictures
 
 
-def _unreadable(path: Path, error: Exception, field: str = "evaluate.subjects") -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"{field}: {str(path)!r} is not a readable picture ({reason}); replace or remove it")
+@lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    _LOG.warning("%s", text)
 
 
 def _entries(folder: Path, names: Sequence[str]) -> dict[str, _Entry]:

@@ -144,7 +144,7 @@ def test_a_plain_photo_is_cut_out(model: Path, tmp_path: Path) -> None:
         (["--prompt", "x", "--cut-out"], "--cut-out: → needs the segment stage's models"),
         (["--prompt", "x", "--cut-out", "--config", TOY], "--object: missing → say what the subject is"),
         (["--prompt", "x", "--out", "a.jpg"], "--out: 'a.jpg' → give a name that ends in .png"),
-        (["--prompt", "x", "--ref", "nope.png"], "--ref: 'nope.png' is not a readable picture"),
+        (["--prompt", "x", "--ref", "nope.png"], "--ref: 'nope.png' → there is no such file"),
         (["--prompt", "x", "--image", "{a}", "--mask", "{b}"], "--mask: '{b}' → 8x8 pixels for an image of 64x64"),
     ],
 )
