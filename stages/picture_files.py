@@ -125,13 +125,14 @@ def _opened(path: Path, field: str) -> Iterator[Image.Image]:
     if path.suffix.lower() in _HEIF and not _heif():
         raise InputError(f"{field}: {shown} → is HEIC, whose package is missing; pip install 'bootpig[heif]'")
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            opened.load()
-            upright = ImageOps.exif_transpose(opened) or opened
-            if 0 in upright.size:
-                raise ValueError("it has no pixels")
-            yield upright
+            with Image.open(path) as opened:
+                opened.load()
+                upright = ImageOps.exif_transpose(opened) or opened
+                if 0 in upright.size:
+                    raise ValueError("it has no pixels")
+                yield upright
     except InputError:
         raise
     except UnidentifiedImageError:
