@@ -167,7 +167,8 @@ def _conclude(root: Root, record: RunRecord | None, outcome: str) -> None:
         console.print(results_table(metrics), highlight=False, markup=False)
     console.print(f"{outcome}; run {record.id}", highlight=False)
     if root.exists(f"{record.folder}/report.html"):
-        console.print(f"report: {root.address(record.folder, 'report.html')}", highlight=False, soft_wrap=True)
+        address = root.address(record.folder, "report.html")
+        console.print(f"report: {address}", highlight=False, markup=False, soft_wrap=True)
 
 
 def init(asked: argparse.Namespace) -> int:
@@ -225,7 +226,7 @@ def runs(asked: argparse.Namespace) -> int:
         return 0
     if asked.action == "diff":
         pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
-        table = Table("", asked.a, asked.b)
+        table = Table("", Text(asked.a), Text(asked.b))
         for pair in pairs:
             table.add_row(*(Text(one_line(cell)) for cell in pair))
         _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)

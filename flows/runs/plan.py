@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import Estimate, InputError, MapStage, SampleShape, Stage, Workload
@@ -124,7 +125,7 @@ def _measured_bytes(root: Root, survey: StageSurvey) -> float | None:
 def plan_table(facts: dict[str, Any]) -> Table:
     """The plan as a table."""
     table = Table(
-        "stage", "units", "cached", "due", "samples due", "seconds", "GPU-hours", "USD", "GB", title=facts["root"]
+        "stage", "units", "cached", "due", "samples due", "seconds", "GPU-hours", "USD", "GB", title=Text(facts["root"])
     )
     for name, stage in facts["stages"].items():
         units = stage["units"]

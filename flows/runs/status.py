@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
@@ -35,7 +36,7 @@ def _facts(engine: Engine, survey: StageSurvey) -> dict[str, Any]:
 
 def status_table(facts: dict[str, Any]) -> Table:
     """The status as a table for the terminal."""
-    table = Table("stage", "fingerprint", *STATES, "rows ok", "rejected", "failed rows", title=facts["root"])
+    table = Table("stage", "fingerprint", *STATES, "rows ok", "rejected", "failed rows", title=Text(facts["root"]))
     for name, stage in facts["stages"].items():
         rows = stage["rows"]
         table.add_row(

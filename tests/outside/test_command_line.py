@@ -14,11 +14,13 @@ from bootpig.flows.cli import commands
 from bootpig.flows.cli.main import main
 from bootpig.flows.loading import dump_config, load_config, shipped_configs
 from bootpig.flows.parameters import LIMIT, StoredParameters, by_value_or_reference, opened
+from bootpig.flows.runs.records import new_run
 from bootpig.flows.selection import known_units, parse_units
 from bootpig.flows.stage_run import numbers
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, StageConfig
 from bootpig.stages.engine.survey import graph_of
+from bootpig.storage.root import Root
 
 TOY = shipped_configs()["toy"]
 
@@ -133,3 +135,19 @@ def test_what_nobody_expected_is_one_line_with_its_log(
     assert said.startswith("unexpected error: RuntimeError: first line with ***") and said.count("\n") == 1
     assert str(log) in said
     assert "in broken" in log.read_text() and "horse" not in log.read_text()
+
+
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_a_root_with_brackets_is_shown_as_it_is(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "toy", f"--set=root={tmp_path / 'data [v2]'}"]) == 0
+    assert "data [v2]" in capsys.readouterr().out
+
+
+def test_so_is_the_place_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Root(str(tmp_path / "data [v2] [bold]"))
+    record = new_run(root, load_config(TOY))
+    root.write(f"{record.folder}/report.html", b"")
+    commands._conclude(root, record, "done")
+    assert "data [v2] [bold]/runs/" in capsys.readouterr().out
