@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -226,7 +227,7 @@ def runs(asked: argparse.Namespace) -> int:
         return 0
     if asked.action == "diff":
         pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
-        table = Table("", Text(asked.a), Text(asked.b))
+        table = Table("", escape(asked.a), escape(asked.b))
         for pair in pairs:
             table.add_row(*(Text(one_line(cell)) for cell in pair))
         _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)
