@@ -106,10 +106,10 @@ def execute(
             if isinstance(error, Exception):
                 work.end("failed", str(error).strip() or type(error).__name__)
             else:
-                work.end("interrupted", "by a signal; what is complete is kept")
+                work.end("interrupted", "by a signal; complete units are kept")
             # training answers a signal itself, by a checkpoint, so Prefect does not know which signal it was
             if isinstance(error, SystemExit) and _cancelling():
-                return Cancelled(message="cancelled; what is complete is kept")
+                return Cancelled(message="cancelled; complete units are kept")
             if isinstance(error, Exception) and mask(str(error)) != str(error):
                 # Prefect keeps the text, and that of all its causes
                 raise RuntimeError(f"{type(error).__name__}: {mask(str(error))}") from None

@@ -1,4 +1,4 @@
-"""Read the text files that a user gives: captions, prompts, configurations, lists of subjects."""
+"""Reads the text files that a user gives: captions, prompts, configurations, lists of subjects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep secrets out of everything that is shown or written: messages, logs, records, reports, Prefect's database."""
+"""Keeps secrets out of everything that is shown or written: messages, logs, records, reports, Prefect's database."""
 
 from __future__ import annotations
 

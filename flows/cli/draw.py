@@ -1,4 +1,4 @@
-"""`bootpig generate` and `bootpig evaluate`: checks their options, then puts a trained model to work."""
+"""`bootpig generate` and `bootpig evaluate`: check their options and run them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bootpig generate` and `bootpig evaluate`: a trained model at work."""
+"""Implements `bootpig generate` and `bootpig evaluate` on a trained model."""
 
 from __future__ import annotations
 

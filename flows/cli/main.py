@@ -1,6 +1,6 @@
-"""The `bootpig` command: its arguments, and what its exit codes mean.
+"""The `bootpig` command: its arguments and exit codes.
 
-0 done · 1 some units failed, or a fault on the way · 2 bad input · 130 interrupted · 143 terminated.
+0 done · 1 some units failed, or an error at run time · 2 bad input · 130 interrupted · 143 terminated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bootpig.flows.runs.gc import KEEP
 
 EPILOG = (
     "exit codes: 0 done, 1 some units failed (named), 2 bad input, 130 interrupted, 143 terminated. "
-    "Nothing that was complete is ever lost."
+    "Complete units are always kept."
 )
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script: `main` as a process that ends in time, whatever its threads do."""
     interrupt.exits_process = True
-    # the libraries' own bars would stand between ours
+    # progress bars of libraries would interfere with ours
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         code = main()
@@ -65,7 +65,7 @@ def entry() -> NoReturn:
             raise
         interrupt.stop(error)
         code = interrupt.exit_code(error)
-        Console(stderr=True).print("interrupted; what is complete is kept, run it again to go on", highlight=False)
+        Console(stderr=True).print("interrupted; complete units are kept, run again to continue", highlight=False)
         sys.stdout.flush()
         sys.stderr.flush()
         # threads of a unit in work may take minutes: nothing of theirs is worth waiting for
@@ -87,19 +87,19 @@ def parser() -> argparse.ArgumentParser:
         "--print-completion", action=PrintCompletion, choices=SHELLS, help="print a script that completes with TAB"
     )
     add = top.add_subparsers(required=True, metavar="COMMAND").add_parser
-    _run(add("run", help="run the pipeline, or a part of it; what is complete is not made again", epilog=EPILOG))
+    _run(add("run", help="run the pipeline or a part of it; complete units are reused", epilog=EPILOG))
 
-    init = add("init", help="write a copy of a shipped configuration, to edit")
-    init.add_argument("name", metavar="NAME", help="toy, sd21, …; without one: list them", nargs="?")
+    init = add("init", help="write a copy of a shipped configuration for editing")
+    init.add_argument("name", metavar="NAME", help="toy, sd21, …; without a name, list them", nargs="?")
     init.add_argument("-o", "--out", metavar="FILE", help="the new file (NAME.yaml)")
     init.set_defaults(command=commands.init)
 
-    status = add("status", help="what is in the store and what is due")
+    status = add("status", help="show which units are complete, stale, failed or pending")
     _config(status)
     _json(status)
     status.set_defaults(command=commands.status)
 
-    plan = add("plan", help="what a run would do and what it would take; touches nothing")
+    plan = add("plan", help="show what a run would do and what it would cost; changes nothing")
     _config(plan)
     _json(plan)
     plan.set_defaults(command=commands.plan)
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     _json(runs)
     runs.set_defaults(command=commands.runs, action=None)
     actions = runs.add_subparsers(metavar="ACTION", dest="action")
-    diff = actions.add_parser("diff", help="settings, yields and metrics that differ")
+    diff = actions.add_parser("diff", help="settings, row counts and metrics that differ")
     diff.add_argument("a", metavar="A", help="a run id or latest")
     diff.add_argument("b", metavar="B", help="a run id or latest")
     _json(diff, default=argparse.SUPPRESS)
@@ -118,29 +118,33 @@ def parser() -> argparse.ArgumentParser:
     for action in (diff, promote):
         _root(action, default=argparse.SUPPRESS)
 
-    gc = add("gc", help="remove what only old versions of the data set use")
+    gc = add("gc", help="remove data that only old versions of the data set use")
     _root(gc)
-    gc.add_argument("--keep", type=int, default=KEEP, metavar="N", help=f"promoted versions that stay ({KEEP})")
-    gc.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    gc.add_argument("--keep", type=int, default=KEEP, metavar="N", help=f"number of promoted versions to keep ({KEEP})")
+    gc.add_argument("--dry-run", action="store_true", help="list what would be removed, but remove nothing")
     gc.set_defaults(command=commands.gc)
 
-    server = add("setup-server", help="make the work pool and the automations on the Prefect server")
-    server.add_argument("--notify", metavar="TYPE/NAME", help="a block to tell of failed runs: slack-webhook/oncall")
+    server = add("setup-server", help="create the work pool and the automations on the Prefect server")
+    server.add_argument(
+        "--notify", metavar="TYPE/NAME", help="a notification block for failed runs, such as slack-webhook/oncall"
+    )
     server.set_defaults(command=commands.setup_server)
 
-    verify = add("verify", help="re-check every checksum; what is damaged is made again by the next run")
+    verify = add("verify", help="verify all checksums; the next run rebuilds damaged units")
     _config(verify)
     verify.set_defaults(command=commands.verify)
 
-    train = add("train", help="the train stage alone, in each process that torchrun or accelerate launch starts")
+    train = add("train", help="run only the train stage, in each process started by torchrun or accelerate launch")
     _config(train)
     train.set_defaults(command=commands.train)
 
-    _generate(add("generate", help="draw the subject of reference pictures in a new scene"))
+    _generate(add("generate", help="generate pictures of the subject in the reference pictures"))
 
-    evaluate = add("evaluate", help="measure a trained model: metrics and contact sheet")
+    evaluate = add("evaluate", help="evaluate a trained model: metrics and a contact sheet")
     evaluate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
-    evaluate.add_argument("--config", required=True, metavar="CONFIG", help="its `evaluate` part says how")
+    evaluate.add_argument(
+        "--config", required=True, metavar="CONFIG", help="the configuration whose `evaluate` section to use"
+    )
     evaluate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
     evaluate.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new folder")
     evaluate.set_defaults(command=draw.evaluate)
@@ -150,50 +154,71 @@ def parser() -> argparse.ArgumentParser:
 def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a shipped name; not with --run")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
-    run.add_argument("--run", metavar="ID", help="config and units of an earlier run, or of `latest`")
+    run.add_argument("--run", metavar="ID", help="use the config and units of an earlier run, or of `latest`")
     _root(run)
-    run.add_argument("--from", dest="first", metavar="STAGE", help="begin with this stage")
-    run.add_argument("--until", metavar="STAGE", help="end with this stage")
-    run.add_argument("--only", metavar="STAGE", help="this stage alone")
-    run.add_argument("--downstream", action="store_true", help="with --only: carry it on to the stages below")
-    run.add_argument("--units", metavar="N,N-N", help="with --only: these units alone")
-    run.add_argument("--force", action="store_true", help="make complete units again")
-    run.add_argument("--retry-failed", action="store_true", help="failed rows again, then what became stale")
+    run.add_argument("--from", dest="first", metavar="STAGE", help="first stage to run")
+    run.add_argument("--until", metavar="STAGE", help="last stage to run")
+    run.add_argument("--only", metavar="STAGE", help="run only this stage")
+    run.add_argument("--downstream", action="store_true", help="with --only: also run the stages below it")
+    run.add_argument("--units", metavar="N,N-N", help="with --only: run only these units")
+    run.add_argument("--force", action="store_true", help="rebuild complete units")
+    run.add_argument("--retry-failed", action="store_true", help="retry failed rows, then rebuild what became stale")
     run.set_defaults(command=commands.run)
 
 
 def _generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("model", metavar="MODEL", help="a trained model's folder, a run id, or latest")
-    generate.add_argument("--ref", action="append", default=[], metavar="PICTURE", help="the subject; may be repeated")
     generate.add_argument(
-        "--prompt", action="append", default=[], help="A photo of a <object>, <position> <scene>; may be repeated"
+        "--ref",
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="a picture of the subject; can be given several times",
     )
-    generate.add_argument("--prompts", metavar="FILE", help="more prompts, one a line")
+    generate.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="A photo of a <object>, <position> <scene>; can be given several times",
+    )
+    generate.add_argument("--prompts", metavar="FILE", help="a file with more prompts, one per line")
     generate.add_argument("--negative-prompt", help="what not to draw")
-    generate.add_argument("-o", "--out", default="out.png", metavar="PNG", help="several pictures: out-0.png, …")
-    generate.add_argument("--sheet", metavar="PNG", help="all pictures beside what they were made of, in one")
+    generate.add_argument(
+        "-o", "--out", default="out.png", metavar="PNG", help="output file; several pictures become out-0.png, …"
+    )
+    generate.add_argument("--sheet", metavar="PNG", help="a contact sheet of all pictures and their inputs")
     generate.add_argument("--image", metavar="PICTURE", help="paint the subject into this picture, with --mask")
-    generate.add_argument("--mask", metavar="PICTURE", help="where: white is repainted, all else stays")
+    generate.add_argument("--mask", metavar="PICTURE", help="with --image: white is repainted, the rest is kept")
     generate.add_argument(
         "--strength", type=_number, default=1.0, help="inpainting: below 1 keeps some of the picture (1)"
     )
     generate.add_argument(
-        "--padding-mask-crop", type=int, metavar="PIXELS", help="inpainting: work on the mask and so much around it"
+        "--padding-mask-crop", type=int, metavar="PIXELS", help="inpainting: crop to the mask plus this margin"
     )
     generate.add_argument("--cut-out", action="store_true", help="cut the subject out of plain photos first")
-    generate.add_argument("--object", metavar="PHRASE", help="with --cut-out: what it is (from the first prompt)")
+    generate.add_argument(
+        "--object", metavar="PHRASE", help="with --cut-out: name of the subject (default: from the first prompt)"
+    )
     generate.add_argument(
         "--config", metavar="CONFIG", help="segment models and sampling settings (those of the model's run)"
     )
-    generate.add_argument("--count", type=int, default=1, help="pictures a prompt (1)")
-    generate.add_argument("--batch-size", type=int, default=4, help="pictures at once (4)")
-    generate.add_argument("--steps", type=int, help="denoising steps (as the run evaluates, else 50)")
-    generate.add_argument("--guidance-scale", type=_number, help="text guidance (as the run evaluates, else 7.5)")
+    generate.add_argument("--count", type=int, default=1, help="pictures per prompt (1)")
+    generate.add_argument("--batch-size", type=int, default=4, help="batch size (4)")
+    generate.add_argument("--steps", type=int, help="denoising steps (default: as the run evaluates, else 50)")
     generate.add_argument(
-        "--reference-guidance-scale", type=_number, help="reference guidance (as the run evaluates, else 5)"
+        "--guidance-scale", type=_number, help="text guidance scale (default: as the run evaluates, else 7.5)"
     )
     generate.add_argument(
-        "--reference-refresh-steps", type=int, default=1, metavar="N", help="read the references at each Nth step (1)"
+        "--reference-guidance-scale",
+        type=_number,
+        help="reference guidance scale (default: as the run evaluates, else 5)",
+    )
+    generate.add_argument(
+        "--reference-refresh-steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run the reference network every N steps and reuse its features in between (1)",
     )
     generate.add_argument("--seed", type=int, default=0)
     _root(generate)
@@ -213,7 +238,7 @@ def _config(command: argparse.ArgumentParser) -> None:
 
 
 def _json(command: argparse.ArgumentParser, default: Any = False) -> None:
-    command.add_argument("--json", action="store_true", default=default, help="for programs")
+    command.add_argument("--json", action="store_true", default=default, help="print JSON")
 
 
 def _root(command: argparse.ArgumentParser, default: str = "./data") -> None:

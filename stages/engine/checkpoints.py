@@ -1,4 +1,4 @@
-"""What a reduce stage leaves in the store while it works: checkpoints, and pieces of its result."""
+"""Checkpoints and partial results that a reduce stage keeps in the store while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device of this host a process works on, one process at a time: file locks, freed when their owner dies."""
+"""Assigns the devices of this machine to processes, one process at a time, by file locks that a dead owner frees."""
 
 from __future__ import annotations
 

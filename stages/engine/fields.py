@@ -1,4 +1,4 @@
-"""Config fields that several stages have."""
+"""Config fields that several stages share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One loaded stage a process: its models are loaded once and freed when another stage takes its place."""
+"""Keeps one loaded stage per process: its models are loaded once and freed when another stage is loaded."""
 
 from __future__ import annotations
 

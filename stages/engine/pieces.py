@@ -1,4 +1,4 @@
-"""Pieces of a result that is under way, kept in the store for a run that is killed."""
+"""Keeps pieces of an unfinished result in the store, so that a killed run can resume."""
 
 from __future__ import annotations
 

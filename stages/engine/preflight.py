@@ -1,4 +1,4 @@
-"""What is found out before a run begins: are the models there, can the store be written, can the source begin."""
+"""Checks before a run: that models exist, the store is writable and the caption source is ready."""
 
 from __future__ import annotations
 

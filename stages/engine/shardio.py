@@ -1,4 +1,4 @@
-"""Samples to shard members and back."""
+"""Converts samples to shard members and back."""
 
 from __future__ import annotations
 

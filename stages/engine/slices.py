@@ -1,4 +1,4 @@
-"""How a slice of a unit goes through its stage: the transient again, halves on out of memory, one bad sample found."""
+"""Runs a stage on one slice of a unit: retries errors, halves batches when memory runs out, isolates bad samples."""
 
 from __future__ import annotations
 

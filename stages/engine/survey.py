@@ -1,4 +1,4 @@
-"""What is complete in the store and what is not: one listing per stage, no payload read."""
+"""Finds which units are complete in the store, with one listing per stage and without reading payloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contact sheet: one row a caption, one column a method, captions written below."""
+"""The contact sheet: one row per caption, one column per method, captions below."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What evaluate draws: every caption by every method, from the same noise."""
+"""Draws the pictures of an evaluation: every caption with every method, from the same noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation on disk: written as they are drawn, read back one by one, taken up after a kill."""
+"""Keeps the pictures of an evaluation on disk: written as they are drawn, read one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP-T, CLIP-I and DINO of drawn pictures, one value a picture, a subject, and a method."""
+"""CLIP-T, CLIP-I and DINO of drawn pictures, per picture, subject and method."""
 
 from __future__ import annotations
 

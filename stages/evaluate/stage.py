@@ -1,4 +1,4 @@
-"""evaluate: the DreamBooth protocol over a folder of subjects that the model has never met.
+"""The evaluate stage: the DreamBooth protocol on a folder of subjects that the model was not trained on.
 
 Every method draws the same captions from the same noise. Drawn pictures are compared with the subject's real pictures
 *without* its references (unless every picture is a reference, as in the paper's table): a model that merely copies its

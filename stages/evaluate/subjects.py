@@ -1,4 +1,4 @@
-"""A folder of subjects in DreamBooth layout: `<folder>/<subject>/<picture>`, one folder a subject.
+"""A folder of subjects in DreamBooth layout: `<folder>/<subject>/<picture>`, one folder per subject.
 
 The first pictures in natural order are the references. What a subject is called comes from, in this order:
 `subjects.yaml` (`<subject>: {class: mug, prompts: […], captions: {01.png: …}}`), the `subject,class` lines of

@@ -1,4 +1,4 @@
-"""Cut a subject out of a plain photo with the models of the segment stage."""
+"""Cuts a subject out of a plain photo with the models of the segment stage."""
 
 from __future__ import annotations
 

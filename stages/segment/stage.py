@@ -1,4 +1,4 @@
-"""segment: the subject's mask, by a zero-shot detector's box for the object phrase and segment-anything in that box."""
+"""The segment stage: finds the subject with a zero-shot detector and makes its mask with segment-anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Store frozen weights in bfloat16 while a training runs under bfloat16 autocast."""
+"""Stores frozen weights in bfloat16 while a training runs under bfloat16 autocast."""
 
 from __future__ import annotations
 

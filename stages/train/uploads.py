@@ -1,4 +1,4 @@
-"""Upload checkpoints in the background, so that training goes on meanwhile."""
+"""Uploads checkpoints in the background while training continues."""
 
 from __future__ import annotations
 

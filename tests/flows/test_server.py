@@ -114,7 +114,7 @@ def test_a_signal_ends_a_run_with_its_code(number: int, code: int, environment: 
     run.send_signal(number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == code
-    assert errors == "interrupted; what is complete is kept, run it again to go on\n"
+    assert errors == "interrupted; complete units are kept, run again to continue\n"
     psutil.wait_procs(children, timeout=10)
     assert not any(child.is_running() for child in children)
     assert '"interrupted"' in next(store.glob("runs/*/run.json")).read_text()

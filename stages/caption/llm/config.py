@@ -1,4 +1,4 @@
-"""What `source: openai` is told: the endpoint, the prompt, and how much it may cost."""
+"""Settings of `source: openai`: the endpoint, the prompt, and spending limits."""
 
 from __future__ import annotations
 

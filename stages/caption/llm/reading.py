@@ -1,4 +1,4 @@
-"""Find the captions in what a language model wrote: JSON, almost JSON, lists, tables, with or without talk around them.
+"""Finds the captions in what a language model wrote: JSON, almost JSON, lists or tables, with or without prose.
 
 Only text in the form `A photo of a <object>, …` is taken from anything but valid JSON: so neither an introduction nor a
 piece of markup can become a caption.
