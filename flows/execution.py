@@ -85,7 +85,7 @@ def execute(
     if record is not None:
         config = read_config(root, record)
         if record.flow_run != flow_id and record.state != "done" and not promotes:
-            # a part of it was mended: whether the whole is done is for a run of the whole to say
+            # only a part was repaired: whether the whole is done is for a run of the whole to decide
             ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
         record.state, record.ended, record.message, record.process = "running", None, "", Process.current()
     _export_key(config)

@@ -123,6 +123,29 @@ SHAPES: dict[str, str] = {
     "thought in brackets": f"[THINK]{DRAFT}[/THINK]{ONE}\n{TWO}",
     "thought in triangles": f"◁think▷{DRAFT}◁/think▷{ONE}\n{TWO}",
     "channels": f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{ONE}\n{TWO}",
+    "inline fence": f"```json {json.dumps([ONE, TWO])} ```",
+    "the word json": "json\n" + json.dumps({"captions": [ONE, TWO]}),
+    "a label before json": "Output: " + json.dumps({"captions": [ONE, TWO]}),
+    "keycaps": f"1️⃣ {ONE}\n2️⃣ {TWO}",
+    "full-width numbers": f"１．{ONE}\n２．{TWO}",
+    "circled numbers": f"① {ONE}\n② {TWO}",
+    "roman numbers": f"i. {ONE}\nii. {TWO}",
+    "arrows": f"→ {ONE}\n➤ {TWO}",
+    "emojis": f"🖼️ {ONE}\n✅ {TWO}",
+    "escaped json": '{\\"captions\\": [\\"' + ONE + '\\", \\"' + TWO + '\\"]}',
+    "json in json": json.dumps(json.dumps({"captions": [ONE, TWO]})),
+    "a tool call": '{"name": "write", "arguments": {"captions": ' + json.dumps([ONE, TWO]) + "}}",
+    "an assignment": f'captions = [\n "{ONE}",\n "{TWO}",\n]',
+    "a set": f'{{"{ONE}", "{TWO}"}}',
+    "names": f'caption_1="{ONE}"\ncaption_2="{TWO}"',
+    "subjects as labels": f"Mug: {ONE}\nUmbrella: {TWO}",
+    "yaml": f"captions:\n  - {ONE}\n  - '{TWO}'",
+    "csv": f'id,caption\n1,"{ONE}"\n2,"{TWO}"',
+    "latex": f"\\item {ONE}\n\\item {TWO}",
+    "breaks": f"{ONE}<br>{TWO}<br/>",
+    "comments": f"{ONE} <!-- ok -->\n{TWO}",
+    "footnotes": f"{ONE}[1]\n{TWO}[2]",
+    "invisible characters": f"\u2060{ONE}\n\u200e\u3000{TWO}",
     "two thoughts": f"<think>{DRAFT}</think><think>{DRAFT}</think>{ONE}\n{TWO}",
 }
 
@@ -256,8 +279,8 @@ def test_answers_at_random() -> None:
                     caption,
                     text,
                 )
-                if object_phrase(caption) is None:
-                    assert text.lstrip("\ufeff").startswith(("{", "[", "```", "<", "◁", "S", "H")), (caption, text)
+                # a string of valid JSON may have another form: its row is rejected
+                assert object_phrase(caption) is not None or "[" in text or "{" in text, (caption, text)
 
 
 def test_lists_at_random() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,24 +28,22 @@ _CHANNEL = re.compile(r"<\|channel\|>", re.IGNORECASE)
 
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[\w+-]*[ \t]*$", re.MULTILINE)
 _TOKEN = re.compile(r"<\|[^|<>\n]{0,60}\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|end_of_turn|start_of_turn)>")
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_FOOTNOTE = re.compile(r"(?<=\w)\s?\[\^?\d{1,3}\](?=\W*$)")
 _TAG = re.compile(r"</?[A-Za-z][\w:-]{0,40}(?:\s[^<>\n]{0,200})?/?>")
 _JSON_BEGINS = re.compile(r"[\[{]\s*(?=[\[{\"'“”‘’\d}\]])|\{\s*(?=captions?\b)")
 _COUNTED = re.compile(r"\s*[(\[–—-]+\s*\d{1,3}\s*words?\s*[)\]]*\s*[.,;]?\s*$", re.IGNORECASE)
 _EMPHASIS = re.compile(r"\*{1,3}|`{1,3}|~~|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 _QUOTE = re.compile(r'(?<!\\)"')
 _QUOTES = "\"'“”‘’„«»`*_~"
-_NUMBER = rf"[(\[{{]?\s*(?:#|no\.?\s?|nr\.?\s?)?\d{{1,4}}[*_]*(?:\s*(?:[.):\]}}、,/-]+|\s-)|\s+(?=[*_\"“'`]*{OPENING}))"
+_NUMBER = r"(?:\d{1,4}|[\u2460-\u24ff\u2776-\u2793]|[ivxlc]{1,5}(?=[.)])|[a-z](?=[.)]\s))"
+_NAMED = r"(?:captions?|photos?|images?|pictures?|prompts?|scenes?|answers?|descriptions?|items?|no|nr)"
 _LABEL = (
-    r"(?:captions?|photos?|images?|pictures?|prompts?|scenes?|answers?|descriptions?|items?|text)"
-    r"(?:\s*#?\s*\d{1,4}|\s+(?:one|two|three|four|five|six|seven|eight|nine|ten))?"
+    rf"{_NAMED}\.?\s*#?\d*\s*[).:–—-]+|{_NAMED}\.?\s*(?=#?\d)|x(?=\])|item\s|[^\W\d][\w #&'’/-]{{0,39}}?\s*[*_]*\s*[:=]"
 )
-_MARK = re.compile(
-    r"\s+|[>#|+→●▪■□◦○•·∙‣⁃–—―*_~`\"'“”‘’„«»\-]+|\[\s*[ xX]?\s*\]|[\[({]|[(\[]?[A-Za-z][.)]\s|"
-    rf"{_NUMBER}|{_LABEL}\s*[*_]*\s*[:.)–—-]+",
-    re.IGNORECASE,
-)
+_MARK = re.compile(rf"\s+|[^\w\s]+|{_NUMBER}|{_LABEL}", re.IGNORECASE)
 """What may stand in front of a caption on its line."""
-_NEXT = re.compile(rf"[;|.!/”\"]+\s*[\"“'*]*\s*(?:{_NUMBER}\s*)?[\"“'*]*(?={OPENING})", re.IGNORECASE)
+_NEXT = re.compile(rf"[;|.!/”\"]+\s*[\"“'*]*\s*(?:[(\[]?{_NUMBER}[.):\]]*\s*)?[\"“'*]*(?={OPENING})", re.IGNORECASE)
 """What stands between two captions of one line."""
 _BEGINS = re.compile(OPENING, re.IGNORECASE)
 _MARKUP = re.compile(r"[{}<>|\\]|```|\*\*|\"\s*[:,\]]|https?://")
@@ -79,10 +78,13 @@ def captions_in(text: str, *, cut: bool = False, lines_too: bool = True) -> tupl
     Returns:
         None if it should be JSON and nothing can be read from it.
     """
-    text = text.replace("\ufeff", "").replace("\u200b", "").strip()
+    # marks of bytes, directions and zero width; the joiner of emojis stays
+    text = "".join(c for c in text if c == "\u200d" or unicodedata.category(c) != "Cf").strip()
     if not text:
         return ()
     body = _unfenced(text)
+    if '\\"' in body and not re.search(r'(?<!\\)"', body.strip('"')):  # JSON as a string of JSON
+        body = body.strip('"').replace('\\"', '"').replace("\\n", "\n")
     found = _from_valid_json(body, cut)
     if found is not None:
         return found
@@ -129,7 +131,8 @@ def _texts(data: Any) -> Iterator[str]:
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict):
-        for value in data.values():
+        for name, value in data.items():  # a set of strings is read as names and values
+            yield from _texts(name)
             yield from _texts(value)
     elif isinstance(data, list):
         for value in data:
@@ -187,7 +190,7 @@ def _from_lines(text: str, cut: bool) -> tuple[str, ...]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    text = html.unescape(html.unescape(_TOKEN.sub("\n", text)))
+    text = html.unescape(html.unescape(_TOKEN.sub("\n", _COMMENT.sub("", text))))
     for line in _BREAKS.split(_TAG.sub("\n", text)):
         yield from line.split("|")
 
@@ -223,5 +226,5 @@ def clean(caption: str) -> str:
     text = one_line(_TAG.sub("", html.unescape(html.unescape(_TOKEN.sub("", caption)))))
     rest, _ = _unmarked(text)
     text = rest if _BEGINS.match(rest) else text
-    text = _COUNTED.sub("", _EMPHASIS.sub("", text)).replace("[", "").replace("]", "")
+    text = _FOOTNOTE.sub("", _COUNTED.sub("", _EMPHASIS.sub("", text))).replace("[", "").replace("]", "")
     return text.strip(_QUOTES + " ;|\\").rstrip(",").strip(_QUOTES + " ")
