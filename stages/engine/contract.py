@@ -216,6 +216,15 @@ class Stage(ABC):
         """
         return {}
 
+    def check_ready(self) -> None:  # noqa: B027 - most stages need nothing but their models
+        """Check what making units needs and looking at them does not: a key, the pixels of given pictures.
+
+        Called before any stage of a run works, if this one has something to make.
+
+        Raises:
+            InputError: something is missing or unusable; one line per problem.
+        """
+
     def device(self) -> str:
         """Where its models run, as in a `device` setting; `cpu` for a stage without models."""
         return str(getattr(self.config, "device", "cpu"))
@@ -278,9 +287,6 @@ class MapStage(Stage):
     def sequential(self) -> bool:
         """Whether unit k depends on the units before it, so that units run one after the other."""
         return False
-
-    def check_ready(self) -> None:
-        """Check what making units needs and looking at them does not, such as a key. Raises InputError."""
 
     def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
         """A source's samples of one unit, before `process`. `indices` are positions in the whole data set.

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bootpig.models.pretrained.downloads import fetch
 from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import MapStage
+from bootpig.stages.engine.contract import Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.storage.errors import StoreError
 
@@ -28,14 +28,14 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
     """What each stage lacks of its models, one line each; all are looked for at the same time.
 
     Args:
-        ready: also ask a source that has units to make whether it could begin.
+        ready: also ask a stage that has something to make whether it could begin.
     """
 
     def look_up(name: str) -> list[str]:
         try:
             stage = engine.make(name)
             stage.models()
-            if ready and isinstance(stage, MapStage) and not stage.upstream and is_due(engine, name):
+            if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
                 stage.check_ready()
         except (ValueError, OSError) as error:
             return str(error).splitlines()
