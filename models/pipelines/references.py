@@ -16,6 +16,9 @@ from torch import Tensor
 SUBJECT_FRACTION = 0.75
 """A cut-out subject's longer side over the reference's side: about the middle of what training's augmentation draws."""
 
+OPAQUE_FROM = 250
+"""Alpha, of 255, from which a pixel counts as opaque: an RGBA picture that is opaque everywhere is a photo."""
+
 ReferenceImage = Image.Image | np.ndarray[Any, Any] | Tensor
 """PIL, RGB or RGBA; numpy, HWC, uint8 in [0, 255] or float in [0, 1]; torch, CHW, float in [0, 1]; 3 or 4 channels."""
 
@@ -89,8 +92,8 @@ def reference_lists(images: ReferencesOfPrompts, count: int) -> list[list[Refere
 def prepare_picture(image: ReferenceImage, size: int) -> Image.Image:
     """An RGB picture of (size, size) pixels, subject on white.
 
-    RGBA is cut out by its alpha and put in the middle, its longer side `SUBJECT_FRACTION` of the size. RGB is taken as
-    it is, padded with white to a square.
+    RGBA with something transparent is cut out by its alpha and put in the middle, its longer side `SUBJECT_FRACTION` of
+    the size. Anything else is taken as it is, padded with white to a square.
 
     Raises:
         ValueError: another mode, shape or range, NaN, nothing opaque, less than 8 pixels a side.
@@ -100,6 +103,8 @@ def prepare_picture(image: ReferenceImage, size: int) -> Image.Image:
         raise ValueError(
             f"reference_images: {picture.size[0]}x{picture.size[1]} pixels are too few, give 8 a side or more"
         )
+    if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() >= OPAQUE_FROM:
+        picture = picture.convert("RGB")
     side = max(picture.size)
     longer = size
     if picture.mode == "RGBA":
