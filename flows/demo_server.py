@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from bootpig.flows.api import ServerError
 from bootpig.flows.loading import load_config
-from bootpig.flows.server import ServerError, die_with
+from bootpig.flows.proxies import check_proxies, open_url, spare_loopback
+from bootpig.flows.server import die_with
 from bootpig.stages.engine.contract import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,7 @@ def server(environment: Mapping[str, str], port: int, log: IO[bytes]) -> Iterato
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerError(f"the Prefect server ended with exit code {process.returncode}; see {log.name}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3):
+            with contextlib.suppress(OSError), open_url(f"{address}/health", timeout=3):
                 break
             time.sleep(0.2)
         else:
@@ -130,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
+        check_proxies()
+        spare_loopback()
         config = load_config(asked.config, asked.set)
     except InputError as error:
         print(error, file=sys.stderr)
