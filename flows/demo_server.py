@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO
 
 from bootpig.flows.api import ServerError
-from bootpig.flows.loading import load_config
+from bootpig.flows.loading import load_config, shipped_configs
+from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.proxies import check_proxies, open_url, spare_loopback
 from bootpig.flows.server import die_with
+from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -122,6 +124,13 @@ def deploy(environment: Mapping[str, str]) -> None:
             raise ServerError(f"{' '.join(command)}: {(done.stdout + done.stderr).strip()}")
 
 
+def parameters(config: PipelineConfig) -> str:
+    """The parameters of the run as JSON: by value as far as they were set, or by reference if they are large."""
+    passed = by_value_or_reference(config, None, load_config(shipped_configs()["toy"]))
+    values = {name: value.model_dump(mode="json", exclude_unset=name == "config") for name, value in passed.items()}
+    return json.dumps(values)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Start a Prefect server, a worker, the deployments and one run.")
     parser.add_argument("config", nargs="?", default="configs/toy.yaml", metavar="CONFIG")
@@ -153,9 +162,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.enter_context(server(environment, port, log))
             deploy(environment)
             working = stack.enter_context(worker(environment, log))
-            parameters = json.dumps({"config": config.model_dump(mode="json", exclude_unset=True)})
-            run = ["prefect", "deployment", "run", "bootstrap/bootstrap", "--params", parameters]
-            done = subprocess.run([sys.executable, "-m", *run], env=environment, capture_output=True, text=True)
+            # by stdin: an argument of a command has 128 KiB at most
+            run = ["prefect", "deployment", "run", "bootstrap/bootstrap", "--params", "-"]
+            done = subprocess.run(
+                [sys.executable, "-m", *run],
+                env=environment,
+                input=parameters(config),
+                capture_output=True,
+                text=True,
+            )
             if done.returncode != 0:
                 raise ServerError(f"the server did not accept the run: {(done.stdout + done.stderr).strip()}")
             print(CLICKS.format(ui=f"http://127.0.0.1:{port}", home=home), flush=True)
