@@ -113,7 +113,7 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     if image.mode == "1":
         image = image.convert("L")
     if isinstance(profile, bytes) and profile:
-        for mode in dict.fromkeys((image.mode, "RGB")):  # some writers give grey the profile of its colours
+        for mode in ("L", "RGB") if image.mode == "L" else (image.mode,):  # some give grey the profile of its colours
             if (transform := _transform(profile, mode)) is not None:
                 converted = ImageCms.applyTransform(image.convert(mode), transform)
                 assert converted is not None
