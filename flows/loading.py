@@ -159,6 +159,8 @@ def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:
             return f"there is no such setting; did you mean {close[0]!r}?"
         return "there is no such setting" + (f"; valid settings: {', '.join(known)}" if known else "; remove it")
     message = _one_line(problem["msg"])
+    if kind == "string_type" and isinstance(problem["input"], int | float):
+        return f"{message.replace('Input should', 'must', 1)}; write it in quotes, so that YAML sees text in it"
     if kind in ("value_error", "assertion_error"):
         return message.partition(", ")[2] or message
     return message.replace("Input should", "must", 1).replace("String should", "must", 1)

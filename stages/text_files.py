@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -20,6 +20,14 @@ _MARKS = [
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
 """Byte order marks and the encodings they stand for; that of UTF-32 begins like that of UTF-16."""
+
+_YAML_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?|\.[0-9][0-9_]*([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+"""Tag → what is a number of this kind: as in YAML 1.1, but without octal, binary and base 60."""
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
@@ -71,15 +79,21 @@ def parse_yaml(text: str) -> Any:
         ValueError: it is no YAML, or has a key twice, of which PyYAML would keep the last. The message is one line.
     """
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
+        return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # a date such as 2020-13-45 is a ValueError
         raise ValueError(" ".join(str(error).split())[:300]) from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe YAML loader, except that a duplicate key in a mapping is an error."""
+class _Loader(yaml.SafeLoader):
+    """The safe YAML loader, except that a duplicate key is an error, and that text stays text where YAML 1.1 sees other
+    things in it: 010 is not 8, 12:30 is not 750, and 2024-01-01 is no date, which no setting takes."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
+        first: [(tag, _YAML_NUMBERS.get(tag, found)) for tag, found in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

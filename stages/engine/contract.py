@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import holds_credentials
@@ -68,6 +68,16 @@ def words_of_choices(model: type[BaseModel], data: Any) -> Any:
     return meant
 
 
+def _takes_numbers(annotation: Any) -> bool:
+    """Whether a field of this type takes numbers, alone or in a list, and no truth values."""
+    kinds, pending = set(), [annotation]
+    while pending:
+        kind = pending.pop()
+        kinds.add(kind)
+        pending += get_args(kind) if get_origin(kind) is not Literal else ()
+    return bool(kinds & {int, float}) and not kinds & {bool, Any}
+
+
 class StageConfig(BaseModel):
     """A stage's section of the YAML file. Fields state their unit, bounds, and whether they change the output."""
 
@@ -85,6 +95,16 @@ class StageConfig(BaseModel):
             raise ValueError(
                 "holds credentials, which every record of a run would repeat; give them in the environment"
             )
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes True for 1, and YAML takes yes, on, no and off for truth values
+        parts = value if isinstance(value, list | tuple) else [value]
+        holds_truth = any(isinstance(part, bool) for part in parts)
+        if holds_truth and _takes_numbers(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("is a truth value to YAML; give a number")
         return value
 
     def changed(self, names: Iterable[str]) -> list[str]:

@@ -39,11 +39,12 @@ class TrainConfig(StageConfig):
     seed: int = Field(
         default=0, ge=0, lt=2**62, description="Seed of sample order, noise and dropout. The data set has its own."
     )
-    steps: int = Field(default=10_000, ge=1, description="Number of weight updates.")
-    global_batch_size: int = Field(default=64, ge=1, description="Samples per update over all devices.")
+    steps: int = Field(default=10_000, ge=1, le=10**9, description="Number of weight updates.")
+    global_batch_size: int = Field(default=64, ge=1, le=10**9, description="Samples per update over all devices.")
     per_device_batch_size: int = Field(
         default=4,
         ge=1,
+        le=10**9,
         json_schema_extra=SPEED,
         description="Maximum samples per device at once; gradients are accumulated to reach the global batch size.",
     )
@@ -55,7 +56,7 @@ class TrainConfig(StageConfig):
         default="constant", description="Learning rates after warm-up: constant, or with a linear decay at the end."
     )
     warmup_steps: int = Field(
-        default=0, ge=0, description="Updates during which the learning rates rise linearly from 0."
+        default=0, ge=0, le=10**9, description="Updates during which the learning rates rise linearly from 0."
     )
     tail_from: float = Field(
         default=0.6, ge=0, le=1, description="linear_tail: fraction of the steps at which the decay starts."
@@ -89,7 +90,10 @@ class TrainConfig(StageConfig):
         default="bf16", description="bf16: compute in bfloat16, keep weights and optimizer moments in float32."
     )
     shuffle_window: int = Field(
-        default=4096, ge=1, description="Samples shuffled together. About two such windows are kept in memory."
+        default=4096,
+        ge=1,
+        le=10**9,
+        description="Samples shuffled together. About two such windows are kept in memory.",
     )
     gradient_checkpointing: bool = Field(
         default=False, json_schema_extra=SPEED, description="Use less memory at the cost of a second forward pass."
@@ -97,6 +101,7 @@ class TrainConfig(StageConfig):
     cache_bytes: int = Field(
         default=2**31,
         ge=0,
+        le=2**50,
         json_schema_extra=SPEED,
         description="Memory in bytes for decoded shards that are not in use.",
     )
@@ -108,17 +113,19 @@ class TrainConfig(StageConfig):
         description="Threads that read and decode shards ahead of time.",
     )
     checkpoint_every: int = Field(
-        default=500, ge=1, json_schema_extra=SPEED, description="Updates between checkpoints."
+        default=500, ge=1, le=10**9, json_schema_extra=SPEED, description="Updates between checkpoints."
     )
     sample_every: int = Field(
         default=0,
         ge=0,
+        le=10**9,
         json_schema_extra=SPEED,
         description="Updates between sample pictures; 0 disables them. Affects the log only, not the model.",
     )
     log_every: int = Field(
         default=10,
         ge=1,
+        le=10**9,
         json_schema_extra=SPEED,
         description="Updates between log lines. Affects the log only, not the model.",
     )

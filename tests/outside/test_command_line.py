@@ -13,7 +13,7 @@ import pytest
 from bootpig.flows.cli import commands
 from bootpig.flows.cli.main import main
 from bootpig.flows.demo_server import parameters
-from bootpig.flows.loading import dump_config, load_config, shipped_configs
+from bootpig.flows.loading import dump_config, load_config, parse_config, shipped_configs
 from bootpig.flows.parameters import LIMIT, StoredParameters, by_value_or_reference, opened
 from bootpig.flows.runs.records import new_run
 from bootpig.flows.selection import known_units, parse_units
@@ -35,6 +35,46 @@ def test_truth_values_stay_truth_values() -> None:
     assert load_config(TOY, ["train_on_partial=yes"]).train_on_partial is True
     with pytest.raises(InputError, match=r"train\.mixed_precision: True"):
         load_config(TOY, ["train.mixed_precision=yes"])
+
+
+NUMBERS = {
+    "seed": ["yes", "no", "on", "off", "true", "0b11", "1:30", "12:30:00", "2024-01-01"],
+    "caption.count": ["on", "12:30", "1e3", "ten", "[10]", "~"],
+    "train.weight_decay": ["yes", "no", "1:30.5", "1,5", ""],
+    "train.betas": ["[yes, 0.9]", "[0.9, no]", "yes"],
+    "augment.jitter": ["[on, 0, 0, 0]"],
+    "train.steps": ["1" + "0" * 30, "true"],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in NUMBERS.items() for value in values])
+def test_what_is_no_number_is_refused(field: str, value: str) -> None:
+    """YAML 1.1 reads `yes` as 1 where pydantic wants a number, and 12:30 as 750."""
+    with pytest.raises(InputError) as told:
+        load_config(TOY, [f"{field}={value}"])
+    assert str(told.value).startswith(field) and len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("seed=010", 10), ("seed=1_000", 1000), ("seed=0x10", 16), ("seed=+5", 5), ("threads=2.0", 2), ("seed=08", 8)],
+)
+def test_numbers_are_what_they_look_like(setting: str, expected: int) -> None:
+    assert getattr(load_config(TOY, [setting]), setting.partition("=")[0]) == expected
+
+
+@pytest.mark.parametrize("word", ["0123456", "2024-01-01", "12:30", "1e10", "0b11"])
+def test_names_are_what_they_look_like(word: str) -> None:
+    config = load_config(TOY, [f"synthesize.revision={word}"])
+    assert config.synthesize.revision == word
+    assert parse_config(dump_config(config)) == config
+
+
+@pytest.mark.parametrize("word", ["1234567", "1.10", "yes", "off"])
+def test_a_name_that_yaml_sees_something_else_in_wants_quotes(word: str) -> None:
+    with pytest.raises(InputError, match=r"^synthesize.revision: .* → must be a valid string; write it in quotes"):
+        load_config(TOY, [f"synthesize.revision={word}"])
+    assert load_config(TOY, [f'synthesize.revision="{word}"']).synthesize.revision == word
 
 
 def floats(model: type[StageConfig], prefix: str = "") -> list[str]:
