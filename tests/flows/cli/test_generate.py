@@ -85,7 +85,7 @@ def test_out_of_memory_ends_with_all_pictures(
     assert generate(model, *many, "-o", str(tmp_path / "small.png"), "--batch-size", "2") == 0
     memory_for(2, monkeypatch)
     assert generate(model, *many, "-o", str(tmp_path / "halved.png"), "--batch-size", "4") == 0
-    assert caplog.text.count("out of memory; going on with 2 at once (--batch-size)") == 1
+    assert caplog.text.count("out of memory; continuing with batches of 2 (--batch-size)") == 1
     for number in range(6):
         assert np.array_equal(pixels(tmp_path / f"halved-{number}.png"), pixels(tmp_path / f"small-{number}.png"))
     capsys.readouterr()
