@@ -77,7 +77,7 @@ def execute(
     """
     interrupt.reset()
     mask_logs()
-    spare_loopback()
+    spare_loopback(config.caption.openai.base_url if config.caption.openai else None)
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
         # this process was started by a worker: end it with the worker, because nothing else would stop it
         interrupt.end_with_parent(kill=False)

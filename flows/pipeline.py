@@ -91,7 +91,8 @@ def regenerate(
     config: PipelineConfig = TOY,
     train: bool = True,
     keep: Annotated[int, Field(ge=1)] | None = None,
-    max_age_hours: Annotated[float, Field(gt=0)] = 12.0,
+    max_age_hours: Annotated[float, Field(gt=0, le=87_600)] = 12.0,
+    stored: StoredParameters | None = None,
 ) -> State[Any]:
     """Make a new version of the data set. Its seed depends on the scheduled time of the run.
 
@@ -105,7 +106,9 @@ def regenerate(
         max_age_hours: a run that starts more than this after its scheduled time is skipped, as after a downtime of the
             workers. If a newer scheduled run that is not too late was cancelled because of it, it makes the version of
             that run instead.
+        stored: as in `bootstrap`.
     """
+    config, _ = opened(config, None, stored)
     scheduled = due()
     root = Root(config.root)
     now = datetime.now(UTC)

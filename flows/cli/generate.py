@@ -17,7 +17,8 @@ from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Progress
 from bootpig.stages.engine.survey import make_stage
-from bootpig.stages.picture_files import on_white, read_mask, read_picture
+from bootpig.stages.picture_files.masks import read_mask
+from bootpig.stages.picture_files.reader import on_white, read_picture, reference_problem
 from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.errors import CorruptPart
@@ -139,11 +140,11 @@ def generate(
     for option, path in (("out", outputs), ("sheet", sheet)):
         if path is not None and path.suffix.lower() != ".png":
             raise InputError(f"--{option}: {str(path)!r} → give a name that ends in .png")
-    pictures = [read_picture(path, "--ref") for path in references]
-    if cutter is not None:
-        pictures = _cut_out(references, pictures, *cutter)
+    pictures = [_reference(path) for path in references]
     painted = {} if inpaint is None else _inpaint_inputs(inpaint)
     info = model_info(model)
+    if cutter is not None:
+        pictures = _cut_out(references, pictures, *cutter)
 
     pipeline = _pipeline(model, info)
     prepared = None
@@ -218,6 +219,13 @@ def _pipeline(model: Path, info: dict[str, Any]) -> Any:
     with loading("model", str(model)):
         pipeline.load_bootpig(model)
     return pipeline.to(device)
+
+
+def _reference(path: Path) -> Any:
+    picture = read_picture(path, "--ref")
+    if problem := reference_problem(picture):
+        raise InputError(f"--ref: {str(path)!r} → {problem}")
+    return picture
 
 
 def _inpaint_inputs(files: InpaintFiles) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import Estimate, InputError, MapStage, SampleShape, Stage, Workload
+from bootpig.stages.engine.contract import Estimate, InputError, SampleShape, Stage, Workload
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import missing_models
 from bootpig.stages.engine.survey import StageSurvey
@@ -69,12 +69,12 @@ def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None)
 
 
 def _unready(stage: Stage, units: Mapping[str, int]) -> list[str]:
-    """What a source with units to make lacks, such as a key."""
+    """What a stage with something to make lacks: a key, a picture that can be decoded."""
     try:
-        if isinstance(stage, MapStage) and units["due"]:
+        if units["due"]:
             stage.check_ready()
     except InputError as error:
-        return [str(error)]
+        return str(error).splitlines()
     return []
 
 

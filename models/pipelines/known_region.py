@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+from bootpig.models.pipelines.inpaint_view import Box, Pixels, crop, in_proportion, repainted_cells, view_box
 
 Pictures = Image.Image | Sequence[Image.Image] | None
 """One picture for all prompts, or a list with one per prompt. None raises an error."""
@@ -59,7 +59,7 @@ class InpaintTask:
     """As given, RGB."""
     masks: list[Image.Image]
     """L, 0 or 255, of the pictures' sizes; white is repainted."""
-    boxes: list[tuple[int, int, int, int]]
+    boxes: list[Box]
     """xyxy in the pictures' pixels: the part that the network sees. Where it extends beyond a picture, the picture's
     edge pixels are repeated."""
     size: tuple[int, int]
@@ -93,7 +93,7 @@ class InpaintTask:
         """
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} must be above 0 and at most 1")
-        pictures = [picture.convert("RGB") for picture in _listed("image", image, prompts)]
+        pictures = [_plain("image", picture) for picture in _listed("image", image, prompts)]
         masks = [_binary(mask) for mask in _listed("mask_image", mask_image, prompts)]
         boxes = []
         for picture, mask in zip(pictures, masks, strict=True):
@@ -102,9 +102,10 @@ class InpaintTask:
             if mask.getbbox() is None:
                 raise ValueError("mask_image: black everywhere; paint the part to repaint white")
             if padding is None:
-                boxes.append(_view_box(picture.size, mask.getbbox(), size))
+                boxes.append(view_box(picture.size, mask.getbbox(), size))
             else:
-                boxes.append(VaeImageProcessor.get_crop_region(mask, *size, pad=padding))
+                cropped = VaeImageProcessor.get_crop_region(mask, *size, pad=padding)
+                boxes.append(in_proportion(cropped, picture.size, size))
         return cls(pictures, masks, boxes, size, strength)
 
     def timesteps(self, timesteps: Tensor, steps: int, order: int) -> tuple[Tensor, int]:
@@ -122,9 +123,12 @@ class InpaintTask:
         each = len(noise) // len(self.pictures)
         views = [self._view(picture, box) for picture, box in zip(self.pictures, self.boxes, strict=True)]
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        masks = [self._view(mask, box) for mask, box in zip(self.masks, self.boxes, strict=True)]
-        repaint = torch.from_numpy(np.stack(masks))[:, None].float() / 255
-        repaint = F.adaptive_max_pool2d(repaint, noise.shape[-2:])  # repaint every cell that the mask touches
+        views = [self._view(mask, box) for mask, box in zip(self.masks, self.boxes, strict=True)]
+        cells = torch.from_numpy(np.stack(views))[:, None].float() / 255
+        cells = F.interpolate(cells, size=noise.shape[-2:], mode="nearest-exact").round()
+        drawn = [np.asarray(crop(mask, box)) > 0 for mask, box in zip(self.masks, self.boxes, strict=True)]
+        whole = [repainted_cells(white, row.numpy() > 0) for white, row in zip(drawn, cells[:, 0], strict=True)]
+        repaint = torch.from_numpy(np.stack(whole))[:, None]
         return KnownRegion(
             encode(pixels).to(noise).repeat_interleave(each, dim=0),
             repaint.to(noise).repeat_interleave(each, dim=0),
@@ -164,57 +168,12 @@ class InpaintTask:
             pasted.append(Image.composite(repainted, picture, mask))
         return pasted, psnr
 
-    def _view(self, picture: Image.Image, box: tuple[int, int, int, int]) -> Pixels:
-        view = _crop(picture, box)
+    def _view(self, picture: Image.Image, box: Box) -> Pixels:
+        view = crop(picture, box)
         if view.size == self.size:
             return np.asarray(view)
-        if picture.mode != "L":
-            return np.asarray(view.resize(self.size, Image.Resampling.LANCZOS))
-        # a mask: no white pixel may get lost
-        return np.asarray(view.resize(self.size, Image.Resampling.BOX).point(lambda level: 255 if level else 0))
-
-
-def _view_box(
-    picture: tuple[int, int], mask: tuple[int, int, int, int] | None, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """The box in a picture that the network sees: it has the aspect ratio of `size` and contains the whole mask.
-
-    It is the largest such box within the picture, as close as possible to the centre of the mask. If the mask does not
-    fit in it, it is the smallest box around the whole picture, which then extends beyond the picture.
-
-    Args:
-        picture: (width, height) of the picture in pixels.
-        mask: xyxy box of the white pixels.
-        size: (width, height) in pixels at which the network sees the box.
-
-    Returns:
-        xyxy in the picture's pixels.
-    """
-    width, height = picture
-    if width * size[1] == height * size[0] or mask is None:
-        return 0, 0, width, height
-    fits = min(width / size[0], height / size[1])
-    part = (round(size[0] * fits), round(size[1] * fits))
-    if mask[2] - mask[0] > part[0] or mask[3] - mask[1] > part[1]:
-        covers = max(width / size[0], height / size[1])
-        part = (max(width, round(size[0] * covers)), max(height, round(size[1] * covers)))
-    corner = []
-    for axis in (0, 1):
-        spare = picture[axis] - part[axis]
-        middle = (mask[axis] + mask[axis + 2] - part[axis]) // 2
-        corner.append(spare // 2 if spare < 0 else min(max(middle, 0), spare))
-    return corner[0], corner[1], corner[0] + part[0], corner[1] + part[1]
-
-
-def _crop(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Crop a picture. Outside of it, edge pixels are repeated; outside of a mask (mode L), pixels are black."""
-    if box[0] >= 0 and box[1] >= 0 and box[2] <= picture.width and box[3] <= picture.height:
-        return picture.crop(box)
-    if picture.mode == "L":
-        return picture.crop(box)
-    columns = np.arange(box[0], box[2]).clip(0, picture.width - 1)
-    rows = np.arange(box[1], box[3]).clip(0, picture.height - 1)
-    return Image.fromarray(np.asarray(picture)[rows][:, columns])
+        resampling = Image.Resampling.NEAREST if picture.mode == "L" else Image.Resampling.LANCZOS
+        return np.asarray(view.resize(self.size, resampling))
 
 
 def _listed(name: str, given: Pictures, prompts: int) -> list[Image.Image]:
@@ -226,5 +185,19 @@ def _listed(name: str, given: Pictures, prompts: int) -> list[Image.Image]:
     return list(pictures)
 
 
+def _plain(name: str, picture: Image.Image) -> Image.Image:
+    """RGB, without a profile or other metadata that the result would carry on."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        raise ValueError(f"{name}: mode {picture.mode} has more than 8 bits per channel, scale it to L or RGB")
+    plain = picture.convert("RGB")
+    plain.info = {}
+    return plain
+
+
 def _binary(mask: Image.Image) -> Image.Image:
+    if mask.has_transparency_data:
+        lowest, highest = mask.convert("RGBA").getchannel("A").getextrema()
+        if lowest != highest:
+            raise ValueError("mask_image: a part of it is transparent, give mode L, white = repaint")
+    mask = _plain("mask_image", mask)
     return mask.convert("L").point(lambda level: 255 if level >= 128 else 0)

@@ -17,6 +17,9 @@ SUBJECT_FRACTION = 0.75
 """Longer side of a cut-out subject as a fraction of the reference's side. About the middle of the range drawn in
 training."""
 
+OPAQUE_FROM = 250
+"""Minimum alpha, of 255, of an opaque pixel. An RGBA picture that is opaque everywhere is treated as a photo."""
+
 ReferenceImage = Image.Image | np.ndarray[Any, Any] | Tensor
 """3 or 4 channels, as PIL (RGB or RGBA), numpy (HWC, uint8 in [0, 255] or float in [0, 1]) or torch (CHW, float in
 [0, 1])."""
@@ -92,8 +95,8 @@ def reference_lists(images: ReferencesOfPrompts, count: int) -> list[list[Refere
 def prepare_picture(image: ReferenceImage, size: int) -> Image.Image:
     """Convert a reference to an RGB picture of (size, size) pixels, with the subject on white.
 
-    RGBA is cropped to its opaque part and centred, with its longer side at `SUBJECT_FRACTION` of the size. RGB is
-    padded with white to a square.
+    RGBA with a transparent part is cropped to its opaque part and centred, with its longer side at `SUBJECT_FRACTION`
+    of the size. Any other picture is padded with white to a square.
 
     Raises:
         ValueError: the mode, shape or range is not supported, or the image contains NaN, is fully transparent, or has a
@@ -104,6 +107,8 @@ def prepare_picture(image: ReferenceImage, size: int) -> Image.Image:
         raise ValueError(
             f"reference_images: {picture.size[0]}x{picture.size[1]} pixels is too small; use at least 8x8 pixels"
         )
+    if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() >= OPAQUE_FROM:
+        picture = picture.convert("RGB")
     side = max(picture.size)
     longer = size
     if picture.mode == "RGBA":

@@ -216,6 +216,15 @@ class Stage(ABC):
         """
         return {}
 
+    def check_ready(self) -> None:  # noqa: B027 - most stages need only their models
+        """Check what is needed only to make units or the result, such as an API key or the pixels of given pictures.
+
+        Called before the first stage of a run starts, if this stage has something to make.
+
+        Raises:
+            InputError: something is missing or unusable; one line per problem.
+        """
+
     def device(self) -> str:
         """The device of its models, as in a `device` setting. `cpu` for a stage without models."""
         return str(getattr(self.config, "device", "cpu"))
@@ -278,9 +287,6 @@ class MapStage(Stage):
     def sequential(self) -> bool:
         """Whether unit k depends on the units before it. Units then run one after the other."""
         return False
-
-    def check_ready(self) -> None:
-        """Check what is needed only to make units, such as an API key. Raises InputError."""
 
     def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
         """The samples of one unit of a source, before `process`. `indices` are positions in the whole data set.

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bootpig.models.pretrained.downloads import fetch
 from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import MapStage
+from bootpig.stages.engine.contract import Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.storage.errors import StoreError
 
@@ -28,14 +28,14 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
     """The problems with the models of each stage, one line each. All stages are checked in parallel.
 
     Args:
-        ready: also check that a source with units to make is ready.
+        ready: also check that stages with something to make are ready.
     """
 
     def look_up(name: str) -> list[str]:
         try:
             stage = engine.make(name)
             stage.models()
-            if ready and isinstance(stage, MapStage) and not stage.upstream and is_due(engine, name):
+            if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
                 stage.check_ready()
         except (ValueError, OSError) as error:
             return str(error).splitlines()

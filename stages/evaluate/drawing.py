@@ -14,7 +14,7 @@ from PIL import Image
 from bootpig.models.pipelines.references import prepare_picture
 from bootpig.stages.engine.contract import InputError, sample_seed
 from bootpig.stages.evaluate.subjects import Subject
-from bootpig.stages.picture_files import read_picture
+from bootpig.stages.picture_files.reader import read_picture
 from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
 
 METHODS = ("text_only", "untrained", "bootpig", "bootpig_no_reference")

@@ -16,7 +16,7 @@ from bootpig.stages.evaluate.drawing import Drawing
 from bootpig.stages.evaluate.gallery import PictureFiles
 from bootpig.stages.evaluate.metrics import METRICS, aligned_cosine, collect, gap_closed, mean_cosine, mean_cosine_among
 from bootpig.stages.evaluate.subjects import Subject
-from bootpig.stages.picture_files import on_white, read_picture
+from bootpig.stages.picture_files.reader import on_white, read_picture
 
 
 class ImageEmbedder(Protocol):

@@ -33,7 +33,7 @@ from bootpig.stages.engine.contract import (
     Workload,
 )
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
-from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects
+from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects, unusable_pictures
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -49,6 +49,8 @@ SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained
 """The contact sheet's columns after the reference."""
 
 SHEET_ROWS = 64
+SHOWN_PROBLEMS = 20
+"""Maximum number of lines about unusable pictures. For more, their number is shown."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -168,7 +170,7 @@ class Evaluate(ReduceStage):
         return source
 
     def subjects(self) -> list[Subject]:
-        """Read the folder of subjects and check every picture.
+        """Read the folder of subjects. Opens no pictures.
 
         Raises:
             InputError: the folder is missing or cannot be used.
@@ -179,6 +181,18 @@ class Evaluate(ReduceStage):
                 f"evaluate.subjects: there is no folder {self.config.subjects!r}; give one with <subject>/00.png, …"
             )
         return read_subjects(folder, self.config.prompts, self.config.references)
+
+    def check_ready(self) -> None:
+        """Decode every picture, so that damaged ones are found before training, not after it."""
+        self._decodable_subjects()
+
+    def _decodable_subjects(self) -> list[Subject]:
+        subjects = self.subjects()
+        if problems := unusable_pictures(subjects):
+            hidden = len(problems) - SHOWN_PROBLEMS
+            more = [f"evaluate.subjects: {hidden} more pictures cannot be used"] if hidden > 0 else []
+            raise InputError("\n".join(problems[:SHOWN_PROBLEMS] + more))
+        return subjects
 
     def setup(self) -> None:
         import torch  # noqa: F401 - the engine sets torch's number of threads only if torch is imported
@@ -214,7 +228,7 @@ class Evaluate(ReduceStage):
         from bootpig.stages.evaluate.scoring import Scores
 
         sources = self.models()
-        subjects = self.subjects()
+        subjects = self._decodable_subjects()
         device = torch_device("evaluate.device", self.config.device)
         rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
         base = self.base(model)

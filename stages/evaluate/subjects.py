@@ -18,7 +18,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bootpig.stages.engine.contract import InputError
-from bootpig.stages.picture_files import check_picture, folders_of_pictures, picture_paths
+from bootpig.stages.picture_files.folders import folders_of_pictures, picture_paths
+from bootpig.stages.picture_files.reader import read_picture, reference_problem
+from bootpig.stages.pictures import on_all_cores
 from bootpig.stages.text_files import parse_yaml, read_text
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class _Entry(BaseModel):
 
 
 def read_subjects(folder: Path, prompts: Sequence[str], references: References) -> list[Subject]:
-    """The subjects of `folder` by name, every picture decoded.
+    """The subjects of `folder` by name. No picture is opened, see `unusable_pictures`.
 
     Args:
         prompts: for subjects that list none of their own; `{object}` stands for the class word.
@@ -62,9 +64,15 @@ def read_subjects(folder: Path, prompts: Sequence[str], references: References) 
             is both, as in the paper's table.
 
     Raises:
-        InputError: no subject, an unreadable picture, too few pictures or no prompt for a subject; one line.
+        InputError: an unreadable folder, no subject, too few pictures or no prompt for a subject; one line.
     """
-    names = [path.name for path in folders_of_pictures(folder)]
+    try:
+        names = [path.name for path in folders_of_pictures(folder)]
+        found = {name: picture_paths(folder / name) for name in names}
+    except OSError as error:
+        where = str(error.filename or folder)
+        problem = f"{where!r} cannot be read ({error.strerror}); check its permissions"
+        raise InputError(f"evaluate.subjects: {problem}") from None
     if not names:
         raise InputError(
             f"evaluate.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, 01.png, …"
@@ -79,9 +87,43 @@ def read_subjects(folder: Path, prompts: Sequence[str], references: References) 
             raise InputError(
                 f"evaluate.prompts: subject {name!r} has no prompt; list some in subjects.yaml or in evaluate.prompts"
             )
-        chosen, real = _split(name, _pictures(folder / name), references)
+        chosen, real = _split(name, found[name][0], references)
         subjects.append(Subject(name, noun, own, chosen, real, entry.captions))
+    if others := [path for _, left_out in found.values() for path in left_out]:
+        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others})[:5])
+        _warn_once(f"evaluate.subjects: {len(others)} files of {str(folder)!r} are no pictures ({kinds}), left out")
     return subjects
+
+
+def unusable_pictures(subjects: Sequence[Subject]) -> list[str]:
+    """Decode every picture of `subjects` to its end. A file that has not changed is decoded once per process.
+
+    Returns:
+        A line for each that cannot be read, or cannot be the reference that it is.
+    """
+    asked = dict.fromkeys((path, False) for subject in subjects for path in subject.real)
+    asked |= dict.fromkeys((path, True) for subject in subjects for path in subject.references)
+    return list(dict.fromkeys(problem for problem in on_all_cores(_problem, list(asked)) if problem))
+
+
+def _problem(asked: tuple[Path, bool]) -> str:
+    path, is_reference = asked
+    try:
+        facts = path.stat()
+    except OSError:
+        return _problem_of(path, is_reference, 0, 0, 0)
+    return _problem_of(path, is_reference, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=65536)
+def _problem_of(path: Path, is_reference: bool, size: int, mtime_ns: int, inode: int) -> str:
+    """Size, time and inode are the cache's key: a changed file is read again."""
+    try:
+        picture = read_picture(path, "evaluate.subjects")
+    except InputError as error:
+        return str(error)
+    problem = reference_problem(picture) if is_reference else None
+    return f"evaluate.subjects: {str(path)!r} → {problem}" if problem else ""
 
 
 def fill(prompt: str, noun: str) -> str:
@@ -107,17 +149,6 @@ def _split(name: str, pictures: list[Path], references: References) -> tuple[tup
         mend = "" if references in ("all", 1) else ", or lower evaluate.references"
         raise InputError(f"evaluate.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{mend}")
     return chosen, real
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a subject, each decoded to its end: a later stage needs them all."""
-    pictures, others = picture_paths(folder)
-    for path in pictures:
-        check_picture(path, "evaluate.subjects")
-    if others:
-        kinds = ", ".join(sorted({path.suffix or path.name for path in others})[:5])
-        _warn_once(f"evaluate.subjects: {len(others)} files of {folder.name!r} are no pictures ({kinds}), left out")
-    return pictures
 
 
 @lru_cache(maxsize=1024)

@@ -242,8 +242,6 @@ def test_transparent_references_are_cut_out_and_photos_are_said(tmp_path, caplog
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda f: (f / "mug" / "00.png").write_bytes(b"not a picture"), r"00\.png.*not a readable picture"),
-        (lambda f: _truncate(f / "mug" / "01.png"), r"01\.png.*not a readable picture"),
         (lambda f: (f / "mug" / "02.png").unlink(), r"'mug' has 2 pictures; 1 as reference and 2 or more"),
         (lambda f: [p.unlink() for p in (f / "mug").iterdir()], "'mug' has 0 pictures"),
         (lambda f: (f / "subjects.yaml").write_text("mug: ["), "not readable YAML"),
@@ -293,7 +291,3 @@ def test_the_committed_folder_holds_enough(tmp_path):
         scenes = [text.split(" ", 8)[-1] for text in subject.captions.values()]
         assert not any(prompt.endswith(scene) for prompt in subject.prompts for scene in scenes)
     assert len(list(prepared_references(subjects, 64))) == len(subjects)
-
-
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-30])

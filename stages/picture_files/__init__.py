@@ -1,0 +1,1 @@
+"""Pictures and masks from outside, read in one place."""

@@ -1,0 +1,60 @@
+"""Folders of pictures from outside: which files are pictures, in which order, and what systems leave among them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+from bootpig.stages.picture_files.reader import is_picture_name
+
+_SYSTEM_FOLDERS = {
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "system volume information",
+}
+_SYSTEM_FILES = {"desktop.ini", "ehthumbs.db", "thumbs.db"}
+
+
+def picture_paths(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder in natural order (`2.png` before `10.png`, `00.png` before `00 (1).png`), and the files
+    there that are none. Told by their names; where one has no suffix, by its content. None is decoded.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    files = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()]
+    files = [path for path in files if path.name.casefold() not in _SYSTEM_FILES]
+    files.sort(key=lambda path: natural_order(path.name))
+    pictures = [path for path in files if is_picture_name(path)]
+    return pictures, [path for path in files if path not in set(pictures)]
+
+
+def folders_of_pictures(folder: Path) -> list[Path]:
+    """The folders in a folder by name, without hidden ones and those that systems leave, such as `__MACOSX`.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted((path for path in found if path.name.casefold() not in _SYSTEM_FOLDERS), key=lambda path: path.name)
+
+
+def natural_order(name: str) -> tuple[tuple[str | int, ...], ...]:
+    """A key that sorts file names as people do: numbers by value, a name before the same name with something added."""
+    stem, dot, suffix = name.rpartition(".")
+    parts = (stem, suffix) if dot and stem else (name, "")
+    folded = [unicodedata.normalize("NFC", part).casefold() for part in parts]
+    keys = [tuple(int(run) if odd else run for odd, run in _runs(part)) for part in folded]
+    return (*keys, (name,))
+
+
+def _runs(text: str) -> list[tuple[bool, str]]:
+    return [(bool(place % 2), run) for place, run in enumerate(re.split(r"([0-9]+)", text))]
