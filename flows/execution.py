@@ -1,4 +1,4 @@
-"""One run of selected stages inside a Prefect flow: preflight, the stages in order, the record, the report."""
+"""Runs selected stages inside a Prefect flow: preflight, the stages in order, the run's record, the report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from bootpig.storage.root import Root
 from bootpig.storage.secrets import mask, mask_logs
 
 SHOWN = 5
-"""Warnings of a stage that are shown; the log has all."""
+"""Maximum number of warnings shown per stage. The log has all of them."""
 
 
 def execute(
@@ -59,24 +59,27 @@ def execute(
     scheduled: datetime | None = None,
     until: str | None = None,
 ) -> State[Any]:
-    """Run the selected stages in the current flow, and keep the run's record.
+    """Run the selected stages in the current flow and write the run's record.
 
     Args:
-        run: the id of the run to continue, or `latest`; None for a new one.
-        promotes: make it the `latest` version of the data set if all of it succeeds.
-        scheduled: the time a new version was due; `until`: the last stage that a run continuing this one makes.
+        config: the configuration of a new run.
+        run: the id of the run to continue, or `latest`. None: a new run.
+        selection: the stages and units to run.
+        promotes: make it the `latest` version of the data set if everything succeeds.
+        scheduled: the scheduled time of a new version.
+        until: the last stage of this run, and of runs that continue it.
 
     Returns:
         The state of the flow: completed, failed or cancelled.
 
     Raises:
-        InputError, ModelError, StoreError: what the user gave cannot be used.
+        InputError, ModelError, StoreError: the user's input cannot be used.
     """
     interrupt.reset()
     mask_logs()
     spare_loopback(config.caption.openai.base_url if config.caption.openai else None)
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
-        # a worker has started this process for the run: with the worker gone nobody would look after it
+        # this process was started by a worker: end it with the worker, because nothing else would stop it
         interrupt.end_with_parent(kill=False)
     root = Root(config.root)
     flow_id = str(flow_run.id)
@@ -85,7 +88,7 @@ def execute(
     if record is not None:
         config = read_config(root, record)
         if record.flow_run != flow_id and record.state != "done" and not promotes:
-            # only a part was repaired: whether the whole is done is for a run of the whole to decide
+            # only part of the run was repaired, so the state of the whole run does not change
             ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
         record.state, record.ended, record.message, record.process = "running", None, "", Process.current()
     _export_key(config)
@@ -107,11 +110,11 @@ def execute(
                 work.end("failed", str(error).strip() or type(error).__name__)
             else:
                 work.end("interrupted", "by a signal; complete units are kept")
-            # training answers a signal itself, by a checkpoint, so Prefect does not know which signal it was
+            # training handles the signal itself and saves a checkpoint, so Prefect does not know of the signal
             if isinstance(error, SystemExit) and _cancelling():
                 return Cancelled(message="cancelled; complete units are kept")
             if isinstance(error, Exception) and mask(str(error)) != str(error):
-                # Prefect keeps the text, and that of all its causes
+                # Prefect stores the message, and those of all causes
                 raise RuntimeError(f"{type(error).__name__}: {mask(str(error))}") from None
             raise
         work.report()
@@ -126,19 +129,19 @@ def execute(
 
 
 def _cancelling() -> bool:
-    """Whether somebody has asked the server to cancel this flow run."""
+    """Whether cancelling this flow run was requested on the server."""
     try:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(str(flow_run.id))).state
-    except Exception:  # without a server nobody has
+    except Exception:  # the server cannot be reached
         return False
     return state is not None and state.is_cancelling()
 
 
 def _export_key(config: PipelineConfig) -> None:
-    """Copy the Secret block `caption.openai.api_key_secret` into the variable `api_key_env`, unless that is set.
+    """Copy the Secret block `caption.openai.api_key_secret` to the variable `api_key_env`, unless that is set.
 
-    A missing block is not an error here: complete captions need no key, and the stage reports a key that it needs.
+    A missing block is not an error here: complete captions need no key, and otherwise the stage reports it.
     """
     llm = config.caption.openai
     if llm is None or llm.api_key_secret is None or llm.api_key_env is None or os.environ.get(llm.api_key_env):
@@ -152,7 +155,7 @@ def _export_key(config: PipelineConfig) -> None:
 
 
 class _Work:
-    """The stages of one run, one after the other."""
+    """Runs the stages of one run, one after the other."""
 
     def __init__(self, engine: Engine, record: RunRecord, selection: Selection, flow_id: str) -> None:
         self.engine = engine
@@ -164,14 +167,14 @@ class _Work:
         self._survey()
 
     def _survey(self) -> None:
-        """Look at the store, and note what the run uses there before it does."""
+        """Survey the store, and record the fingerprints that the run uses before it uses them."""
         self.surveys = self.engine.survey_all(self.selection.stages)
         news = [self.record.use(name, survey.fingerprint) for name, survey in self.surveys.items()]
         if any(news):
             self.record.save(self.engine.root)
 
     def stages(self) -> list[str]:
-        """Run them. Returns what went wrong, one line a stage; empty when nothing did."""
+        """Run the stages. Returns one line per stage that failed."""
         failures: list[str] = []
         for stage in self.selection.stages:
             if stage == "train" and (thin := self.thin()):
@@ -190,18 +193,18 @@ class _Work:
             )
             outcome = work.run()
             if outcome.made or outcome.failed:
-                # what was made changes what is due below
+                # new units can make units of later stages stale
                 self._survey()
             self._note(stage, outcome)
             if outcome.failed:
                 failures.append(f"{stage}: {outcome.message()}")
             if not any(state == "complete" for state in self.surveys[stage].units.values()):
-                changed = "a model or a file changed while it ran, so what it made is out of date; run again"
+                changed = "a model or a file changed during the run, so the result is out of date; run again"
                 return failures or [f"{stage}: {changed if outcome.made else 'no unit to work on'}"]
         return failures
 
     def _units(self, stage: str) -> list[int]:
-        """The chosen units; below the first stage of a run only those that are complete above."""
+        """The selected units. For all but the first stage of a run, only those that are complete in the upstreams."""
         if not self.engine.graph.is_map(stage):
             return [0]
         chosen = self.selection.units
@@ -212,7 +215,7 @@ class _Work:
         return [unit for unit in units if all(states.get(unit) == "complete" for states in above)]
 
     def _remember(self, forced: list[int]) -> Callable[[int], None]:
-        """What notes, in the record, each unit that was made by force."""
+        """A callback that records each unit that was rebuilt by force."""
 
         def note(unit: int) -> None:
             forced.append(unit)
@@ -221,7 +224,7 @@ class _Work:
         return note
 
     def thin(self) -> str | None:
-        """Why the data set is too thin to train on or to be used, or None."""
+        """The reason why too few captions became samples to train on or promote the data set. None if enough did."""
         if "train" in self.surveys and self.surveys["train"].units == {0: "complete"}:
             return None
         captions, encoded = self.surveys["caption"], self.surveys["encode"]
@@ -230,7 +233,7 @@ class _Work:
         share = encoded.rows()["ok"] / max(asked, 1)
         if share >= self.engine.config.min_yield and encoded.markers:
             return None
-        return f"{share:.1%} of the captions arrived, min_yield is {self.engine.config.min_yield:.1%}"
+        return f"{share:.1%} of the captions became samples, min_yield is {self.engine.config.min_yield:.1%}"
 
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]
@@ -247,7 +250,7 @@ class _Work:
         lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
         lines += [f"  {why}" for why in dict.fromkeys((*outcome.failed.values(), *list(outcome.pending.values())[:1]))]
         if lost := sum(rows.get("failed", {}).values()):
-            lines.append(f"  warning: {lost} rows failed; --retry-failed makes them again")
+            lines.append(f"  warning: {lost} rows failed; retry them with --retry-failed")
         self._keep(*lines)
         display.current.line(lines[0])
         for line in lines[1 : 1 + SHOWN]:
@@ -257,7 +260,7 @@ class _Work:
             display.current.line(f"  and {len(lines) - 1 - SHOWN} more: runs/{self.record.id}/log.txt", "yellow")
 
     def report(self) -> None:
-        """Write the run's report, and its metrics where there are some; a run is no worse for a report that fails."""
+        """Write the run's report, and its metrics if there are any. A failure is only a warning."""
         folder, root = self.record.folder, self.engine.root
         done = {name: StageDone(len(stage.made), stage.seconds) for name, stage in self.record.stages.items()}
         when = f"{self.record.started:%Y-%m-%d %H:%M} UTC"
@@ -276,10 +279,10 @@ class _Work:
         self._keep(f"{state}{': ' if message else ''}{message}")
 
     def _keep(self, *lines: str) -> None:
-        """Save the record and add to its log. A store that takes no more is said, and ends nothing by itself."""
+        """Save the record and append lines to its log. If the store fails, only show a warning."""
         try:
             self.record.save(self.engine.root)
             for line in lines:
                 self.record.log(self.engine.root, line)
         except (StoreError, OSError) as error:
-            display.current.line(f"  warning: the run's record is not kept: {error}", "yellow")
+            display.current.line(f"  warning: the run's record was not saved: {error}", "yellow")

@@ -25,7 +25,7 @@ from bootpig.stages.engine.survey import graph_of
 from bootpig.storage.root import Root
 
 TOY = load_config(shipped_configs()["toy"])
-"""Where a deployment's form of parameters begins."""
+"""The initial values in the parameter form of a deployment."""
 
 
 @flow(flow_run_name="bootstrap {config.name}", persist_result=False)
@@ -38,16 +38,16 @@ def bootstrap(
     retry_failed: bool = False,
     stored: StoredParameters | None = None,
 ) -> State[Any]:
-    """The whole DAG, or the stages from `first` to `until`. What is complete in the store is not made again.
+    """Run the whole DAG, or the stages from `first` to `until`. Complete units in the store are reused.
 
     Args:
-        config: what the YAML file says.
-        run: a run id, or `latest`: config and units come from its record, which this run continues.
-        first: the stage to begin with.
-        until: the last stage.
-        force: make complete units again.
-        retry_failed: make failed rows again, then whatever became stale.
-        stored: where a configuration is kept that is too large for Prefect; `config` then only names the run.
+        config: the content of the YAML file.
+        run: continue a run, given by its id or as `latest`, with the config and units in its record.
+        first: the first stage to run.
+        until: the last stage to run.
+        force: rebuild complete units.
+        retry_failed: retry failed rows, then rebuild what became stale.
+        stored: where a configuration is stored that is too large for Prefect. `config` then only has the run's name.
     """
     config, _ = opened(config, None, stored)
     promotes = until is None
@@ -67,9 +67,14 @@ def run_stage(
     downstream: bool = False,
     stored: StoredParameters | None = None,
 ) -> State[Any]:
-    """One stage, all of its units or those chosen; `downstream` carries it on to the stages below.
+    """Run one stage.
 
-    Args as in `bootstrap`.
+    Args:
+        stage: the stage.
+        units: the units to run. Default: all.
+        downstream: also run the stages that depend on it.
+
+    The other arguments are as in `bootstrap`.
     """
     config, units = opened(config, units, stored)
     graph = graph_of(config)
@@ -89,17 +94,18 @@ def regenerate(
     max_age_hours: Annotated[float, Field(gt=0, le=87_600)] = 12.0,
     stored: StoredParameters | None = None,
 ) -> State[Any]:
-    """A new version of the data set, its seed drawn from the time for which the run was scheduled.
+    """Make a new version of the data set. Its seed depends on the scheduled time of the run.
 
-    It becomes the `latest` one when all of it has succeeded and `min_yield` of its captions have arrived. A retry of
-    the same flow run finds its record and goes on with the same version.
+    It becomes the `latest` version if everything succeeds and at least `min_yield` of its captions become samples. A
+    retry of the same flow run finds its record and continues with the same version.
 
     Args:
-        config: what the YAML file says; its `seed` is one half of the seed.
-        train: train a model on it and evaluate that, too.
-        keep: promoted versions to keep; older ones are removed as by `bootpig gc`. None: all.
-        max_age_hours: a run that starts later than this after its time is skipped: nobody was there to do it. If it
-            has kept one from running that is not so late, it makes that one's version.
+        config: the content of the YAML file. The version's seed is derived from its `seed` and the scheduled time.
+        train: also train and evaluate a model on the new version.
+        keep: number of promoted versions to keep. Older ones are removed as by `bootpig gc`. None: keep all.
+        max_age_hours: a run that starts more than this after its scheduled time is skipped, as after a downtime of the
+            workers. If a newer scheduled run that is not too late was cancelled because of it, it makes the version of
+            that run instead.
         stored: as in `bootstrap`.
     """
     config, _ = opened(config, None, stored)
@@ -113,7 +119,7 @@ def regenerate(
             hours = (now - scheduled).total_seconds() / 3600
             when = f"was due {scheduled:%Y-%m-%d %H:%M} UTC, {hours:.1f} h ago"
             return Completed(name="Skipped", message=f"{when}; max_age_hours is {max_age_hours:g}")
-        get_run_logger().warning("too late for its own time, so this makes the version due %s", newest)
+        get_run_logger().warning("too late for its scheduled time; making the version due %s instead", newest)
         scheduled = newest
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
     seeded = config.model_copy(update={"seed": seed})
@@ -124,5 +130,5 @@ def regenerate(
         try:
             gc.collect(root, gc.garbage(root, keep))
         except (ValueError, OSError) as error:
-            get_run_logger().warning("old versions are not removed: %s", error)
+            get_run_logger().warning("old versions were not removed: %s", error)
     return state

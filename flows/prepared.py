@@ -1,4 +1,4 @@
-"""The engine of a run, made after one preflight: by the command line before it starts Prefect, else by the flow."""
+"""Makes the engine of a run after a preflight, once: in the command line before Prefect starts, else in the flow."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import pinned, preflight
 
 SCRATCH_BYTES = 2**20
-"""Room that the temporary folder must have."""
+"""Free space in bytes that the temporary folder must have."""
 
 _CURRENT: ContextVar[Engine | None] = ContextVar("prepared", default=None)
 
 
 def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
-    """Check all that can be known before `stages` run, and open the store.
+    """Open the store and check everything that can be checked before `stages` run.
 
     Returns:
-        An engine whose configuration names the commits of all hub models.
+        An engine whose configuration has a commit for each hub model.
 
     Raises:
-        InputError: what would keep the run from starting, one line per problem.
+        InputError: something prevents the run; one line per problem.
         StoreError: the root cannot be opened.
     """
     stages = list(stages)
@@ -39,7 +39,7 @@ def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
 
 
 def scratch_problems() -> list[str]:
-    """What keeps the temporary folder from being used, in one line. A server whose folder is full loses flow runs."""
+    """The problem with the temporary folder in one line, if any. A Prefect server loses flow runs if it is full."""
     try:
         with tempfile.TemporaryFile() as probe:
             probe.write(bytes(SCRATCH_BYTES))
@@ -52,7 +52,7 @@ def scratch_problems() -> list[str]:
 
 @contextmanager
 def prepared(engine: Engine) -> Iterator[None]:
-    """Flows called in the block run on `engine`, without another preflight."""
+    """A context in which flows use `engine`, without another preflight."""
     token = _CURRENT.set(engine)
     try:
         yield
@@ -61,5 +61,5 @@ def prepared(engine: Engine) -> Iterator[None]:
 
 
 def current() -> Engine | None:
-    """The engine that the caller of this flow has prepared, if any."""
+    """The engine that the caller of this flow prepared, if any."""
     return _CURRENT.get()

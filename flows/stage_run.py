@@ -1,4 +1,4 @@
-"""One stage of a run as a Prefect flow: its units as tasks, or its one result as a task called directly."""
+"""Runs one stage as a Prefect flow: units of a map stage as tasks, the result of a reduce stage by a direct call."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.engine.units import UnitReport
 
 GPU_TAG = "bootpig-gpu"
-"""Of the tasks of stages that have a device. `prefect gcl create tag:bootpig-gpu --limit 1` lets one work at a time,
-across hosts too: Prefect's task engine holds a lease of 60 s for as long as it lives."""
+"""Tag of the tasks of stages with a device. `prefect gcl create tag:bootpig-gpu --limit 1` runs one at a time, also
+across hosts: Prefect's task engine holds a lease of 60 s and renews it while it lives."""
 
 LOST = (ValueError, AssertionError)
-"""What further units would meet too: bad input (`InputError`, `ModelError`, `StoreError`) or a broken contract."""
+"""Errors that further units would hit too: bad input (`InputError`, `ModelError`, `StoreError`), a broken contract."""
 
 SHOWN_SPANS = 20
 
-GONE = "the worker that made it is gone, as when memory runs out; run again"
+GONE = "its worker process died, as when memory runs out; run again"
 
 
 @dataclass
 class StageOutcome:
-    """What one stage flow did."""
+    """The outcome of one stage flow."""
 
     made: list[int] = field(default_factory=list)
     cached: int = 0
     failed: dict[int, str] = field(default_factory=dict)
-    """Unit → why, one line."""
+    """Unit → reason in one line."""
     pending: dict[int, str] = field(default_factory=dict)
-    """Likewise of units that could not be made now, though nothing is wrong with them."""
+    """Unit → reason, for units that cannot be made now although nothing is wrong with them."""
     seconds: float = 0.0
     last_task: UUID | None = None
-    """The task run that ended last: once the server shows it, it shows all."""
+    """The task run that ended last. Once the server shows it, it shows all of them."""
 
     def total(self) -> int:
         return len(self.made) + self.cached + len(self.failed) + len(self.pending)
@@ -67,13 +67,17 @@ class StageOutcome:
 
 @dataclass
 class StageRun:
-    """What one stage of a run has to do.
+    """Runs one stage of a run.
 
     Args:
-        survey: the stage as the store shows it before.
-        units: those chosen, of a map stage.
-        workers: of the run; those of a reduce stage idle.
-        forced: units that an earlier attempt of the same flow run has made by force: they are not made once more.
+        engine: the run's engine.
+        stage: the stage.
+        survey: the state of the stage in the store before the run.
+        units: the selected units of a map stage.
+        workers: the run's workers. Not used by a reduce stage.
+        force: rebuild complete units.
+        retry_failed: retry failed rows.
+        forced: units that an earlier attempt of the same flow run already rebuilt by force. They count as cached.
         on_made: called with each unit that was made.
     """
 
@@ -89,7 +93,7 @@ class StageRun:
     outcome: StageOutcome = field(default_factory=StageOutcome)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Nothing: Prefect sends a flow, and all that it refers to, along with each unit that runs elsewhere."""
+        """Pickle as nothing: Prefect sends a flow, and everything it refers to, with each unit that runs elsewhere."""
         return object, ()
 
     def is_cached(self, unit: int) -> bool:
@@ -103,7 +107,7 @@ class StageRun:
         """Run the stage as a subflow of the current flow.
 
         Raises:
-            InputError, ModelError, StoreError: what the user gave cannot be used.
+            InputError, ModelError, StoreError: the user's input cannot be used.
         """
         started = time.monotonic()
         is_reduce = not self.engine.graph.is_map(self.stage)
@@ -127,7 +131,7 @@ class StageRun:
         state = stage_flow(numbers(self.units), self.force, self.retry_failed, return_state=True)
         if state.is_completed() or self.outcome.failed:
             return self.outcome
-        # what a stage cannot answer for is the caller's: bad input, an interruption, a fault of ours
+        # raise what is not a failed unit: bad input, an interruption, a bug
         state.result()
         raise AssertionError(f"{self.stage}: the flow ended {state.name} without a reason")
 
@@ -171,7 +175,7 @@ class StageRun:
         unit, future = waiting.popleft()
         try:
             future.wait()
-        except BrokenExecutor:  # a process of the pool was killed; the pool takes no more units
+        except BrokenExecutor:  # a process of the pool was killed; the pool accepts no more units
             self.outcome.failed[unit] = GONE
         else:
             self._note(unit, future.state)
@@ -179,7 +183,7 @@ class StageRun:
             bar.advance(self.engine.config.unit_size)
 
     def _reduce(self) -> None:
-        """Called in this very thread, so that SIGTERM reaches it and its `finally` runs."""
+        """Make the result in this thread, so that SIGTERM reaches it and its `finally` blocks run."""
         if self.is_cached(0):
             self._note(0, cached_unit.with_options(name=self.stage)(0, return_state=True))
             return
@@ -207,7 +211,7 @@ class StageRun:
 
 
 class _Place:
-    """Where a unit runs in this process. Opaque to Prefect, which else would look for futures in all it holds."""
+    """What a unit needs to run in this process. Opaque to Prefect, which would otherwise search it for futures."""
 
     __slots__ = ("bar", "engine", "share")
 
@@ -219,7 +223,7 @@ class _Place:
         self.share = share
 
     def result_progress(self, done: int, total: int, text: str) -> None:
-        """The progress of a stage that makes one result."""
+        """The progress callback of a reduce stage."""
         self.bar.result()(done, total, text)
         self.share(done, total)
 
@@ -231,26 +235,26 @@ def cached_unit(unit: int) -> State[Any]:
 
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)
 def make_unit(place: _Place, stage: str, unit: int, force: bool, retry_failed: bool) -> State[Any]:
-    """One unit in a thread of this process."""
+    """Make one unit in a thread of this process."""
     progress = interrupt.stoppable(place.bar.unit())
     return _state(place.engine.run_unit(stage, unit, force=force, retry_failed=retry_failed, progress=progress))
 
 
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)
 def make_unit_elsewhere(config: str, stage: str, unit: int, force: bool, retry_failed: bool) -> State[Any]:
-    """One unit in another process, from the configuration's YAML."""
+    """Make one unit in another process, from the configuration's YAML."""
     return _state(_engine(config).run_unit(stage, unit, force=force, retry_failed=retry_failed))
 
 
 @lru_cache(maxsize=1)
 def _engine(config: str) -> Engine:
-    """One a process: it knows its models by then."""
+    """The engine of this process. Kept, because it has already looked up its models."""
     return Engine(parse_config(config))
 
 
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
 def make_result(place: _Place, stage: str, force: bool) -> State[Any]:
-    """The result of a reduce stage."""
+    """Make the result of a reduce stage."""
     return _state(place.engine.run_reduce(stage, force=force, progress=place.result_progress))
 
 
@@ -267,12 +271,12 @@ def _state(report: UnitReport) -> State[Any]:
 
 
 def _tags(stage: Stage) -> list[str]:
-    """What a limit on the user's own server can count; a temporary server has no limits, nor the time to ask it."""
+    """Tags for a concurrency limit on the user's server. A temporary server has no limits, and asking it takes time."""
     return [GPU_TAG] if stage.device() != "cpu" and not is_own() else []
 
 
 def numbers(units: Iterable[int]) -> str:
-    """Unit numbers, runs of them shortened: `0-3, 7`; of many spans the first `SHOWN_SPANS`."""
+    """Unit numbers as text, with ranges: `0-3, 7`. Shows at most the first `SHOWN_SPANS` ranges and the last number."""
     spans: list[list[int]] = []
     for unit in sorted(units):
         if spans and unit == spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Draws pictures with a BootPIG pipeline, in batches: for `generate`, `evaluate` and the samples of a training."""
+"""Draws pictures with a BootPIG pipeline, in batches: for `generate`, `evaluate` and sample pictures in training."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn, as in the paper by default; the guidance scales are those of eq. 4."""
+    """Sampling settings. The defaults are the paper's, and the guidance scales are those of its eq. 4."""
 
     steps: int = 50
     guidance_scale: float = 7.5
     reference_guidance_scale: float = 5.0
     batch_size: int = 4
-    """Pictures drawn at once, as long as memory allows."""
+    """Pictures per batch. Halved when memory runs out."""
     reference_refresh_steps: int = 1
-    """The pipeline's argument of that name."""
+    """Run the Reference UNet every N steps and reuse its features in between."""
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """What the noise of one picture depends on, whatever its batch. It is drawn on the CPU, the same for any device."""
+    """Seeds of the noise of one picture. Noise is drawn on the CPU and does not depend on the batch or the device."""
 
     latents: int
-    """Seed of the first noise."""
+    """Seed of the initial noise."""
     rest: int | None = None
-    """Seed of all later draws, such as the references' noise; None: the first noise's generator goes on."""
+    """Seed of all later draws, such as the noise of references. None: continue with the generator of `latents`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Drawn:
     image: Image.Image
     """RGB."""
     known_psnr_db: float | None
-    """Inpainting: how well the network itself rendered what it was to keep, before the original was pasted over it."""
+    """Inpainting: PSNR in dB of the known part as the network rendered it, before the original is pasted over it."""
 
 
 def draw_pictures(
@@ -60,16 +60,18 @@ def draw_pictures(
     size: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[list[Drawn]]:
-    """Draw a picture for each of `seeds`, batch by batch, in order. A batch for which memory runs out is halved, as are
-    all after it.
+    """Draw one picture for each of `seeds`, batch by batch, in order. When memory runs out, this and all later batches
+    are halved.
 
     Args:
         pipeline: a BootPIG pipeline.
-        inputs: the pipeline's arguments for the pictures of one batch, by their places in `seeds`: prompts or embeds,
-            references, and what else it takes.
-        setting: what sets the batch size, to name in a warning.
-        size: (height, width) in pixels; None: the UNet's own resolution.
-        progress: is told denoising steps, counted for each picture.
+        seeds: the seeds of each picture.
+        inputs: returns the pipeline's arguments (prompts or embeds, references, …) for the pictures of one batch, given
+            their indices in `seeds`.
+        sampling: the sampling settings.
+        setting: name of the setting for the batch size, used in a warning.
+        size: (height, width) in pixels. None: the UNet's own resolution.
+        progress: progress callback. It counts denoising steps, summed over pictures.
 
     Raises:
         FatalError: memory runs out with a single picture.
@@ -83,13 +85,13 @@ def draw_pictures(
 
     def advance(steps: int) -> None:
         nonlocal furthest
-        furthest = max(furthest, steps)  # a halved batch begins again
+        furthest = max(furthest, steps)  # a halved batch starts again
         if progress is not None:
             progress(furthest, total, "")
 
     def paint(batch: Sequence[int]) -> list[Drawn]:
         def count(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            # some schedulers take more steps than they are asked for
+            # some schedulers take more steps than requested
             advance(batch[0] * sampling.steps + min(step + 1, sampling.steps) * len(batch))
             return {}
 
@@ -110,13 +112,17 @@ def draw_pictures(
         return [Drawn(image, known) for image, known in zip(output.images, psnr, strict=True)]
 
     def halved(pictures: int) -> None:
-        _LOG.warning("out of memory; going on with %d at once (%s)", pictures, setting)
+        _LOG.warning("out of memory; continuing with batches of %d (%s)", pictures, setting)
 
     yield from halving(range(len(seeds)), sampling.batch_size, paint, halved)
 
 
 def latent_shape(pipeline: Any, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
-    """(1, C, h, w) of one picture of `size`, (height, width) in pixels; None: at the UNet's own resolution."""
+    """The shape (1, C, h, w) of the latents of one picture.
+
+    Args:
+        size: (height, width) in pixels. None: the UNet's own resolution.
+    """
     own = pipeline.unet.config.sample_size
     height, width = (own, own) if isinstance(own, int) else own
     if size is not None:
@@ -127,7 +133,7 @@ def latent_shape(pipeline: Any, size: tuple[int, int] | None = None) -> tuple[in
 def _noise(
     seeds: Sequence[Seeds], shape: tuple[int, int, int, int]
 ) -> tuple[list[torch.Tensor], list[torch.Generator]]:
-    """The first noise of each picture, and the generator of all that it draws after it."""
+    """The initial noise of each picture, and the generator for all its later draws."""
     import torch
 
     latents, generators = [], []

@@ -19,7 +19,7 @@ _MARKS = [
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
-"""Byte order marks and the encodings they stand for; that of UTF-32 begins like that of UTF-16."""
+"""Byte order marks and their encodings. UTF-32 comes before UTF-16 because its mark starts with that of UTF-16."""
 
 _YAML_NUMBERS = {
     "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
@@ -33,14 +33,15 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def read_text(field: str, path: str | Path, wanted: str = "give a UTF-8 text file") -> str:
-    """The text of a file: UTF-8, or what its byte order mark says.
+    """Read a text file in UTF-8, or in the encoding of its byte order mark.
 
     Args:
-        field: the setting or option that names the file, for messages.
-        wanted: what to give in its place, for messages.
+        field: the setting or option that names the file, for error messages.
+        path: the file.
+        wanted: what the user should give instead, for error messages.
 
     Raises:
-        InputError: it is missing, unreadable, or no text.
+        InputError: the file is missing, unreadable or not text.
     """
     shown = repr(str(path))
     try:
@@ -56,27 +57,29 @@ def read_text(field: str, path: str | Path, wanted: str = "give a UTF-8 text fil
         raise InputError(f"{field}: {shown}, line {line} → is not UTF-8; save the file as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{field}: {shown}, line {line} → is no text, or UTF-16 without a mark; save it as UTF-8")
+        raise InputError(
+            f"{field}: {shown}, line {line} → is not text, or UTF-16 without a byte order mark; save it as UTF-8"
+        )
     return text
 
 
 def read_lines(field: str, path: str | Path, wanted: str = "give a UTF-8 text file") -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, with their numbers from 1.
+    """Read the non-blank lines of a text file: (line number from 1, stripped text).
 
-    Lines end at line feeds and carriage returns only: a U+2028, which editors show as a space, is part of its line.
+    Only line feeds and carriage returns end a line. U+2028, which editors show as a space, does not.
 
     Raises:
-        InputError: as `read_text`.
+        InputError: as in `read_text`.
     """
     lines = _LINE_END.split(read_text(field, path, wanted))
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document, by PyYAML's safe loader.
+    """Parse a YAML document with PyYAML's safe loader.
 
     Raises:
-        ValueError: it is no YAML, or has a key twice, of which PyYAML would keep the last. The message is one line.
+        ValueError: the text is not YAML, or a key occurs twice (PyYAML would keep the last). The message is one line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -100,7 +103,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a list or mapping is no key", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a list or mapping cannot be a key", key_node.start_mark
+                )
             if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark

@@ -1,4 +1,4 @@
-"""What a fault of a file system means: worth another try, access refused, no such bucket. Told by type and status."""
+"""Classifies errors of file systems by type and status code: transient, access refused, no such bucket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHECKSUM_CODES |= {"InvalidTrailer", "MalformedTrailerError", "InvalidDigest", 
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a moment later."""
+    """Whether the same call may succeed if it is retried."""
     if isinstance(error, FileNotFoundError) or is_refused(error):
         return False
     if isinstance(error, (ConnectionError, TimeoutError, *_transport_faults())):
@@ -22,17 +22,17 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_transient_status(status: int) -> bool:
-    """Whether a server that answers with this HTTP status may answer better a moment later."""
-    return status in _AGAIN or (status >= 500 and status != 501)  # Not Implemented stays so
+    """Whether a request that got this HTTP status may succeed if it is retried."""
+    return status in _AGAIN or (status >= 500 and status != 501)  # 501 Not Implemented is permanent
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether who asks is not known or not allowed: no further try can help."""
+    """Whether authentication failed or access is denied. Retries cannot help."""
     return isinstance(error, (PermissionError, *_missing_credentials())) or _status(error) in (401, 403)
 
 
 def refuses_checksums(error: BaseException) -> bool:
-    """Whether an S3 server refuses what newer clients send along with a body, as older MinIO and Ceph do."""
+    """Whether an S3 server refuses the checksums that newer clients send, as older MinIO and Ceph do."""
     return _code(error) in _CHECKSUM_CODES
 
 
@@ -41,12 +41,12 @@ def is_missing_bucket(error: BaseException) -> bool:
 
 
 def is_answered(error: BaseException) -> bool:
-    """Whether a server, or botocore in its stead, has said no: an invalid name of a bucket, say."""
+    """Whether a server answered with an error, or botocore refused the call itself, as for an invalid bucket name."""
     return _status(error) is not None or isinstance(error, _refusals())
 
 
 def _answers(error: BaseException) -> list[dict[str, dict[str, object]]]:
-    """botocore's parsed answers behind an error: s3fs raises errors of the system and names botocore's as the cause."""
+    """botocore's parsed responses of an error. s3fs raises OSErrors and sets botocore's error as their cause."""
     links = (error, error.__cause__)
     return [r for link in links if isinstance(r := getattr(link, "response", None), dict)]
 
@@ -57,7 +57,7 @@ def _code(error: BaseException) -> str | None:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error: botocore's, or the number that gcsfs and others carry in an attribute."""
+    """The HTTP status of an error: from botocore, or from an attribute that gcsfs and other libraries set."""
     for answer in _answers(error):
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if isinstance(status, int):
@@ -67,7 +67,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _transport_faults() -> tuple[type[Exception], ...]:
-    """Of the libraries that are here; whoever has no S3 needs none of them."""
+    """Transport errors of the installed libraries. They are missing if the S3 extra is not installed."""
     types: list[type[Exception]] = []
     with suppress(ImportError):
         from botocore.exceptions import HTTPClientError, IncompleteReadError

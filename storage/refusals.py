@@ -1,4 +1,4 @@
-"""File system calls that some mounts refuse: SMB, NFS, gcsfuse, container volumes."""
+"""Handles file system calls that some mounts do not support: SMB, NFS, gcsfuse, container volumes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 REFUSALS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
-"""What a file system answers to a call that it does not support."""
+"""Error numbers of file systems for calls that they do not support."""
 
 NO_LOCKS = {errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a file system without file locks answers."""
+"""Error numbers of file systems without file locks."""
 
 
 @contextmanager
 def optional() -> Iterator[None]:
-    """Skip a call that a file system refuses: for what is good to have but not needed for safety, such as a mode."""
+    """Ignore errors of calls that the file system does not support. For calls that are not needed for correctness, such
+    as setting a mode."""
     try:
         yield
     except OSError as error:

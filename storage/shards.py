@@ -1,7 +1,8 @@
-"""Shards: webdataset tar files whose bytes depend on their members alone.
+"""Reads and writes shards: webdataset tar files whose bytes depend only on their members.
 
-Not by `tarfile`, though with its bytes: at 512 pixels it takes 1.5 times as long to write a shard and 1.2 times to read
-one, at 64 pixels 24 and 10 times (`python -m benchmarks tar_write tar_read`). It would also read links and devices.
+Does not use `tarfile`, but writes the same bytes. `tarfile` takes 1.5 times as long to write a shard and 1.2 times as
+long to read one at 512 pixels, 24 and 10 times at 64 pixels (`python -m benchmarks tar_write tar_read`). It would also
+read links and devices.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ def _plain_header() -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-# What all headers share. tarfile takes over ten times as long to make or read a header, which with small samples is
-# a quarter of all that a stage does besides its models.
+# The part that all headers share. tarfile takes more than ten times as long to make or read a header. With small
+# samples, that would be a quarter of a stage's work besides its models.
 _HEADER = _plain_header()
 _SUM = sum(_HEADER) - sum(_HEADER[124:136]) - sum(_HEADER[148:156]) + 8 * ord(" ")
 
 
 def _header(name: bytes, size: int) -> bytes:
-    """Of a plain file: name, size in bytes and checksum at their places in a POSIX ustar header."""
+    """A POSIX ustar header of a plain file with this name and size in bytes."""
     octal = b"%011o\0" % size
     checksum = b"%06o\0 " % (_SUM + sum(name) + sum(octal))
     return b"".join(
@@ -41,10 +42,10 @@ def _header(name: bytes, size: int) -> bytes:
 
 
 def write_shard(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """A ustar archive of `(<sample id>.<extension>, bytes)` in the order given, byte for byte as `tarfile` writes it.
+    """A ustar archive of `(<sample id>.<extension>, bytes)` in the given order, with the same bytes as by `tarfile`.
 
-    Time, owner and mode are fixed, which webdataset's own TarWriter stamps with the clock, so equal members give
-    equal bytes.
+    Time, owner and mode are fixed, so that equal members give equal bytes. webdataset's TarWriter writes the current
+    time.
 
     Raises:
         ValueError: a name is longer than 100 bytes.
@@ -61,12 +62,12 @@ def write_shard(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def read_shard(source: bytes | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a shard in order: `(sample id, {extension: bytes})`, names split at their first dot.
+    """The samples of a shard in order: `(sample id, {extension: bytes})`. Names are split at their first dot.
 
-    Nothing is unpacked to disk, so a member's path cannot lead anywhere. A file is read no further than it is asked.
+    Nothing is unpacked to disk, so the path of a member does no harm. Members are read only when they are requested.
 
     Raises:
-        CorruptPart: the archive is damaged, or holds what `write_shard` never writes: a link, a device.
+        CorruptPart: the archive is damaged, or contains something that `write_shard` does not write, such as a link.
     """
     sample: tuple[str, dict[str, bytes]] | None = None
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
@@ -93,7 +94,7 @@ def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
             if len(data) < size:
                 raise ValueError
         except ValueError:
-            raise CorruptPart(f"shard: no whole plain member of a tar archive at byte {at}") from None
+            raise CorruptPart(f"shard: not a complete plain member of a tar archive at byte {at}") from None
         yield name, data
         padding = -size % _BLOCK
         stream.seek(padding, io.SEEK_CUR)

@@ -31,15 +31,15 @@ def generate(asked: argparse.Namespace) -> int:
         if value is not None and not (option != "seed") <= value <= high:
             raise InputError(f"--{option}: {value} → must be from {int(option != 'seed')} to {high}")
     if (asked.image is None) != (asked.mask is None):
-        raise InputError("--image and --mask: → inpainting needs both, or neither")
+        raise InputError("--image and --mask: → inpainting needs both; give both or neither")
     if asked.image is None and (asked.strength != 1.0 or asked.padding_mask_crop is not None):
-        raise InputError("--strength and --padding-mask-crop: → go with --image and --mask")
+        raise InputError("--strength and --padding-mask-crop: → have no effect without --image and --mask; remove them")
     prompts = _prompts(asked.prompt, asked.prompts)
     for option, path in (("out", asked.out), ("sheet", asked.sheet)):
         if path is not None:
             check_writable(f"--{option}", Path(path))
     config = load_config(asked.config) if asked.config else run_config(asked.model, asked.root)
-    # what the run measured its model with suits it better than the paper's figures
+    # the settings with which the run evaluated its model suit it better than the paper's
     chosen: dict[str, Any] = {} if config is None else config.evaluate.model_dump()
     names = ("steps", "guidance_scale", "reference_guidance_scale")
     chosen |= {name: value for name in names if (value := getattr(asked, name)) is not None}
@@ -51,10 +51,10 @@ def generate(asked: argparse.Namespace) -> int:
     cutter = None
     if asked.cut_out:
         if config is None:
-            raise InputError("--cut-out: → needs the segment stage's models; give --config, or the model as a run")
+            raise InputError("--cut-out: → needs the segment stage's models; give --config, or a run id as the model")
         phrase = asked.object or object_phrase(prompts[0])
         if phrase is None:
-            raise InputError(f"--object: missing → say what the subject is; {prompts[0]!r} does not name it")
+            raise InputError(f"--object: missing → name the subject, because {prompts[0]!r} does not")
         cutter = (config.segment, phrase)
     inpaint = None
     if asked.image is not None:
@@ -87,12 +87,12 @@ def generate(asked: argparse.Namespace) -> int:
 
 
 def _prompts(given: list[str], file: str | None) -> list[str]:
-    """The prompts of the command line, then those of a file, one a line."""
+    """The prompts given on the command line, followed by those in a file, one per line."""
     prompts = list(given)
     if file is not None:
         prompts += [line for _, line in read_lines("--prompts", file, "give a text file with one prompt per line")]
     if not prompts:
-        raise InputError("--prompt: missing → say what to draw, or give --prompts FILE with one a line")
+        raise InputError("--prompt: missing → say what to draw, or give --prompts FILE with one prompt per line")
     return prompts
 
 
@@ -116,10 +116,10 @@ def evaluate(asked: argparse.Namespace) -> int:
 
 
 def check_writable(option: str, path: Path) -> None:
-    """See, before any work, that a result can be written to `path`. Missing folders above it are made.
+    """Check before any work that a result can be written to `path`. Creates missing parent folders.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be written.
     """
     try:
         folder = path.absolute().parent

@@ -35,7 +35,7 @@ class Prompts:
     negative: str | None = None
     count: int = 1
     seed: int = 0
-    """Of the references' noise, and of the first picture's own; each picture has the next one."""
+    """Seed of the references' noise and of the first picture. Picture i has the seed plus i."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class InpaintFiles:
 
     image: Path
     mask: Path
-    """Of the image's size; white is repainted."""
+    """A mask of the image's size. White is repainted."""
     strength: float = 1.0
     padding_mask_crop: int | None = None
 
 
 @dataclass(frozen=True)
 class Written:
-    """One picture that was written."""
+    """A picture that was written."""
 
     file: Path
     known_psnr_db: float | None
@@ -59,12 +59,13 @@ class Written:
 
 
 def model_folder(model: str, root: str, scratch: Path) -> Path:
-    """The folder of a trained model.
+    """Find the folder of a trained model.
 
     Args:
-        model: the folder itself, the one that has it as `model/`, train's folder in a store, a run id, or `latest`.
-        root: the store where runs are looked for.
-        scratch: where a model is copied to that lies in a remote store.
+        model: the folder itself, a folder that contains it as `model/`, train's folder in a store, a run id, or
+            `latest`.
+        root: the store to search for runs.
+        scratch: folder to which the model is copied if the store is remote.
 
     Raises:
         InputError: there is no trained model.
@@ -88,7 +89,7 @@ def model_folder(model: str, root: str, scratch: Path) -> Path:
 
 
 def _published(folder: Path) -> Iterator[Path]:
-    """The model of train's result, where `folder` is `train/<fingerprint>` of a local store, or its `result`."""
+    """The model in train's result, if `folder` is `train/<fingerprint>` or its `result` folder in a local store."""
     for result in (folder, folder / "result"):
         with suppress(CorruptPart):
             if (published := read_manifest(Root(str(result.parent)), result.name)) is not None:
@@ -96,7 +97,7 @@ def _published(folder: Path) -> Iterator[Path]:
 
 
 def run_config(model: str, root: str) -> PipelineConfig | None:
-    """The configuration of the run that made a model; None where the model is given as a folder."""
+    """The configuration of the run that trained a model. None if the model is given as a folder."""
     if Path(model).exists():
         return None
     store = Root(root)
@@ -115,17 +116,22 @@ def generate(
     cutter: tuple[SegmentConfig, str] | None = None,
     sheet: Path | None = None,
 ) -> list[Written]:
-    """Draw the subject of the references as each prompt says. References are prepared once for all prompts.
+    """Generate pictures of the references' subject for each prompt. References are prepared once for all prompts.
 
     Args:
-        references: pictures of one subject, RGB on white or RGBA cut out; none: the trained base alone.
-        outputs: a .png file; with several pictures -0, -1, … are put before the suffix, prompt by prompt.
-        inpaint: paint into this picture in place of an empty frame.
-        cutter: the segment stage's models and the object phrase, to cut the subject out of plain photos first.
-        sheet: a .png file for all pictures beside what they were made of: before | mask | reference | after.
+        model: folder of the trained model.
+        references: pictures of one subject, RGB on white or RGBA cut out. If empty: the trained base model alone.
+        prompts: what to draw.
+        outputs: a .png file. With several pictures, -0, -1, … is added before the suffix, prompt by prompt.
+        sampling: the sampling settings.
+        progress: progress callback.
+        inpaint: a picture to paint into, instead of generating a whole picture.
+        cutter: the segment stage's settings and the object phrase, to cut the subject out of plain photos first.
+        sheet: a .png file with all pictures next to their inputs: before | mask | reference | after.
 
     Returns:
-        What was written. A picture depends on its seed, prompt, references and number alone, not on the batch.
+        The pictures that were written. A picture depends only on its seed, prompt, references and number, not on the
+        batch.
 
     Raises:
         InputError, ModelError: a picture, the model or its base cannot be used.
@@ -187,7 +193,7 @@ def generate(
 
 
 def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted: dict[str, Any]) -> Any:
-    """A row a picture: before | mask | reference | after, what there is of them."""
+    """A sheet with one row per picture: before | mask | reference | after, as far as these exist."""
     from bootpig.models.pipelines.references import prepare_picture
     from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
 
@@ -201,7 +207,7 @@ def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted
 
 
 def _pipeline(model: Path, info: dict[str, Any]) -> Any:
-    """The base with what was trained, on the fastest device."""
+    """The pipeline with the trained weights, on a GPU if there is one."""
     import torch
 
     from bootpig.models.devices import torch_device
@@ -240,7 +246,7 @@ def _inpaint_inputs(files: InpaintFiles) -> dict[str, Any]:
 
 
 def _cut_out(paths: list[Path], pictures: list[Any], config: SegmentConfig, phrase: str) -> list[Any]:
-    """`pictures` with the plain photos among them cut out."""
+    """Cut out the plain photos among `pictures`. The others are unchanged."""
     from bootpig.stages.segment.cut_out import cut_out
 
     plain = [place for place, picture in enumerate(pictures) if picture.mode == "RGB"]
@@ -250,7 +256,7 @@ def _cut_out(paths: list[Path], pictures: list[Any], config: SegmentConfig, phra
 
 
 def model_info(model: Path) -> dict[str, Any]:
-    """What a trained model's `bootpig.json` says. Raises InputError when it is unreadable."""
+    """The content of a trained model's `bootpig.json`. Raises InputError if it is unreadable."""
     try:
         info: dict[str, Any] = parse_json((model / "bootpig.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -261,10 +267,11 @@ def model_info(model: Path) -> dict[str, Any]:
 
 
 def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progress) -> dict[str, Any]:
-    """Measure a trained model with the `evaluate` part of a configuration, outside any store.
+    """Evaluate a trained model with the `evaluate` section of a configuration, without a store. Writes the metrics, the
+    contact sheet and a model card with the metrics to the folder `outputs`.
 
     Returns:
-        The metrics; they, the contact sheet and the model card with them lie in `outputs`.
+        The metrics.
 
     Raises:
         InputError, ModelError: the model, the subjects or an embedder cannot be used.

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # do not fail on characters that the terminal cannot show
             stream.reconfigure(errors="replace")
     try:
         check_proxies()
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(said, file=sys.stderr)
         code: int = asked.command(asked)
     except BrokenPipeError:
-        # whoever reads the output has had enough; Python would say so once more while it flushes
+        # the reader closed the pipe; without this, Python reports it again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """The console script: `main` as a process that ends in time, whatever its threads do."""
+    """The console script: runs `main` and exits in time, even if threads are still working."""
     interrupt.exits_process = True
     # progress bars of libraries would interfere with ours
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -68,7 +68,7 @@ def entry() -> NoReturn:
         Console(stderr=True).print("interrupted; complete units are kept, run again to continue", highlight=False)
         sys.stdout.flush()
         sys.stderr.flush()
-        # threads of a unit in work may take minutes: nothing of theirs is worth waiting for
+        # threads of unfinished units may take minutes, and their results would be discarded anyway
         os._exit(code)
     sys.exit(code)
 
@@ -78,7 +78,7 @@ def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """The parser with all commands and their options."""
     top = argparse.ArgumentParser(
         prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG
     )
@@ -228,7 +228,7 @@ def _generate(generate: argparse.ArgumentParser) -> None:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number to calculate with; give a finite one")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number; give a finite one")
     return value
 
 

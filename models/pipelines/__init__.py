@@ -1,1 +1,1 @@
-"""BootPIG as diffusers pipelines."""
+"""BootPIG's diffusers pipelines."""

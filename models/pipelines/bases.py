@@ -1,4 +1,4 @@
-"""The BootPIG pipeline that fits a base model: Stable Diffusion 1.x and 2.x, or XL."""
+"""Loads a base model into the BootPIG pipeline that fits it: Stable Diffusion 1.x and 2.x, or XL."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
 
 def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | BootPIGXLPipeline:
-    """An untrained BootPIG pipeline on a base model, on the CPU; safetensors only, no safety checker, no watermark.
+    """An untrained BootPIG pipeline on a base model, on the CPU. Reads only safetensors. Has no safety checker and no
+    watermark.
 
     Raises:
-        ModelError: the files are incomplete or damaged, or BootPIG has no pipeline for such a model.
+        ModelError: the files are incomplete or damaged, or BootPIG has no pipeline for this kind of model.
     """
     options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
     with loading(source.field, source.source):
         name = str(DiffusionPipeline.load_config(source.path, **options)["_class_name"])
     if not name.startswith(("StableDiffusion", "BootPIG")):
-        raise ModelError(f"{source.field}: {source.source!r} is a {name}; give a Stable Diffusion 1.x, 2.x or XL")
+        raise ModelError(f"{source.field}: {source.source!r} is a {name}; use a Stable Diffusion 1.x, 2.x or XL model")
     options |= {"dtype": dtype, "use_safetensors": True}
     with loading(source.field, source.source):
         if "XL" in name:
@@ -33,10 +34,10 @@ def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | Boot
 
 
 def empty_prompt(pipeline: BootPIGPipeline | BootPIGXLPipeline) -> tuple[Tensor, Tensor | None]:
-    """What the base reads where there is no caption: the embeds of "", or SDXL's zeros where its config says so.
+    """The embeds that the base uses for a missing caption: those of "", or zeros if an SDXL base's config says so.
 
     Returns:
-        (S, D), and (P) where the base has pooled embeds.
+        The embeds (S, D), and the pooled embeds (P) if the base has them.
     """
     encoded = pipeline.encode_prompt(
         prompt="", device=pipeline.text_encoder.device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -1,4 +1,4 @@
-"""The model card of a trained model's folder: what it is, of what it was made, how to use it."""
+"""The model card of a trained model's folder: what the model is, what it was made from, how to use it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
 
 def model_card(info: Mapping[str, Any]) -> str:
-    """Markdown with the hub's metadata in front.
+    """The card as Markdown, starting with the hub's metadata.
 
     Args:
-        info: the content of `bootpig.json`. What is not known is left out: `samples` and `dataset` (the data's size and
+        info: the content of `bootpig.json`. These are optional: `samples` and `dataset` (the data's size and
             fingerprint), `recipe`, `base_license`, and `metrics`, the content of evaluate's `metrics.json`.
     """
     base = str(info.get("base") or "")
@@ -34,7 +34,7 @@ def model_card(info: Mapping[str, Any]) -> str:
 
 
 def base_licence(base: str, revision: str | None = None) -> str | None:
-    """The licence that a base names in its own model card, in its folder or the hub's cache; None: not known here."""
+    """The licence in the model card of a base, from its folder or the hub's local cache. None if it is not known."""
     card = Path(base, CARD_FILE)
     if not card.is_file() and base and not Path(base).is_absolute() and base.count("/") <= 1:
         cached = try_to_load_from_cache(base, CARD_FILE, revision=revision)

@@ -1,4 +1,4 @@
-"""What all BootPIG pipelines share: their Reference UNet, their references, loading and saving what was trained."""
+"""What all BootPIG pipelines share: the Reference UNet, the references, and loading and saving trained weights."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ NOISE_SCHEDULE = (
     "beta_schedule",
     "rescale_betas_zero_snr",
 )
-"""The part of a scheduler's config that a model is trained with; sampling goes by it whatever the scheduler."""
+"""The fields of a scheduler's config that must match training. Sampling uses the trained values with any scheduler."""
 
 
 class BootPIGMixin(DiffusersParts):
-    """For a diffusers pipeline class with the components `unet`, `reference_unet`, `vae` and `scheduler`."""
+    """Mixin for a diffusers pipeline class with the components `unet`, `reference_unet`, `vae` and `scheduler`."""
 
-    # Both UNets run at every step: moving one of them out for the other would cost more than it saves.
+    # Both UNets run at every step: swapping them in and out of the device would cost more than it saves.
     _exclude_from_cpu_offload = ["safety_checker", "reference_unet"]  # noqa: RUF012 (diffusers' own convention)
 
     def _register_bootpig(
@@ -54,7 +54,7 @@ class BootPIGMixin(DiffusersParts):
         reference_caption: str,
     ) -> None:
         if reference_caption not in get_args(ReferenceCaption):
-            raise ValueError(f"reference_caption: {reference_caption!r} is unknown, give caption or object")
+            raise ValueError(f"reference_caption: {reference_caption!r} is unknown; use caption or object")
         install_rsa(self.unet, key_scale, pooling)
         reference = copy_as_reference(self.unet) if reference_unet is None else truncate(reference_unet)
         self.register_modules(reference_unet=reference)
@@ -62,7 +62,7 @@ class BootPIGMixin(DiffusersParts):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """diffusers' own; it notes the commit of a base from the hub, which `save_bootpig` writes down."""
+        """As in diffusers. Also records the commit of a base from the hub, for `save_bootpig` to write."""
         pipeline: Self = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
         if not Path(name).is_dir():
             file = try_to_load_from_cache(
@@ -73,17 +73,17 @@ class BootPIGMixin(DiffusersParts):
         return pipeline
 
     def load_bootpig(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
-        """Load a trained model: its Reference UNet and its base's attn1 together, and what must match training (key
-        scale, pooling, reference caption, noise schedule).
+        """Load a trained model: its Reference UNet, the trained attn1 of its base, and the settings that must match
+        training (key scale, pooling, reference caption, noise schedule).
 
         Args:
-            folder: what `save_bootpig` wrote.
+            folder: a folder written by `save_bootpig`.
 
         Returns:
             The content of its `bootpig.json`.
 
         Raises:
-            ValueError: a part is missing or damaged, or it does not fit this pipeline's UNet.
+            ValueError: a part is missing or damaged, or does not fit this pipeline's UNet.
         """
         reference_unet, info = load_trained(Path(folder), self.unet)
         self._register_bootpig(
@@ -106,15 +106,15 @@ class BootPIGMixin(DiffusersParts):
         train_base: Literal["none", "rsa", "all"] = "rsa",
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Write the trained weights, not the base: `reference_unet/`, `rsa.safetensors`, `bootpig.json`,
-        and a model card made from it.
+        """Write the trained weights without the base: `reference_unet/`, `rsa.safetensors`, `bootpig.json` and a model
+        card made from `bootpig.json`.
 
         Args:
-            folder: made if missing.
-            info: JSON values to stand in `bootpig.json` beside key_scale, pooling, reference_caption, prediction_type
-                and noise_schedule, which come from this pipeline: base, revision, data fingerprint, recipe, ...
-            train_base: "all" writes the whole base in place of its attn1.
-            dtype: of the written weights; None keeps theirs.
+            folder: created if missing.
+            info: more JSON values for `bootpig.json`, such as base, revision, data fingerprint and recipe. key_scale,
+                pooling, reference_caption, prediction_type and noise_schedule come from this pipeline.
+            train_base: "all" writes the whole base instead of its attn1.
+            dtype: dtype of the written weights. None keeps the current one.
         """
         config = self.scheduler.config
         base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
@@ -132,7 +132,7 @@ class BootPIGMixin(DiffusersParts):
         save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """diffusers' own, with the Reference UNet written as an ordinary, whole UNet, and with a `pipeline.py` by which
+        """As in diffusers, with the Reference UNet written as an ordinary, complete UNet. Adds a `pipeline.py`, so that
         the folder loads without this package:
         `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`."""
         truncated = self.reference_unet
@@ -145,13 +145,14 @@ class BootPIGMixin(DiffusersParts):
 
     @torch.no_grad()
     def prepare_references(self, images: ReferencesOfPrompts, prompts: int = 1) -> PreparedReferences:
-        """Encode references once, for many calls: hand the result to `reference_images`.
+        """Encode references once for use in many calls. Pass the result as `reference_images`.
 
         Args:
-            images: an image or a flat list (one prompt; in a call it then serves all its prompts), or one list for each
-                of `prompts` prompts; each RGB on white or RGBA, any size, see
-                `prepare_picture`.
-                References are seen at the UNet's own resolution, whatever the height and width of the result.
+            images: an image or a flat list of images (for one prompt; in a call it then applies to all prompts), or one
+                list for each of `prompts` prompts. Each image is RGB on white or RGBA, of any size, see
+                `prepare_picture`. References are encoded at the UNet's own resolution, independent of the height and
+                width of the result.
+            prompts: number of prompts.
 
         Raises:
             ValueError: see `reference_lists` and `prepare_picture`.
@@ -175,7 +176,7 @@ class BootPIGMixin(DiffusersParts):
         return PreparedReferences(latents, tuple(rows), tuple(attends))
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w), times the VAE's scaling factor."""
+        """Encode (N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w) times the VAE's scaling factor."""
         distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
         return distribution.mode() * self.vae.config.scaling_factor
 
@@ -188,15 +189,16 @@ class BootPIGMixin(DiffusersParts):
         generator: torch.Generator | list[torch.Generator] | None,
         conditions: Conditions | None = None,
     ) -> ReferenceRows:
-        """The Reference UNet's batch: each distinct (reference, caption, noise) once.
+        """The batch of the Reference UNet: each distinct (reference, caption, noise) once.
 
         Args:
             prepared: the references.
-            embeds: (prompts, S, D), the reference captions'.
-            captions: for each prompt, what tells its reference caption from others.
-            images_per_prompt: images of a prompt share its references.
-            generator: draws the number that all reference noise of a prompt hangs on, after the latents are drawn.
-            conditions: SDXL's, one row a prompt.
+            embeds: (prompts, S, D), the embeds of the reference captions.
+            captions: for each prompt, a text that identifies its reference caption.
+            images_per_prompt: number of images per prompt; they share the prompt's references.
+            generator: draws one number per prompt that seeds the noise of its references. Used after the latents are
+                drawn.
+            conditions: SDXL's conditions, one row per prompt.
         """
         device, dtype = self._execution_device, self.unet.dtype
         draws = _noise_draws(generator, len(captions), images_per_prompt)
@@ -225,7 +227,7 @@ class BootPIGMixin(DiffusersParts):
 def _noise_draws(
     generator: torch.Generator | list[torch.Generator] | None, prompts: int, images_per_prompt: int
 ) -> list[int]:
-    """One number for each prompt: from its first image's generator, or one for all where the generator is shared."""
+    """One number per prompt: from the generator of its first image, or the same number if all share a generator."""
     generators = generator if isinstance(generator, list) else [generator]
     draws = []
     for each in generators[::images_per_prompt] if isinstance(generator, list) else generators:

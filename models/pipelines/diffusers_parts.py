@@ -1,4 +1,4 @@
-"""What BootPIG's mixins use of the diffusers pipeline class that they are mixed into: its attributes, typed."""
+"""Type annotations for the attributes of diffusers pipelines that BootPIG's mixins use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 class DiffusersParts:
-    """Annotations without values: diffusers' own class, next in line, has them all.
+    """Annotations without values: the diffusers pipeline class, which comes next in the MRO, defines all of them.
 
-    The methods are `Callable[..., X]`: their parameters differ between Stable Diffusion and SDXL.
+    Methods are typed `Callable[..., X]` because their parameters differ between Stable Diffusion and SDXL.
     """
 
     vae: AutoencoderKL
@@ -26,7 +26,7 @@ class DiffusersParts:
     image_processor: VaeImageProcessor
     config: FrozenDict
     vae_scale_factor: int
-    """Pixels a latent, on either side."""
+    """Pixels per latent along each side."""
 
     register_modules: Callable[..., None]
     register_to_config: Callable[..., None]
@@ -37,7 +37,7 @@ class DiffusersParts:
     prepare_latents: Callable[..., Tensor]
     prepare_extra_step_kwargs: Callable[..., dict[str, Any]]
 
-    # Of the running call: properties without a setter, and what they read.
+    # State of the current call: properties without a setter, and the attributes that they read.
     interrupt: bool
     guidance_scale: float
     guidance_rescale: float

@@ -1,4 +1,4 @@
-"""A trained model's folder: what training changed, and what must match it at inference."""
+"""Saves and loads the folder of a trained model: the weights that training changed, and settings for inference."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def save_trained(
     model card.
 
     Args:
-        folder: made if missing.
-        unet: the base.
-        reference_unet: truncated.
+        folder: created if missing.
+        unet: the base UNet.
+        reference_unet: the truncated Reference UNet.
         info: JSON values, see `BootPIGPipeline.save_bootpig`.
-        whole_base: all of the base in place of its attn1 (`train_base: all`).
-        dtype: of the written weights; None keeps theirs.
+        whole_base: write the whole base instead of its attn1 (`train_base: all`).
+        dtype: dtype of the written weights. None keeps the current one.
 
     Raises:
-        ValueError: the two UNets are not of one make.
+        ValueError: the two UNets have different architectures.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,18 +64,19 @@ def save_trained(
 
 
 def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """Load a folder of `save_trained`: the base gets its trained attn1, in place.
+    """Load a folder written by `save_trained`. The trained attn1 weights are loaded into `unet`, in place.
 
     Returns:
-        The Reference UNet, truncated, in the base's dtype and on its device, and the content of `bootpig.json`.
+        The truncated Reference UNet, with the base's dtype and device, and the content of `bootpig.json`.
 
     Raises:
-        ValueError: a part is missing or damaged, or it was trained on a base of another make. Then `unet` is as it was.
+        ValueError: a part is missing or damaged, or the model was trained on a base with another architecture. `unet`
+            is then unchanged.
     """
     folder = Path(folder)
     for name in (INFO_FILE, RSA_FILE, f"{REFERENCE_FOLDER}/config.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: {name} is missing; a BootPIG model has its Reference UNet and its RSA weights")
+            raise ValueError(f"{folder}: {name} is missing; give the folder of a trained BootPIG model")
     try:
         info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
         state = load_file(folder / RSA_FILE)
@@ -85,7 +86,7 @@ def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2D
     except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise ValueError(f"{folder}/{INFO_FILE}: this version reads format {FORMAT}")
+        raise ValueError(f"{folder}/{INFO_FILE}: this version of BootPIG reads only format {FORMAT}")
     unet = uncompiled(unet)
     own = unet.state_dict()
     wrong = (set(rsa_names(unet)) - state.keys()) | {
@@ -95,26 +96,26 @@ def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2D
         other = reference_unet.state_dict()
         wrong = own.keys() ^ other.keys() or {name for name in own if own[name].shape != other[name].shape}
     if wrong:
-        raise ValueError(f"{folder}: trained on a UNet of another make than this one: they differ in {min(wrong)}")
+        raise ValueError(f"{folder}: trained on a UNet with another architecture than this one; {min(wrong)} differs")
     unet.load_state_dict(state, strict=False)
     return truncate(reference_unet.to(unet.device)), info
 
 
 def rsa_names(unet: UNet2DConditionModel) -> list[str]:
-    """The names of the base's RSA weights, in the order in which the UNet runs the layers."""
+    """Names of the base's RSA weights, in the order in which the UNet runs the layers."""
     return [
         f"{name}.attn1.{weight}" for name, block in self_attention_blocks(unet) for weight in block.attn1.state_dict()
     ]
 
 
 def standalone_source(pipeline_class: type) -> str:
-    """The source of a pipeline class and of all that it takes from this package, as one file that needs only
-    diffusers: `pipeline.py` of a saved pipeline."""
+    """The source of a pipeline class and of everything that it imports from this package, as one file that depends only
+    on diffusers. It becomes the `pipeline.py` of a saved pipeline."""
     module = sys.modules[pipeline_class.__module__]
     parts: dict[str, str] = {}
     _collect(module, parts)
     if len(parts) == 1:
-        # Such a file itself: a pipeline that was loaded without this package is saved again.
+        # The module is such a file itself: a pipeline loaded without this package is saved again.
         return inspect.getsource(module)
     taken: dict[str, str] = {}
     for name, source in parts.items():

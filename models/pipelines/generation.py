@@ -1,4 +1,4 @@
-"""One call of a BootPIG pipeline, from its arguments to its pictures: what is the same for every base and task."""
+"""One call of a BootPIG pipeline, from arguments to pictures: the part that is the same for every base and task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.request import Request, Sizes
 
 Texts = tuple[str | None, str | None]
-"""A text for each of the base's text encoders; None in the first place is SDXL's own empty prompt, zeros."""
+"""One text per text encoder of the base. None as the first one is SDXL's own empty prompt, zeros."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,54 +27,54 @@ class Encoded:
     """Text embeds."""
 
     embeds: Tensor
-    """(S, D), or with a row a prompt (P, S, D)."""
+    """(S, D), or (P, S, D) with one row per prompt."""
     pooled: Tensor | None = None
-    """(D',) or (P, D'); SDXL only."""
+    """(D',) or (P, D'). SDXL only."""
 
 
 class GenerationMixin(BootPIGMixin):
-    """The call itself. A base writes the four methods that raise `NotImplementedError` here."""
+    """Implements the call. A subclass per base implements the four methods that raise `NotImplementedError` here."""
 
     _reference_guidance_scale: float
 
     def _check(self, r: Request) -> None:
-        """Raise ValueError where diffusers' own `check_inputs` does."""
+        """Run diffusers' `check_inputs`, which raises ValueError."""
         raise NotImplementedError
 
     def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
-        """One run of the text encoders over distinct texts."""
+        """Run the text encoders once over a list of distinct texts."""
         raise NotImplementedError
 
     def _conditions(self, pooled: Tensor | None, sizes: Sizes) -> Conditions | None:
-        """What the UNet is given besides the text, one row for each of `pooled` (rows, D); None: nothing."""
+        """The UNet's conditions besides the text, one row per row of `pooled` (rows, D). None if there are none."""
         raise NotImplementedError
 
     def _output(self, r: Request, latents: Tensor, task: InpaintTask | None) -> Any:
-        """Decode `latents`, (B, C, h, w), to what the call returns."""
+        """Decode `latents` (B, C, h, w) to the return value of the call."""
         raise NotImplementedError
 
     @property
     def reference_guidance_scale(self) -> float:
-        """eta_im of eq. 4, of the running call; callbacks may set `_reference_guidance_scale`."""
+        """eta_im of eq. 4 in the current call. Callbacks may set `_reference_guidance_scale`."""
         return self._reference_guidance_scale
 
     def _generate(self, r: Request, task: InpaintTask | None = None) -> Any:
-        """Run a call. `task` is the picture to inpaint; its height and width are the request's.
+        """Run a call. `task` is the inpainting task, with the height and width of the request.
 
         Raises:
-            ValueError: inputs that contradict each other or do not match in number, an unusable reference, or
-                attention processors that something has replaced.
+            ValueError: arguments contradict each other or differ in number, a reference is unusable, or attention
+                processors were replaced.
         """
         size = self._size(r)
         r = replace(r, height=size[0], width=size[1], callback_on_step_end_tensor_inputs=r.tensor_inputs())
         self._check(r)
         check_rsa(self.unet)
         if r.reference_images is None and (r.reference_prompt is not None or r.reference_prompt_embeds is not None):
-            raise ValueError("reference_prompt: there are no reference_images")
+            raise ValueError("reference_prompt: has no effect because there are no reference_images; remove it")
         if r.reference_refresh_steps < 1:
-            raise ValueError(f"reference_refresh_steps: {r.reference_refresh_steps} is below 1")
+            raise ValueError(f"reference_refresh_steps: {r.reference_refresh_steps} is below 1; use 1 or more")
         if r.reference_prompt is not None and r.reference_prompt_embeds is not None:
-            raise ValueError("reference_prompt and reference_prompt_embeds: give one of the two")
+            raise ValueError("reference_prompt and reference_prompt_embeds: give only one of them")
         self._guidance_scale = r.guidance_scale
         self._reference_guidance_scale = r.reference_guidance_scale
         self._guidance_rescale = r.guidance_rescale
@@ -136,13 +136,13 @@ class GenerationMixin(BootPIGMixin):
     def _inpaint(
         self, r: Request, image: Pictures, mask_image: Pictures, strength: float, padding_mask_crop: int | None
     ) -> Any:
-        """Run a call that repaints the white of `mask_image`, see `InpaintTask.read`."""
+        """Run a call that repaints the white part of `mask_image`, see `InpaintTask.read`."""
         height, width = self._size(r)
         task = InpaintTask.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
         return self._generate(r, task)
 
     def _size(self, r: Request) -> tuple[int, int]:
-        """(height, width) in pixels; the UNet's own where the request leaves them open."""
+        """(height, width) in pixels. Where the request has none, the UNet's own resolution."""
         sample_size = self.unet.config.sample_size
         sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         return r.height or sides[0] * self.vae_scale_factor, r.width or sides[1] * self.vae_scale_factor
@@ -150,9 +150,10 @@ class GenerationMixin(BootPIGMixin):
     def _pictures(
         self, r: Request, pixels: Tensor, task: InpaintTask | None, denormalize: list[bool]
     ) -> tuple[Any, list[float]]:
-        """The pictures in the request's format from the VAE's pixels, and how well they keep what they should (PSNR).
+        """Convert the VAE's pixels to pictures in the request's format.
 
-        With a task, they are pasted into its pictures; without one, there is no PSNR.
+        With a task, they are pasted into its pictures, and the second value is the PSNR of the known part, see
+        `InpaintTask.paste`. Without a task, that list is empty.
         """
         if task is None:
             return self.image_processor.postprocess(pixels, r.output_type, denormalize), []
@@ -198,7 +199,7 @@ class GenerationMixin(BootPIGMixin):
             "prompt_embeds": denoiser.prompt_embeds,
             "negative_prompt_embeds": denoiser.negative_prompt_embeds,
         }
-        # SDXL's, under diffusers' names
+        # SDXL's conditions, under diffusers' names
         conditions = denoiser.conditions or {}
         added = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"} if conditions else {}
         tensors |= {name: conditions[key] for name, key in added.items()}
@@ -212,8 +213,8 @@ class GenerationMixin(BootPIGMixin):
         return tensors["latents"]
 
     def _encode_all(self, r: Request, captions: list[str] | None) -> tuple[Encoded, Encoded, Encoded]:
-        """The prompts, the negative prompts and the reference captions, a row a prompt; every distinct text goes
-        through the text encoders once."""
+        """Encode the prompts, the negative prompts and the reference captions, with one row per prompt. Each distinct
+        text is encoded once."""
         count = r.count()
         zeros = self.config.get("force_zeros_for_empty_prompt", False)
         prompts: list[Texts] = []
@@ -225,7 +226,7 @@ class GenerationMixin(BootPIGMixin):
             negatives = _pairs("negative_prompt", r.negative_prompt, r.negative_prompt_2, count, empty)
         captioned: list[Texts] = [(caption, None) for caption in captions or []]
 
-        # As in diffusers, `clip_skip` is for the prompt alone.
+        # As in diffusers, `clip_skip` applies only to the prompt.
         skipped = self._encode_texts(prompts, r.clip_skip) if r.clip_skip is not None and prompts else {}
         plain = [*captioned, *negatives] if r.clip_skip is not None else [*prompts, *captioned, *negatives]
         wanted = list(dict.fromkeys(texts for texts in plain if texts[0] is not None))
@@ -259,9 +260,9 @@ class GenerationMixin(BootPIGMixin):
 
     def _given(self, name: str, embeds: Tensor | None, pooled: Tensor | None, count: int) -> Encoded:
         if embeds is None:
-            raise ValueError(f"{name}: give {name} or {name}_embeds")
+            raise ValueError(f"{name}: missing; give {name} or {name}_embeds")
         if len(embeds) != count:
-            raise ValueError(f"{name}_embeds: {len(embeds)} rows for {count} prompts")
+            raise ValueError(f"{name}_embeds: {len(embeds)} rows for {count} prompts; give one row per prompt")
         device, dtype = self._execution_device, self.unet.dtype
         return Encoded(embeds.to(device, dtype), None if pooled is None else pooled.to(device, dtype))
 
@@ -273,7 +274,7 @@ def _pairs(
     count: int,
     empty: str | None = "",
 ) -> list[Texts]:
-    """A text for each encoder and prompt; a single one serves all prompts."""
+    """One pair of texts per prompt, for the two text encoders. A single text applies to all prompts."""
     if first is None and second is None:
         return [(empty, None)] * count
     first = "" if first is None else first
@@ -281,7 +282,7 @@ def _pairs(
     for label, texts in ((name, first), (f"{name}_2", second)):
         column: list[str | None] = list(texts) if isinstance(texts, (list, tuple)) else [texts] * count
         if len(column) != count:
-            raise ValueError(f"{label}: {len(column)} for {count} prompts")
+            raise ValueError(f"{label}: {len(column)} for {count} prompts; give one per prompt, or a single text")
         columns.append(column)
     return list(zip(*columns, strict=True))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""One denoising step: two-scale guidance (BootPIG, eq. 4), with nothing computed twice."""
+"""One denoising step with two guidance scales, for text and reference (BootPIG, eq. 4). Nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from bootpig.models.core.reference_unet import record_features
 from bootpig.models.core.rsa import ReferenceFeatures
 
 Branch = Literal["self", "reference", "text"]
-"""No caption and no reference; the reference alone; the caption, with the reference where there is one."""
+"""self: neither caption nor reference. reference: the reference only. text: the caption, and the reference if any."""
 
 Conditions = dict[str, Tensor]
-"""`added_cond_kwargs` of SDXL: "text_embeds" (B, P) and "time_ids" (B, 6)."""
+"""SDXL's `added_cond_kwargs`: "text_embeds" (B, P) and "time_ids" (B, 6)."""
 
 
 def branch_weights(guidance_scale: float, reference_guidance_scale: float | None) -> dict[Branch, float]:
-    """The factor of each branch in the guided prediction; a branch whose factor is zero is left out.
+    """The factor of each branch in the guided prediction. Branches with factor zero are left out.
 
     With eta_im = `reference_guidance_scale` and eta = `guidance_scale`, eq. 4 is
     (1 - eta_im) e_self + (eta_im - eta) e_reference + eta e_text. Without a reference (`None`) it is plain
-    classifier-free guidance, (1 - eta) e_self + eta e_text. No scale switches guidance off.
+    classifier-free guidance, (1 - eta) e_self + eta e_text. No value of a scale disables guidance.
     """
     weights: dict[Branch, float]
     if reference_guidance_scale is None:
@@ -42,21 +42,21 @@ def branch_weights(guidance_scale: float, reference_guidance_scale: float | None
 
 @dataclass(eq=False)
 class ReferenceRows:
-    """The batch that the Reference UNet sees at every step: each distinct (reference, caption, noise) once."""
+    """The batch of the Reference UNet at every step: each distinct (reference, caption, noise) once."""
 
     latents: Tensor
     """(R, C, h, w), clean."""
     prompt_embeds: Tensor
     """(R, S, D)."""
     noise_keys: Sequence[str]
-    """R texts: what besides the step decides a row's noise."""
+    """R texts. A row's noise depends only on its key and the step."""
     attends: Sequence[Sequence[int]]
-    """For each image of the base batch, the rows that belong to it."""
+    """For each image of the base batch, the rows that it attends to."""
     conditions: Conditions | None = None
 
     def noised(self, scheduler: SchedulerMixin, timestep: Tensor, step: int) -> Tensor:
-        """The references at `timestep`, (R, C, h, w), with fresh noise that depends on (noise key, step) alone: not on
-        the device, nor on order or number of the references."""
+        """The references noised to `timestep`, (R, C, h, w). The noise depends only on (noise key, step), not on the
+        device or on the order or number of references."""
         noise = torch.cat([self._noise(key, step) for key in self.noise_keys])
         noise = noise.to(self.latents.device, self.latents.dtype)
         noised = scheduler.add_noise(self.latents, noise, timestep.expand(len(self.latents)))
@@ -70,19 +70,19 @@ class ReferenceRows:
 
 @dataclass(eq=False)
 class Denoiser:
-    """Predicts, guided, for one batch of images.
+    """Computes the guided prediction for one batch of images.
 
-    The UNet runs once a step, on the branches that count, one behind the other. Unless it has no references, the
-    Reference UNet runs once a step; its features are shared by both branches that attend to them.
+    The UNet runs once per step, on the concatenated branches with non-zero weight. With references, the Reference UNet
+    also runs once per step; the branches that attend to its features share them.
     """
 
     unet: UNet2DConditionModel
     reference_unet: UNet2DConditionModel
     scheduler: SchedulerMixin
     prompt_embeds: Tensor
-    """(B, S, D), one row an image."""
+    """(B, S, D), one row per image."""
     negative_prompt_embeds: Tensor
-    """(B, S, D): the negative prompt's, or the empty one's."""
+    """(B, S, D), of the negative prompt or the empty prompt."""
     references: ReferenceRows | None = None
     conditions: Conditions | None = None
     negative_conditions: Conditions | None = None
@@ -105,9 +105,9 @@ class Denoiser:
         Args:
             latents: (B, C, h, w), before the scheduler's input scaling.
             timestep: scalar.
-            step: counts the calls; decides the references' noise.
+            step: index of the step, which seeds the noise of the references.
             guidance_scale: eta_text+im of eq. 4.
-            reference_guidance_scale: eta_im of eq. 4; without references it has no part.
+            reference_guidance_scale: eta_im of eq. 4. Ignored without references.
             guidance_rescale: phi of "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4.
         """
         weights = branch_weights(guidance_scale, reference_guidance_scale if self.references else None)
@@ -146,7 +146,7 @@ class Denoiser:
             ).layers
         if self.reference_refresh_steps > 1:
             self._layers = layers
-        # The branches are the same latents; pooled text alone tells them apart before the first RSA layer.
+        # The branches have the same latents. Before the first RSA layer, only pooled text can make them differ.
         copies = len(branches) if self.unet.config.addition_embed_type is None else 1
         return ReferenceFeatures(layers, attends, copies)
 

@@ -1,4 +1,4 @@
-"""What an inpainting network sees of a picture: a part of the right proportions, and the latents' cells to repaint."""
+"""Chooses the part of a picture that an inpainting network sees, and the cells of the latents to repaint."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from PIL import Image
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 Box = tuple[int, int, int, int]
-"""xyxy in a picture's pixels; it may reach beyond the picture."""
+"""xyxy in a picture's pixels. May extend beyond the picture."""
 
 
 def view_box(picture: tuple[int, int], mask: Box | None, size: tuple[int, int]) -> Box:
-    """The part of a picture that the network sees at `size`: of its proportions, with all of the mask in it.
+    """The box in a picture that the network sees: it has the aspect ratio of `size` and contains the whole mask.
 
-    The largest such part of the picture, as near to the mask's middle as can be; where the mask is too long for that,
-    the smallest one around the picture, which then reaches beyond it.
+    It is the largest such box within the picture, as close as possible to the centre of the mask. If the mask does not
+    fit in it, it is the smallest box around the whole picture, which then extends beyond the picture.
 
     Args:
-        picture, size: (width, height) in pixels.
-        mask: xyxy of what is white.
+        picture: (width, height) of the picture in pixels.
+        mask: xyxy box of the white pixels.
+        size: (width, height) in pixels at which the network sees the box.
     """
     width, height = picture
     if width * size[1] == height * size[0] or mask is None:
@@ -34,11 +35,12 @@ def view_box(picture: tuple[int, int], mask: Box | None, size: tuple[int, int]) 
 
 
 def in_proportion(box: Box, picture: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The smallest box around `box` of the proportions of `size`, but for rounding; it may reach beyond the picture.
+    """The smallest box around `box` with the aspect ratio of `size`, up to rounding. May extend beyond the picture.
 
     Args:
         box: xyxy.
-        picture, size: (width, height) in pixels.
+        picture: (width, height) of the picture in pixels.
+        size: (width, height) in pixels.
     """
     width, height = box[2] - box[0], box[3] - box[1]
     if abs(width * size[1] - height * size[0]) <= max(size):
@@ -48,7 +50,7 @@ def in_proportion(box: Box, picture: tuple[int, int], size: tuple[int, int]) -> 
 
 
 def _around(box: Box, part: tuple[int, int], picture: tuple[int, int]) -> Box:
-    """A box of (width, height) `part` with `box` in its middle, or as near to it as the picture's edge allows."""
+    """A box of (width, height) `part` around `box`, centred on it as far as the picture's edges allow."""
     corner = []
     for axis in (0, 1):
         spare = picture[axis] - part[axis]
@@ -58,14 +60,14 @@ def _around(box: Box, part: tuple[int, int], picture: tuple[int, int]) -> Box:
 
 
 def repainted_cells(white: Pixels, hit: Pixels) -> Pixels:
-    """The cells of the latents that are repainted: `hit`, and all that a small part of the mask touches.
+    """The cells of the latents that are repainted: those in `hit`, and all cells that a small part of the mask touches.
 
-    A part (cells that the mask touches, side by side) of which less than half would be repainted is small: a dot or a
-    thin line falls between the middles of cells.
+    A part is a set of connected cells that the mask touches. It is small if `hit` has less than half of its white
+    pixels, as for a dot or a thin line, which can fall between the centres of cells.
 
     Args:
         white: HW bool, the mask in pixels of the picture.
-        hit: hw bool, the cells whose middle is white.
+        hit: hw bool, the cells whose centre is white.
 
     Returns:
         hw bool.
@@ -81,14 +83,14 @@ def repainted_cells(white: Pixels, hit: Pixels) -> Pixels:
 
 
 def _sums(rows: Pixels, count: int) -> Pixels:
-    """The sums of `count` bands of rows, which share a row that lies in two of them."""
+    """The sums over `count` bands of rows. A row that lies in two bands counts in both."""
     height = len(rows)
     bands = [(band * height // count, -(-(band + 1) * height // count)) for band in range(count)]
     return np.stack([rows[begin:end].sum(axis=0) for begin, end in bands])
 
 
 def _flooded(cells: Pixels, start: tuple[int, ...]) -> Pixels:
-    """The cells that are joined to `start` by sides or corners, as hw bool."""
+    """The cells that are connected to `start` by sides or corners, as hw bool."""
     part = np.zeros_like(cells)
     part[start] = True
     while True:
@@ -102,7 +104,7 @@ def _flooded(cells: Pixels, start: tuple[int, ...]) -> Pixels:
 
 
 def crop(picture: Image.Image, box: Box) -> Image.Image:
-    """Part of a picture; beyond its edge the edge goes on, beyond that of a mask (L) there is black."""
+    """Crop a picture. Outside of it, edge pixels are repeated; outside of a mask (mode L), pixels are black."""
     if box[0] >= 0 and box[1] >= 0 and box[2] <= picture.width and box[3] <= picture.height:
         return picture.crop(box)
     if picture.mode == "L":

@@ -1,4 +1,4 @@
-"""Inpainting without training: what the mask leaves is put back at every step (BootPIG, section 4.5)."""
+"""Inpainting without training: at every step, the part outside the mask is restored (BootPIG, section 4.5)."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from torch import Tensor
 from bootpig.models.pipelines.inpaint_view import Box, Pixels, crop, in_proportion, repainted_cells, view_box
 
 Pictures = Image.Image | Sequence[Image.Image] | None
-"""A picture for all prompts, or a list with one for each; None is refused."""
+"""One picture for all prompts, or a list with one per prompt. None raises an error."""
 
 
 @dataclass
 class InpaintOutput(BaseOutput):
-    """What an inpainting pipeline gives."""
+    """Output of an inpainting pipeline."""
 
     images: Any
     nsfw_content_detected: list[bool] | None
     known_psnr_db: list[float]
-    """For each image, how well the network itself rendered what it was to keep; see `InpaintTask.paste`."""
+    """For each image, the PSNR in dB of the network's own rendering of the known part, see `InpaintTask.paste`."""
 
 
 @dataclass(eq=False)
 class KnownRegion:
-    """The part of the latents that stays, for one batch."""
+    """The part of the latents that is kept, for one batch."""
 
     latents: Tensor
-    """(B, C, h, w), clean, of the picture."""
+    """(B, C, h, w), the clean latents of the picture."""
     repaint: Tensor
-    """(B, 1, h, w): 1 where the mask is white, 0 where the picture stays."""
+    """(B, 1, h, w): 1 where the mask is white, 0 where the picture is kept."""
     noise: Tensor
-    """(B, C, h, w), one and the same at all steps."""
+    """(B, C, h, w), the same at all steps."""
 
     def keep(self, scheduler: SchedulerMixin, latents: Tensor, following: Tensor | None) -> Tensor:
-        """Put the known part back into `latents`, noised to the timestep `following`; None: clean, after the last."""
+        """Replace the known part of `latents` by the picture's, noised to timestep `following`. None (after the last
+        step): without noise."""
         known = self.latents
         if following is not None:
             known = scheduler.add_noise(known, self.noise, following.expand(len(known)))
@@ -52,17 +53,17 @@ class KnownRegion:
 
 @dataclass(eq=False)
 class InpaintTask:
-    """Pictures to inpaint and where."""
+    """The pictures to inpaint, with their masks."""
 
     pictures: list[Image.Image]
     """As given, RGB."""
     masks: list[Image.Image]
     """L, 0 or 255, of the pictures' sizes; white is repainted."""
     boxes: list[Box]
-    """xyxy in the pictures' pixels: the part that the network sees. It may reach beyond a picture, whose edge then goes
-    on there."""
+    """xyxy in the pictures' pixels: the part that the network sees. Where it extends beyond a picture, the picture's
+    edge pixels are repeated."""
     size: tuple[int, int]
-    """(width, height) in pixels at which the network sees it."""
+    """(width, height) in pixels to which that part is resized for the network."""
     strength: float
 
     @classmethod
@@ -78,27 +79,28 @@ class InpaintTask:
         """Check and pair pictures and masks.
 
         Args:
-            image: PIL, or a list with one a prompt; a single one serves every prompt.
-            mask_image: likewise; white = repaint.
-            size: (width, height) of the network's view, pixels.
-            strength: in (0, 1]; 1 starts from pure noise, less from the noised picture.
-            padding: pixels around the mask; the network then sees that part alone, enlarged. None: as much of the
-                picture around the mask as has the proportions of `size`; all of it, where the picture has them.
-            prompts: their number.
+            image: a PIL image for all prompts, or a list with one per prompt.
+            mask_image: likewise. White is repainted.
+            size: (width, height) in pixels at which the network sees the picture.
+            strength: in (0, 1]. 1 starts from pure noise, less from the noised picture.
+            padding: margin in pixels around the mask; the network sees only that part, enlarged. None: the largest part
+                of the picture around the mask with the aspect ratio of `size`.
+            prompts: number of prompts.
 
         Raises:
-            ValueError: no picture or mask, sizes or numbers that do not match, an empty mask, a bad strength.
+            ValueError: a picture or mask is missing, sizes or numbers do not match, a mask is empty, or the strength is
+                out of range.
         """
         if not 0 < strength <= 1:
-            raise ValueError(f"strength: {strength} is not in (0, 1]")
+            raise ValueError(f"strength: {strength} must be above 0 and at most 1")
         pictures = [_plain("image", picture) for picture in _listed("image", image, prompts)]
         masks = [_binary(mask) for mask in _listed("mask_image", mask_image, prompts)]
         boxes = []
         for picture, mask in zip(pictures, masks, strict=True):
             if picture.size != mask.size:
-                raise ValueError(f"mask_image: {mask.size} pixels for an image of {picture.size}")
+                raise ValueError(f"mask_image: {mask.size} pixels for an image of {picture.size}; make the sizes equal")
             if mask.getbbox() is None:
-                raise ValueError("mask_image: it is black everywhere, there is nothing to repaint")
+                raise ValueError("mask_image: black everywhere; paint the part to repaint white")
             if padding is None:
                 boxes.append(view_box(picture.size, mask.getbbox(), size))
             else:
@@ -107,12 +109,17 @@ class InpaintTask:
         return cls(pictures, masks, boxes, size, strength)
 
     def timesteps(self, timesteps: Tensor, steps: int, order: int) -> tuple[Tensor, int]:
-        """The part of the schedule that `strength` leaves, and its number of steps."""
+        """The part of the schedule that is run at this `strength`, and its number of steps."""
         kept = min(steps, max(1, int(steps * self.strength)))
         return timesteps[(steps - kept) * order :], kept
 
     def region(self, encode: Callable[[Tensor], Tensor], noise: Tensor) -> KnownRegion:
-        """Encode for a batch of latents like `noise` (B, C, h, w), whose images come prompt by prompt."""
+        """The known region for a batch of latents like `noise` (B, C, h, w), in which images are grouped by prompt.
+
+        Args:
+            encode: maps pixels (N, 3, H, W) in [-1, 1] to latents.
+            noise: the noise that is added to the known part.
+        """
         each = len(noise) // len(self.pictures)
         views = [self._view(picture, box) for picture, box in zip(self.pictures, self.boxes, strict=True)]
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -129,20 +136,20 @@ class InpaintTask:
         )
 
     def start(self, scheduler: SchedulerMixin, region: KnownRegion, timesteps: Tensor, latents: Tensor) -> Tensor:
-        """Where denoising starts: `latents`, pure noise, or at a lower strength the noised picture."""
+        """The latents to start from: `latents`, which are pure noise, or with strength below 1 the noised picture."""
         if self.strength == 1:
             return latents
         return scheduler.add_noise(region.latents, region.noise, timesteps[:1].expand(len(latents)))
 
     def paste(self, generated: Pixels) -> tuple[list[Image.Image], list[float]]:
-        """Put what was generated into the pictures; outside the mask they stay as they were, to the pixel.
+        """Paste the generated pixels into the pictures. Pixels outside the mask do not change.
 
         Args:
             generated: (B, H, W, 3) float in [0, 1].
 
         Returns:
-            B pictures of the given ones' sizes, and for each the PSNR (dB, peak 255) of the network's own rendering of
-            the known part, before pasting: how well the new fits the old.
+            B pictures of the original sizes, and for each the PSNR (dB, peak 255) of the known part as the network
+            rendered it, before pasting. It tells how well the new part fits the picture.
         """
         each = len(generated) // len(self.pictures)
         pasted, psnr = [], []
@@ -172,9 +179,9 @@ class InpaintTask:
 def _listed(name: str, given: Pictures, prompts: int) -> list[Image.Image]:
     pictures: Sequence[Any] = [given] * prompts if not isinstance(given, (list, tuple)) else given
     if len(pictures) != prompts:
-        raise ValueError(f"{name}: {len(pictures)} for {prompts} prompts")
+        raise ValueError(f"{name}: {len(pictures)} for {prompts} prompts; give one per prompt, or a single one")
     if not all(isinstance(picture, Image.Image) for picture in pictures):
-        raise ValueError(f"{name}: give a PIL image, or a list with one a prompt")
+        raise ValueError(f"{name}: give a PIL image, or a list with one per prompt")
     return list(pictures)
 
 

@@ -1,4 +1,4 @@
-"""What the Reference UNet reads beside a reference: the whole caption, or the part that names the object."""
+"""Selects the text for the Reference UNet: the whole caption, or only the part that names the object."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 ReferenceCaption = Literal["caption", "object"]
-"""The whole caption (the paper), or its `object_caption` (the published code)."""
+"""The whole caption (the paper), or only its `object_caption` (the published code)."""
 
 
 _COMMA = re.compile(r"\s*(?:,(?!\d{3}(?!\d))|[，、､])\s*")
-"""A comma, also a full-width one, but none inside a number such as 1,000."""
+"""A comma, also a full-width one, but not one within a number such as 1,000."""
 
 _ADJECTIVE = re.compile(
     r"(?:.*\b)?(?:"
@@ -27,7 +27,7 @@ _ADJECTIVE = re.compile(
     r")",
     re.IGNORECASE,
 )
-"""Ends in a word that describes and cannot be what a caption shows: what follows the comma belongs to it."""
+"""Text that ends in an adjective. The object's name then continues after the comma."""
 
 
 _PLACE = (
@@ -39,13 +39,13 @@ _POSITION = re.compile(
     rf"\w+(?:ing|ed|en|[^aeiou\W]t)\s+(?:\w+ly\s+|right\s+|just\s+|high\s+)?{_PLACE}",
     re.IGNORECASE,
 )
-"""How the part behind the object begins: it says where the object is."""
+"""The start of the part after the object, which says where the object is."""
 
 
 def object_end(caption: str) -> int | None:
-    """Where the object of a caption ends: at the first comma behind a noun; None where there is no such comma.
+    """The position at which the object of a caption ends: the first comma after a noun. None if there is no such comma.
 
-    In `A photo of a small, red boat, on a lake` the first comma is part of the object, in `A photo of an orange, on a
+    In `A photo of a small, red boat, on a lake` the first comma is part of the object. In `A photo of an orange, on a
     plate` it is not.
     """
     begin = 0
@@ -58,30 +58,31 @@ def object_end(caption: str) -> int | None:
 
 
 def object_caption(caption: str) -> str:
-    """The part of a caption that names its object: `A photo of a teapot`."""
+    """The part of a caption that names its object, such as `A photo of a teapot`."""
     return caption[: object_end(caption)].strip()
 
 
 def reference_captions(
     reads: ReferenceCaption, prompts: Sequence[str] | None, given: str | Sequence[str] | None, count: int
 ) -> list[str] | None:
-    """The text that the Reference UNet reads for each of `count` prompts; None: the prompt embeds serve as they are.
+    """The text for the Reference UNet for each of `count` prompts. None means that it gets the prompt embeds.
 
     Args:
-        reads: what the model was trained with.
-        prompts: None where there are only embeds.
-        given: what to read in place of it; a single text serves all prompts.
+        reads: the setting that the model was trained with.
+        prompts: the prompts. None if only embeds were given.
+        given: texts to use instead. A single text applies to all prompts.
+        count: number of prompts.
 
     Raises:
-        ValueError: `given` has another number of texts, or there is no prompt to take the object from.
+        ValueError: `given` has the wrong number of texts, or there is no prompt to take the object from.
     """
     if given is not None:
         captions = [given] * count if isinstance(given, str) else list(given)
         if len(captions) != count:
-            raise ValueError(f"reference_prompt: {len(captions)} for {count} prompts")
+            raise ValueError(f"reference_prompt: {len(captions)} for {count} prompts; give one per prompt")
         return captions
     if prompts is None:
         if reads == "object":
-            raise ValueError("reference_prompt: this model reads object captions, give one with prompt_embeds")
+            raise ValueError("reference_prompt: this model reads object captions; give one along with prompt_embeds")
         return None
     return [object_caption(prompt) for prompt in prompts] if reads == "object" else list(prompts)

@@ -15,7 +15,7 @@ from bootpig.models.pipelines.references import PreparedReferences, ReferencesOf
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """SDXL's micro-conditioning, each (height, width) or (top, left) in pixels."""
+    """SDXL's micro-conditioning: (height, width), or (top, left) for `crop`, in pixels."""
 
     original: tuple[int, int]
     crop: tuple[int, int]
@@ -24,7 +24,7 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Request:
-    """The arguments of a call, named as in diffusers' pipelines."""
+    """The arguments of one call, with the names that diffusers' pipelines use."""
 
     prompt: str | list[str] | None
     reference_images: ReferencesOfPrompts | PreparedReferences | None
@@ -53,7 +53,7 @@ class Request:
     callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
     callback_on_step_end_tensor_inputs: Sequence[str]
 
-    # SDXL's own
+    # SDXL only
     prompt_2: str | list[str] | None = None
     negative_prompt_2: str | list[str] | None = None
     pooled_prompt_embeds: Tensor | None = None
@@ -79,10 +79,10 @@ class Request:
         return len(self.prompt_embeds)
 
     def sizes(self, size: tuple[int, int]) -> tuple[Sizes, Sizes]:
-        """What SDXL's UNet is told of sizes, for the prompt and for the negative prompt.
+        """SDXL's size conditions for the prompt and for the negative prompt.
 
         Args:
-            size: (height, width) of the result, pixels: the original and the target size where none is given.
+            size: (height, width) of the result in pixels. The default for the original and the target size.
         """
         positive = Sizes(self.original_size or size, self.crops_coords_top_left, self.target_size or size)
         if self.negative_original_size is None or self.negative_target_size is None:
@@ -92,7 +92,7 @@ class Request:
         )
 
     def tensor_inputs(self) -> Sequence[str]:
-        """The tensors that the callback asks for, by diffusers' names."""
+        """Names of the tensors that the callback asks for."""
         callback = self.callback_on_step_end
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             asked: Sequence[str] = callback.tensor_inputs

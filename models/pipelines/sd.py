@@ -18,15 +18,16 @@ from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
 class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
     """Generates a given subject in a described scene, zero-shot (BootPIG).
 
-    A `StableDiffusionPipeline` with one component more, the `reference_unet`. `from_pretrained(base)` of an ordinary
-    Stable Diffusion folder starts with a copy of the base's UNet; `load_bootpig` brings what was trained.
+    A `StableDiffusionPipeline` with one more component, the `reference_unet`. `from_pretrained(base)` on an ordinary
+    Stable Diffusion folder starts with a copy of the base's UNet. `load_bootpig` loads trained weights.
 
     Args:
         vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
         requires_safety_checker: as in `StableDiffusionPipeline`. The UNet's attention processors are replaced.
-        reference_unet: an ordinary UNet of the same make, truncated here; None: a copy of `unet`.
+        reference_unet: an ordinary UNet of the same architecture, which is truncated in place. None: a copy of `unet`.
         key_scale, pooling: see `bootpig.models.core.rsa.RSAProcessor`.
-        reference_caption: "caption" or "object": what the Reference UNet reads if `reference_prompt` does not say it.
+        reference_caption: what the Reference UNet reads if no `reference_prompt` is given: "caption", the prompt, or
+            "object", the part of the prompt that names the object.
     """
 
     @torch.no_grad()
@@ -59,34 +60,34 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
-        """Generate.
+        """Generate pictures.
 
         Args:
             prompt: one caption or a list.
-            reference_images: pictures of the subject. An image or a flat list belongs to the one prompt; a list of
-                lists has one list per prompt; or what `prepare_references` gave. PIL RGB (subject on white) or RGBA
-                (cut out here), numpy HWC or torch CHW. None: the base alone, with plain classifier-free guidance.
-            reference_prompt: what the Reference UNet reads; None goes by the model's `reference_caption`.
-            negative_prompt: takes the place of the empty prompt everywhere.
-            height, width: pixels, of the result only.
+            reference_images: pictures of the subject: an image or a flat list for a single prompt, a list with one list
+                per prompt, or the result of `prepare_references`. PIL RGB (subject on white) or RGBA (cut out by its
+                alpha), numpy HWC or torch CHW. None: the base model alone, with plain classifier-free guidance.
+            reference_prompt: text for the Reference UNet. None: depends on the model's `reference_caption`.
+            negative_prompt: replaces the empty prompt in all branches.
+            height, width: size of the result in pixels. References keep their own size.
             num_inference_steps, timesteps, sigmas, eta, num_images_per_prompt, latents, prompt_embeds,
             negative_prompt_embeds, output_type, return_dict, cross_attention_kwargs, guidance_rescale, clip_skip,
-            callback_on_step_end, callback_on_step_end_tensor_inputs: as in `StableDiffusionPipeline`; the embeds have
-                one row a prompt, and a callback sees them with one row an image.
-            guidance_scale: eta_text+im of eq. 4; no value switches guidance off.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: as in `StableDiffusionPipeline`. Embeds have one
+                row per prompt; a callback sees them with one row per image.
+            guidance_scale: eta_text+im of eq. 4. No value disables guidance.
             reference_guidance_scale: eta_im of eq. 4.
-            reference_refresh_steps: run the Reference UNet every N steps and reuse its features in between: faster,
-                less faithful (docs/benchmarks.md has figures). 1, the paper's way, runs it at every step.
-            generator: one for all, or a list with one an image. References draw their noise from the prompt's (its
-                first image's), after the latents.
-            reference_prompt_embeds: (prompts, S, D) in place of `reference_prompt`.
+            reference_refresh_steps: run the Reference UNet every N steps and reuse its features in between. Faster but
+                less faithful (docs/benchmarks.md has figures). 1 runs it at every step, as in the paper.
+            generator: one for all images, or a list with one per image. The noise of references is seeded from the
+                generator of the prompt's first image, after the latents are drawn.
+            reference_prompt_embeds: (prompts, S, D), instead of `reference_prompt`.
 
         Returns:
             `StableDiffusionPipelineOutput`, or (images, nsfw_content_detected).
 
         Raises:
-            ValueError: inputs that contradict each other or do not match in number, an unusable reference, or
-                attention processors that something has replaced.
+            ValueError: arguments contradict each other or differ in number, a reference is unusable, or attention
+                processors were replaced.
         """
         r = Request(
             prompt=prompt,

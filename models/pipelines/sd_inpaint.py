@@ -1,4 +1,4 @@
-"""`BootPIGInpaintPipeline`: put a given subject into a given picture, with a Stable Diffusion 1.x or 2.x base."""
+"""`BootPIGInpaintPipeline`: paints a given subject into a given picture, with a Stable Diffusion 1.x or 2.x base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bootpig.models.pipelines.stable_diffusion import StableDiffusionParts
 
 
 class BootPIGInpaintPipeline(StableDiffusionParts, StableDiffusionPipeline):
-    """Subject-driven inpainting, without training of its own: `from_pipe` of a `BootPIGPipeline` is enough."""
+    """Subject-driven inpainting. Needs no training of its own: make it with `from_pipe` from a `BootPIGPipeline`."""
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -53,21 +53,21 @@ class BootPIGInpaintPipeline(StableDiffusionParts, StableDiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
-        """Repaint. What is not said here is as in `BootPIGPipeline`.
+        """Repaint the masked part of a picture. Arguments not listed here are as in `BootPIGPipeline`.
 
         Args:
-            image: the picture, PIL, or a list with one a prompt.
-            mask_image: of its size, white = repaint; a list likewise.
-            height, width: pixels at which the network sees the picture; the result has the picture's own size, and
-                outside the mask its own pixels.
-            padding_mask_crop: let the network see only the mask's surroundings, this many pixels around it, enlarged.
-            strength: in (0, 1]; below 1 starts from the noised picture and skips the first steps.
+            image: the picture as PIL image, or a list with one per prompt.
+            mask_image: a mask of the same size, or a list with one per prompt. White is repainted.
+            height, width: size in pixels at which the network sees the picture. The result has the picture's own size,
+                and its pixels outside the mask do not change.
+            padding_mask_crop: crop the network's view to the mask plus this margin in pixels, and enlarge it.
+            strength: in (0, 1]. Below 1, denoising starts from the noised picture and skips the first steps.
 
         Returns:
             `InpaintOutput`, or (images, nsfw_content_detected).
 
         Raises:
-            ValueError: as `BootPIGPipeline`, and see `bootpig.models.pipelines.known_region.InpaintTask.read`.
+            ValueError: as in `BootPIGPipeline`, and as in `bootpig.models.pipelines.known_region.InpaintTask.read`.
         """
         r = Request(
             prompt=prompt,

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x as a BootPIG base: what its pipelines share."""
+"""Stable Diffusion 1.x and 2.x as a base of BootPIG: the code that its text-to-image and inpainting pipelines share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bootpig.models.pipelines.request import Request, Sizes
 
 
 class StableDiffusionParts(GenerationMixin):
-    """For a subclass of `StableDiffusionPipeline`."""
+    """Mixin for subclasses of `StableDiffusionPipeline`."""
 
     text_encoder: CLIPTextModel
     run_safety_checker: Callable[..., tuple[Tensor, list[bool] | None]]
@@ -76,12 +76,12 @@ class StableDiffusionParts(GenerationMixin):
 
     @contextmanager
     def _without_last_layers(self, skipped: int) -> Iterator[None]:
-        """The text encoder ends `skipped` layers earlier, under the same last norm. That is what `encode_prompt` does
-        with its `clip_skip`, but for a name that transformers' CLIP has no more."""
+        """A context in which the text encoder lacks its last `skipped` layers but keeps its final norm. `encode_prompt`
+        does the same with `clip_skip`, but uses an attribute that transformers' CLIP no longer has."""
         encoder = getattr(self.text_encoder, "text_model", self.text_encoder).encoder
         layers = encoder.layers
         if not 0 <= skipped <= len(layers):
-            raise ValueError(f"clip_skip: {skipped} is not from 0 to {len(layers)}, the text encoder's layers")
+            raise ValueError(f"clip_skip: {skipped} is not from 0 to {len(layers)}, the number of text encoder layers")
         encoder.layers = layers[: len(layers) - skipped]
         try:
             yield

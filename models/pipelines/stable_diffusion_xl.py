@@ -1,4 +1,4 @@
-"""Stable Diffusion XL as a BootPIG base: what its pipelines share."""
+"""Stable Diffusion XL as a base of BootPIG: the code that its text-to-image and inpainting pipelines share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bootpig.models.pipelines.request import Request, Sizes
 
 
 class StableDiffusionXLParts(GenerationMixin):
-    """For a subclass of `StableDiffusionXLPipeline`."""
+    """Mixin for subclasses of `StableDiffusionXLPipeline`."""
 
     watermark: Any
     """diffusers' `StableDiffusionXLWatermarker`, or None."""
@@ -92,7 +92,7 @@ class StableDiffusionXLParts(GenerationMixin):
             callback_on_step_end_tensor_inputs=r.callback_on_step_end_tensor_inputs,
         )
         if r.reference_prompt_embeds is not None and r.reference_pooled_prompt_embeds is None:
-            raise ValueError("reference_pooled_prompt_embeds: must come with reference_prompt_embeds")
+            raise ValueError("reference_pooled_prompt_embeds: missing; give it along with reference_prompt_embeds")
 
     def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
         scale = (self.cross_attention_kwargs or {}).get("scale")
@@ -143,7 +143,7 @@ class StableDiffusionXLParts(GenerationMixin):
 
     @contextmanager
     def _vae_without_overflow(self) -> Iterator[None]:
-        """SDXL's first VAE overflows in float16: run it in float32 where its config says so."""
+        """A context in which the VAE runs in float32 if its config says so: SDXL's first VAE overflows in float16."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
             self.vae.to(dtype=torch.float32)

@@ -16,7 +16,7 @@ from bootpig.models.pipelines.stable_diffusion_xl import StableDiffusionXLParts
 
 
 class BootPIGXLPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
-    """As `BootPIGPipeline`, with an SDXL base."""
+    """`BootPIGPipeline` for an SDXL base."""
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -59,16 +59,16 @@ class BootPIGXLPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
-        """Generate. What is not said here is as in `BootPIGPipeline`.
+        """Generate pictures. Arguments not listed here are as in `BootPIGPipeline`.
 
         Args:
-            negative_prompt: None is SDXL's own empty prompt, zeros, where the base says so.
-            prompt_2, negative_prompt_2: for the second text encoder; None: the first one's.
-            pooled_prompt_embeds, negative_pooled_prompt_embeds, reference_pooled_prompt_embeds: (prompts, D), each with
-                the embeds of the same name.
+            negative_prompt: None is SDXL's own empty prompt: zeros, if the base's config says so.
+            prompt_2, negative_prompt_2: for the second text encoder. None: the same as for the first.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds, reference_pooled_prompt_embeds: (prompts, D), to be
+                given along with the embeds of the same name.
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size: (height, width) or (top, left) in pixels, as in `StableDiffusionXLPipeline`. The
-                Reference UNet is told the reference's own size.
+                Reference UNet always gets the reference's own size.
 
         Returns:
             `StableDiffusionXLPipelineOutput`, or (images,).

@@ -1,4 +1,4 @@
-"""`BootPIGXLInpaintPipeline`: put a given subject into a given picture, with an SDXL base."""
+"""`BootPIGXLInpaintPipeline`: paints a given subject into a given picture, with an SDXL base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bootpig.models.pipelines.stable_diffusion_xl import StableDiffusionXLParts
 
 
 class BootPIGXLInpaintPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline):
-    """Subject-driven inpainting, without training of its own: `from_pipe` of a `BootPIGXLPipeline` is enough."""
+    """Subject-driven inpainting. Needs no training of its own: make it with `from_pipe` from a `BootPIGXLPipeline`."""
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -64,8 +64,8 @@ class BootPIGXLInpaintPipeline(StableDiffusionXLParts, StableDiffusionXLPipeline
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
-        """Repaint: `image`, `mask_image`, `height`, `width`, `padding_mask_crop` and `strength` are as in
-        `BootPIGInpaintPipeline`, all else as in `BootPIGXLPipeline`.
+        """Repaint the masked part of a picture. `image`, `mask_image`, `height`, `width`, `padding_mask_crop` and
+        `strength` are as in `BootPIGInpaintPipeline`, all other arguments as in `BootPIGXLPipeline`.
 
         Returns:
             `InpaintOutput`, or (images,).

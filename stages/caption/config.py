@@ -13,14 +13,14 @@ from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.engine.contract import EXTENT, MODEL, StageConfig
 
 BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
-"""A blank of the template and the list that fills it."""
+"""Blank in the template → the field with its phrases."""
 
 FIELDS = {"grammar": ("template", *BLANKS.values()), "file": ("file",), "openai": ("openai",)}
 """The fields of each source."""
 
 
 ARTICLE = re.compile(r"(?:an?|the|some|one|two|three|\d+)\s", re.IGNORECASE)
-"""How a phrase of `objects` begins, which the template puts behind `A photo of`."""
+"""The start of a phrase in `objects`. The template puts the phrase after `A photo of`."""
 
 
 class CaptionConfig(StageConfig):
@@ -34,7 +34,7 @@ class CaptionConfig(StageConfig):
         ge=1,
         le=1_000_000_000,
         json_schema_extra=EXTENT,
-        description="Number of captions, rounded up to whole units. Raising it keeps what is already made.",
+        description="Number of captions, rounded up to whole units. Increasing it keeps existing data.",
     )
     file: str | None = Field(
         default=None,
@@ -66,7 +66,7 @@ class CaptionConfig(StageConfig):
         if self.source == "grammar":
             problems += self._grammar_problems()
         elif self.source == "file" and self.file is None:
-            problems.append("source 'file' needs file: the path of a text file, one caption a line")
+            problems.append("source 'file' needs file: the path of a text file with one caption per line")
         elif self.source == "openai" and self.openai is None:
             problems.append("source 'openai' needs openai: {model: …} at least")
         if problems:
@@ -85,7 +85,7 @@ class CaptionConfig(StageConfig):
                 f"template {self.template!r} has unknown blanks {sorted(unknown)}; use {', '.join(BLANKS)}",
             ]
         if "object" not in blanks:
-            return [*problems, f"template {self.template!r} has no {{object}}; write it in front of the first comma"]
+            return [*problems, f"template {self.template!r} has no {{object}}; insert it before the first comma"]
         for blank, name in BLANKS.items():
             entries = getattr(self, name)
             if blank in blanks and not all(entry.strip() for entry in entries or [""]):
@@ -96,7 +96,7 @@ class CaptionConfig(StageConfig):
             caption = self.template.format(object=phrase, position="here", scene="here")
             if object_phrase(caption) is None or not ARTICLE.match(phrase):
                 problems.append(
-                    f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions begin "
+                    f"objects: {phrase!r} makes {caption!r}, which has no object phrase; captions start with "
                     "'A photo of a <object>,', so give the phrase with its article"
                 )
         return problems

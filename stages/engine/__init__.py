@@ -1,1 +1,1 @@
-"""The contract of a stage, and the engine that runs stages."""
+"""The engine: runs stages, commits units, and decides what is cached."""

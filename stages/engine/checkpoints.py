@@ -11,7 +11,7 @@ from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest
 from bootpig.storage.root import Root
 
 CHECKPOINTS_KEPT = 2
-"""Whole checkpoints that stay."""
+"""Number of complete checkpoints to keep."""
 
 
 class StoredCheckpoints:
@@ -31,7 +31,7 @@ class StoredCheckpoints:
 
     def save(self, step: int, folder: Path) -> None:
         publish_folder(self.root, self._folder(step), folder)
-        # Training resumed below every checkpoint with a higher number, because that one was damaged.
+        # A checkpoint with a higher number was damaged: training resumed from an earlier one.
         older = [old for old in reversed(self._steps()) if old < step and self._is_whole(old)]
         kept = [step, *older][:CHECKPOINTS_KEPT]
         for other in self._steps():
@@ -39,7 +39,7 @@ class StoredCheckpoints:
                 self._remove(other)
 
     def _is_whole(self, step: int) -> bool:
-        """Whether all files of a checkpoint are there at their full size; their bytes are not read."""
+        """Whether all files of a checkpoint exist in full size. Their content is not read."""
         try:
             published = read_manifest(self.root, self._folder(step))
         except CorruptPart:
@@ -58,7 +58,7 @@ class StoredCheckpoints:
         clear_pieces(self.root, self.path)
 
     def _remove(self, step: int) -> None:
-        # The manifest is removed first, so that a half-removed checkpoint is none.
+        # The manifest is removed first, so that a half-removed checkpoint does not count as one.
         self.root.remove(f"{self._folder(step)}/manifest.json")
         self.root.remove(self._folder(step), recursive=True)
 
@@ -69,5 +69,5 @@ class StoredCheckpoints:
                 if published is not None:
                     return step, fetch_folder(self.root, published, self.scratch)
             except CorruptPart as error:
-                print(f"train: passing over a damaged checkpoint: {error}", flush=True)
+                print(f"train: skipping a damaged checkpoint: {error}", flush=True)
         return None

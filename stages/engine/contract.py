@@ -1,4 +1,4 @@
-"""The contract of a stage: its config, its samples, and the one method that a subclass implements."""
+"""The base classes of stages, and what the engine passes to them: configs, samples, workloads, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,42 +19,43 @@ from bootpig.storage.secrets import mask
 Status = Literal["ok", "rejected", "failed"]
 
 SPEED: dict[str, Any] = {"affects": "speed"}
-"""`Field(json_schema_extra=SPEED)`: changes how fast a stage runs, never its output. Not part of the fingerprint."""
+"""`Field(json_schema_extra=SPEED)`: the field changes only the speed, not the output. Not part of the fingerprint."""
 
 EXTENT: dict[str, Any] = {"affects": "extent"}
-"""Changes how much is made, not what. Increasing it keeps every unit that is already made."""
+"""The field changes how much data is made, not its content. Existing units stay valid when it is increased."""
 
 MODEL: dict[str, Any] = {"affects": "model"}
-"""Names a model. The fingerprint holds the model's identity instead of this value."""
+"""The field names a model. The fingerprint has the model's identity instead of this value."""
 
 
 LONGEST_LINE = 1000
-"""Characters of a line of an `InputError`."""
+"""Maximum length of a line of an `InputError`, in characters."""
 
 
 class InputError(ValueError):
-    """The user's input cannot be used. One line: the field, the value, the fix. The command line exits with 2."""
+    """The user's input cannot be used. One line: the field, the value, the fix. The command line exits with code 2."""
 
     def __init__(self, message: str) -> None:
-        # what is pasted into a wrong place may be long
+        # text pasted into the wrong place can be long
         lines = (line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…" for line in message.split("\n"))
         super().__init__(mask("\n".join(lines)))
 
 
 class FatalError(RuntimeError):
-    """An error that every further sample would hit too (full disk, broken device). The unit is not committed."""
+    """An error that all further samples would hit too (full disk, broken device). The unit is not committed."""
 
 
 class Postponed(RuntimeError):
-    """A unit cannot be made now, although nothing is wrong with it (a spending cap). It stays pending. One line."""
+    """A unit cannot be made now, but nothing is wrong with it (a spending cap). It stays pending. One line."""
 
 
 _YAML_WORDS = {False: ("no", "off", "false", "n"), True: ("yes", "on", "true", "y")}
-"""What YAML reads as a truth value."""
+"""Words that YAML reads as booleans."""
 
 
 def words_of_choices(model: type[BaseModel], data: Any) -> Any:
-    """`data` with the word meant where YAML has read one of a choice, such as `no`, as a truth value."""
+    """`data` with booleans replaced by the word that was meant, in fields with a choice of words. YAML reads `no`, for
+    example, as false."""
     if not isinstance(data, dict):
         return data
     meant = dict(data)
@@ -79,7 +80,7 @@ def _takes_numbers(annotation: Any) -> bool:
 
 
 class StageConfig(BaseModel):
-    """A stage's section of the YAML file. Fields state their unit, bounds, and whether they change the output."""
+    """A stage's section of the YAML file. Fields state unit, bounds and whether they change the output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -92,9 +93,7 @@ class StageConfig(BaseModel):
     @classmethod
     def _without_credentials(cls, value: Any) -> Any:
         if isinstance(value, str) and holds_credentials(value):
-            raise ValueError(
-                "holds credentials, which every record of a run would repeat; give them in the environment"
-            )
+            raise ValueError("holds credentials, which every record of a run would repeat; set them in the environment")
         return value
 
     @field_validator("*", mode="before")
@@ -108,14 +107,14 @@ class StageConfig(BaseModel):
         return value
 
     def changed(self, names: Iterable[str]) -> list[str]:
-        """The fields among `names` whose value is not the default. Whether a field was set explicitly says nothing:
-        a form of parameters sets all of them.
+        """The fields among `names` whose value is not the default. Whether a field was set explicitly does not count,
+        because Prefect's parameter form sets all of them.
         """
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
         return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
     def hashed(self) -> dict[str, Any]:
-        """The fields that change the output, as the fingerprint holds them. Nested configs likewise."""
+        """The fields that change the output, for the fingerprint. Nested configs likewise."""
         fields: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
@@ -128,25 +127,25 @@ class StageConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, as it passes through a stage."""
+    """One sample on its way through a stage."""
 
     id: str
     unit: int
     meta: dict[str, Any] = field(default_factory=dict)
-    """What later stages need (`caption`, `object`). The payload's `<id>.json`."""
+    """Values that later stages need (`caption`, `object`). Stored as `<id>.json` in the payload."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """The payload's other members, by extension: `{"png": …}` is `<id>.png`."""
+    """The other members of the payload by extension: `{"png": …}` is `<id>.png`."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """The stage's own columns of the sample's row. A missing column is null."""
+    """The stage's own columns in the sample's row. Missing columns are null."""
     status: Status = "ok"
     reason: str = ""
     message: str = ""
-    """Written to the unit's log, never to the row."""
+    """Written to the unit's log, not to the row."""
     beside: Mapping[str, Sample] = field(default_factory=dict)
-    """Stage → the same sample as a further upstream made it. One that is not `ok` there is missing."""
+    """Stage → this sample as made by that stage, for all upstreams but the first. Missing where it is not `ok`."""
 
     def ok(self, *, files: dict[str, bytes], meta: dict[str, Any] | None = None, **columns: Any) -> Sample:
-        """This sample, processed. `files` replaces the upstream members; `meta` is merged into the upstream meta."""
+        """This sample, processed. `files` replaces the members from upstream, `meta` is merged into the sample's."""
         return Sample(self.id, self.unit, {**self.meta, **(meta or {})}, files, columns)
 
     def rejected(self, reason: str, **columns: Any) -> Sample:
@@ -154,7 +153,7 @@ class Sample:
         return Sample(self.id, self.unit, self.meta, {}, columns, "rejected", reason)
 
     def failed(self, reason: str, message: str = "", **columns: Any) -> Sample:
-        """This sample, lost to an error that a retry may fix."""
+        """This sample, failed with an error that a retry may fix."""
         return Sample(self.id, self.unit, self.meta, {}, columns, "failed", reason, message)
 
     def renamed(self, id: str) -> Sample:
@@ -168,60 +167,61 @@ def sample_seed(seed: int, stage: str, sample_id: str, draw: int = 0) -> int:
 
 
 class ModelIdentity(Protocol):
-    """What a fingerprint holds for a model, see `bootpig.models.pretrained`."""
+    """The identity of a model in a fingerprint, see `bootpig.models.pretrained`."""
 
     def as_json(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
 class SampleShape:
-    """What a stage's samples are expected to hold, as far as the costs of the stages below depend on it."""
+    """Expected properties of a stage's samples that determine the cost of later stages."""
 
     pixels: float = 0.0
-    """Of a picture, height times width; 0 while there is none."""
+    """Height times width of a picture. 0 if there is none yet."""
     references: int = 1
+    """References per sample."""
     base: str = ""
-    """The base model that encodes the pictures or is trained on them, as the config names it."""
+    """The base model that encodes the pictures or is trained on them, as named in the config."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a stage has still to make."""
+    """The work that is left for a stage."""
 
     units: int
-    """Units of a map stage; 1 for the result of a reduce stage, 0 if it is there."""
+    """Units of a map stage. For a reduce stage 1, or 0 if the result exists."""
     samples: int
-    """In all these units; of a reduce stage its results."""
+    """Samples in all these units. For a reduce stage, the number of results."""
     above: SampleShape
-    """The samples of its first upstream."""
+    """The samples of the first upstream."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a `Workload` is expected to take, before anything is measured. `plan` adds these up."""
+    """The expected cost of a `Workload`, before anything is measured. `plan` adds the estimates of all stages."""
 
     shape: SampleShape
-    """The stage's own samples."""
+    """The samples that the stage makes."""
     tflop: float = 0.0
-    """Operations, in 10^12."""
+    """Operations in 10^12."""
     stored_bytes: float = 0.0
-    """Left in the store."""
+    """Bytes added to the store."""
     usd: float = 0.0
-    """What others charge; the price of a GPU comes on top."""
+    """Charges of external services, without the price of a GPU."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Further figures for `plan --json`, by name."""
+    """More figures for `plan --json`, by name."""
     assumptions: tuple[str, ...] = ()
-    """What the figures are based on, a line each. Stages may repeat each other's."""
+    """Assumptions behind the figures, one line each. Several stages may have the same."""
 
 
 class Stage(ABC):
-    """Base of map and reduce stages. `config` is the stage's section of the YAML file, `seed` the run's seed."""
+    """Base class of map and reduce stages. `config` is the stage's section of the YAML file, `seed` the run's seed."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Increased whenever the same input would give a different output. A golden test guards it."""
+    """Must be increased when the same input would give a different output. A golden test checks this."""
     upstream: ClassVar[tuple[str, ...]] = ()
-    """The stages it reads. The first gives a map stage its rows; a source reads none. See `engine.graph`."""
+    """The stages that it reads. A map stage gets its rows from the first. A source reads none. See `engine.graph`."""
     config_class: ClassVar[type[StageConfig]]
 
     def __init__(self, config: Any, seed: int) -> None:
@@ -229,28 +229,28 @@ class Stage(ABC):
         self.seed = seed
 
     def models(self) -> Mapping[str, ModelIdentity]:
-        """The identity of each model and folder that changes the output. Takes seconds; nothing is loaded.
+        """The identity of each model and folder that changes the output. Takes seconds and loads nothing.
 
         Raises:
-            InputError: one is missing. The message names the field and the fix.
+            InputError: a model or folder is missing. The message names the field and the fix.
         """
         return {}
 
-    def check_ready(self) -> None:  # noqa: B027 - most stages need nothing but their models
-        """Check what making units needs and looking at them does not: a key, the pixels of given pictures.
+    def check_ready(self) -> None:  # noqa: B027 - most stages need only their models
+        """Check what is needed only to make units or the result, such as an API key or the pixels of given pictures.
 
-        Called before any stage of a run works, if this one has something to make.
+        Called before the first stage of a run starts, if this stage has something to make.
 
         Raises:
             InputError: something is missing or unusable; one line per problem.
         """
 
     def device(self) -> str:
-        """Where its models run, as in a `device` setting; `cpu` for a stage without models."""
+        """The device of its models, as in a `device` setting. `cpu` for a stage without models."""
         return str(getattr(self.config, "device", "cpu"))
 
     def estimate(self, work: Workload) -> Estimate:
-        """What making `work` is expected to take. By default nothing, of samples like those above. Loads nothing."""
+        """The expected cost of `work`. By default zero, for samples like those of the upstream. Loads nothing."""
         return Estimate(work.above)
 
     def setup(self) -> None:  # noqa: B027 - a stage without models has nothing to load
@@ -261,55 +261,55 @@ class Stage(ABC):
 
 
 Progress = Callable[[int, int, str], None]
-"""`progress(done, total, text)`: may be called at any rate; the engine displays it."""
+"""`progress(done, total, text)`. May be called at any rate."""
 
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source can see of the store and the run. Most sources need none of it."""
+    """Information about the store and the run for a source. Most sources do not need it."""
 
     parts: Parts
     """The stage's folder."""
     units: range
     """The run's units."""
     force: bool
-    """Make the unit again even if it is complete."""
+    """Whether a complete unit is rebuilt."""
     progress: Progress
     usage: dict[str, Any] = field(default_factory=dict)
-    """The source's entries here are written to the unit's log."""
+    """Filled by the source. Written to the unit's log."""
 
 
 class MapStage(Stage):
     """Turns the `ok` samples of its first upstream's unit into the rows and the shard of the same unit.
 
-    A source (`upstream = ()`) implements `draw` in place of reading a unit above.
+    A source (`upstream = ()`) reads no upstream and implements `draw`.
     """
 
     columns: ClassVar[pa.Schema] = pa.schema([])
-    """The stage's own columns, after id, unit, status and reason."""
+    """The stage's own columns, which follow id, unit, status and reason."""
     reasons: ClassVar[Mapping[str, str]] = {}
-    """Code → what it means. A row's `reason` is one of these, or `error`."""
+    """Code → meaning. The `reason` of a row is one of these codes, or `error`."""
 
     @property
     def slice_size(self) -> int:
-        """Samples per call of `process`. Slices of a unit are fixed, so that a retry sees the same batches."""
+        """Samples per call of `process`. Slices of a unit are fixed, so that a retry runs the same batches."""
         return 1
 
     @abstractmethod
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
         """One result per sample, in order: `sample.ok(…)`, `sample.rejected(…)` or `sample.failed(…)`.
 
-        An exception is taken for the fault of one sample: the engine runs the slice again sample by sample to find it.
+        An exception is attributed to one sample: the engine runs the slice again sample by sample to find it.
         `FatalError` and `InputError` end the unit.
         """
 
     @property
     def sequential(self) -> bool:
-        """Whether unit k depends on the units before it, so that units run one after the other."""
+        """Whether unit k depends on the units before it. Units then run one after the other."""
         return False
 
     def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
-        """A source's samples of one unit, before `process`. `indices` are positions in the whole data set.
+        """The samples of one unit of a source, before `process`. `indices` are positions in the whole data set.
 
         Raises:
             Postponed: the unit cannot be made now.
@@ -317,33 +317,33 @@ class MapStage(Stage):
         raise TypeError(f"{self.name} is not a source")
 
     def source_digest(self, unit: int, indices: range) -> str:
-        """For a source, in place of the upstream marker's digest: what its unit depends on besides the config."""
+        """For a source: a digest of what the unit depends on besides the config. Replaces the upstream digest."""
         return ""
 
 
 @dataclass(frozen=True)
 class UnitRef:
-    """One unit that a reduce stage reads."""
+    """A unit that a reduce stage reads."""
 
     unit: int
     digest: str
-    """Digest of its marker, see `storage.parts`."""
+    """Digest of the unit's marker, see `storage.parts`."""
     samples: int
-    """Its `ok` rows, the samples of its shard."""
+    """Number of `ok` rows, which is the number of samples in the shard."""
 
 
 class Pieces(Protocol):
-    """Pieces of a result that is under way, by names of letters, digits, `-` and `_`."""
+    """Stores pieces of an unfinished result. Names consist of letters, digits, `-` and `_`."""
 
     def put(self, name: str, data: bytes) -> None:
         """Store a piece."""
 
     def get(self, name: str) -> bytes | None:
-        """A piece as it was put, every byte checked; None where there is none, or it is damaged."""
+        """Read a piece and verify its checksum. None if it is missing or damaged."""
 
 
 class Checkpoints(Protocol):
-    """Where a reduce stage saves its progress: under its fingerprint, whole folders only, manifest last."""
+    """Where a reduce stage saves its progress: whole folders under its fingerprint, with the manifest written last."""
 
     def save(self, step: int, folder: Path) -> None:
         """Publish `folder` as `checkpoint-<step>`, then remove all but the last two."""
@@ -352,42 +352,42 @@ class Checkpoints(Protocol):
         """The newest complete checkpoint as (step, local folder), or None. Damaged ones are skipped with a message."""
 
     def pieces(self, key: str) -> Pieces:
-        """What earlier runs have left of this result, and where this run leaves its own. Gone once it is published.
+        """The pieces of this result from earlier runs and this one. Removed when the result is published.
 
         Args:
-            key: digest of what changes the pieces and is not part of the fingerprint, such as the batch size. Pieces
-                of any other key are removed.
+            key: digest of what changes the pieces but is not part of the fingerprint, such as the batch size. Pieces
+                with any other key are removed.
         """
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
-    raise LookupError(f"unit {unit}: there are no rows to read")
+    raise LookupError(f"unit {unit}: no rows to read")
 
 
 @dataclass(frozen=True)
 class ReduceInput:
-    """What a reduce stage reads of its first upstream; what it reads of the others is in `beside`."""
+    """The input of a reduce stage from its first upstream. Those from other upstreams are in `beside`."""
 
     units: Sequence[UnitRef]
-    """The complete units of a map stage, in order; empty for a reduce stage."""
+    """The complete units of a map stage, in order. Empty for a reduce stage."""
     shard: Callable[[int], bytes]
-    """A unit's shard, its checksum verified. Raises `CorruptPart`."""
+    """Reads a unit's shard and verifies its checksum. Raises `CorruptPart`."""
     result: Path | None
     """The result folder of a reduce stage."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the upstream that are part of its fingerprint."""
     rows: Callable[[int], list[dict[str, Any]]] = _no_rows
-    """A unit's rows, whatever their status."""
+    """Reads a unit's rows, of any status."""
     beside: Mapping[str, ReduceInput] = field(default_factory=dict)
-    """Stage → likewise, for each further upstream."""
+    """Stage → its input, for all upstreams but the first."""
 
 
 class ReduceStage(Stage):
     """Reads a list of units and makes one folder."""
 
     identity_prefix: ClassVar[str] = ""
-    """Only the result's files under this prefix change what is made from it. Logs beside them do not."""
+    """Only files of the result with this prefix count as input of later stages. Others, such as logs, do not."""
 
     @abstractmethod
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
-        """Write the result into `workdir` (empty, local). The engine publishes it whole."""
+        """Write the result to `workdir`, an empty local folder. The engine publishes it as a whole."""

@@ -1,4 +1,4 @@
-"""Assigns the devices of this machine to processes, one process at a time, by file locks that a dead owner frees."""
+"""Gives each device of this machine to one process at a time, with file locks that are freed when a process dies."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ POLL_SECONDS = 0.2
 
 
 def devices(name: str) -> dict[str, int | None]:
-    """The devices of this host that a setting allows, by the names of their locks; empty for the CPU.
+    """The devices of this machine that a setting allows, by the names of their locks. Empty for the CPU.
 
     Args:
-        name: as in a stage's `device`: `auto` and `cuda` (any GPU), `cpu`, `cuda:1`, `mps`.
+        name: as in a stage's `device`: `auto` or `cuda` (any GPU), `cpu`, `cuda:1`, `mps`.
 
     Returns:
-        Name → CUDA index in this process, None for another kind of device. A GPU is named by its UUID: behind
-        CUDA_VISIBLE_DEVICES `cuda:0` is another one in each process. A GPU that is not there is left out: whoever
-        loads a model on it names it.
+        Name → CUDA index in this process, or None for other kinds of devices. A GPU is named by its UUID, because with
+        CUDA_VISIBLE_DEVICES `cuda:0` can be another GPU in each process. A GPU that does not exist is left out; loading
+        a model on it raises an error that names it.
     """
     kind, _, index = name.partition(":")
     if kind == "cpu":
@@ -42,10 +42,11 @@ def devices(name: str) -> dict[str, int | None]:
 
 
 def _open_lock(name: str) -> int:
-    """A lock file that all users of this host share, open. The temporary folder is theirs too: no link is followed.
+    """Open a lock file that all users of this machine share. Other users can write to the temporary folder too, so no
+    symbolic links are followed.
 
     Raises:
-        InputError: somebody has put a link or a file in the place of the folder, or a link in that of the lock.
+        InputError: the lock folder is a link or a file, or the lock is a link.
     """
     folder = Path(tempfile.gettempdir()) / "bootpig-locks"
     with contextlib.suppress(FileExistsError):
@@ -57,7 +58,7 @@ def _open_lock(name: str) -> int:
             raise
         raise InputError(f"TMPDIR: {str(folder)!r} → is a link or a file, not a folder; remove it") from None
     try:
-        with optional():  # another user owns it and has already done this
+        with optional():  # fails if another user owns it; that user has already set the mode
             os.fchmod(place, 0o1777)
         return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=place)
     except OSError as error:
@@ -69,12 +70,12 @@ def _open_lock(name: str) -> int:
 
 
 def _locked(name: str) -> int | None:
-    """The lock file of this name, open and locked, or None if another process has it."""
+    """Open and lock the lock file of this name. None if another process holds the lock."""
     handle = _open_lock(f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}.lock")
     try:
         with optional():
             os.fchmod(handle, 0o666)
-        # POSIX, not flock: a forked loader process that outlives its parent must not keep it
+        # a POSIX lock, not flock: a forked loader process that outlives its parent must not keep the lock
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
@@ -84,8 +85,8 @@ def _locked(name: str) -> int | None:
         if error.errno not in NO_LOCKS:
             raise
         raise InputError(
-            f"TMPDIR: {tempfile.gettempdir()!r} → this file system has no file locks ({error.strerror}); set TMPDIR to "
-            "a folder on a local disk"
+            f"TMPDIR: {tempfile.gettempdir()!r} → this file system has no file locks ({error.strerror}); set it to a "
+            "folder on a local disk"
         ) from None
     except BaseException:
         os.close(handle)
@@ -95,14 +96,14 @@ def _locked(name: str) -> int | None:
 
 @contextlib.contextmanager
 def exclusive(names: Collection[str], waits: Callable[[], None] = lambda: None) -> Iterator[str | None]:
-    """Have one of these devices for this process alone until the block ends. The caller keeps its own threads apart.
+    """Reserve one of these devices for this process until the block ends. Does not separate threads of this process.
 
     Args:
-        names: of `devices`; none for the CPU, which needs no lock.
-        waits: called again and again while other processes have all of them; what it raises ends the wait.
+        names: from `devices`. Empty for the CPU, which needs no lock.
+        waits: called repeatedly while other processes hold all of them. An exception that it raises ends the wait.
 
     Yields:
-        The name of the device; None for the CPU.
+        The name of the device, None for the CPU.
     """
     if not names:
         yield None
@@ -121,10 +122,10 @@ def exclusive(names: Collection[str], waits: Callable[[], None] = lambda: None) 
 
 
 class Home:
-    """The device that this process holds models on. No other process chooses it while one is left that nobody holds."""
+    """The device on which this process keeps its models. Other processes choose it only if no device is free."""
 
     def __init__(self, allowed: Collection[str]) -> None:
-        """Claim a device that no other process holds models on; none if there is only one, or none is left."""
+        """Claim a device on which no other process keeps models. Claims none if there is only one, or none is free."""
         self.name: str | None = None
         self._handle: int | None = None
         for name in allowed if len(allowed) > 1 else ():
@@ -134,7 +135,7 @@ class Home:
                 return
 
     def leave(self) -> None:
-        """Let others choose the device."""
+        """Release the device for other processes."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

@@ -1,4 +1,4 @@
-"""The engine: runs units and results, commits them, and decides what is cached. Knows nothing of orchestration."""
+"""The engine: runs units and reduce stages, commits results, and decides what is cached. Independent of Prefect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Engine:
     """
 
     def __init__(self, config: PipelineConfig, stages: Mapping[str, type[Stage]] | None = None) -> None:
-        """`stages`: by name, in the order of the graph; the registry's where none are given."""
+        """`stages`: by name, in the order of the graph. Default: those of the registry."""
         self.config = config
         self.root = Root(config.root)
         self.graph = graph_of(config, stages)
@@ -41,15 +41,15 @@ class Engine:
         return self.config.unit_numbers()
 
     def survey(self, stage: str) -> StageSurvey:
-        """One stage as the store shows it now."""
+        """The current state of one stage in the store."""
         return self._surveyor.survey([stage])[stage]
 
     def survey_all(self, stages: Iterable[str] | None = None) -> dict[str, StageSurvey]:
-        """`stages` (all, by default) and those above them, in the order of the graph."""
+        """The state of `stages` (default: all) and all stages that they depend on, in the order of the graph."""
         return self._surveyor.survey(self.graph.stages if stages is None else stages)
 
     def make(self, stage: str) -> Stage:
-        """A stage with its settings, nothing loaded."""
+        """Make a stage with its settings. Loads nothing."""
         return self._surveyor.make(stage)
 
     def run_unit(
@@ -64,12 +64,12 @@ class Engine:
         """Make one unit of a map stage, unless it is complete.
 
         Args:
-            force: make it again even if it is complete.
-            retry_failed: make the slices with failed rows again.
+            force: rebuild it even if it is complete.
+            retry_failed: rebuild the slices with failed rows.
 
         Returns:
-            A report. A unit that could not be committed is `failed`, with the reason in one line; what was there
-            before is kept. A unit that cannot be made now is `pending`.
+            A report. A unit that could not be committed is `failed`, with the reason in one line, and its previous
+            version is kept. A unit that cannot be made now is `pending`.
 
         Raises:
             InputError, ModelError, StoreError: the user's input cannot be used.
@@ -92,7 +92,7 @@ class Engine:
     def run_reduce(self, stage: str, *, force: bool = False, progress: Progress = quiet) -> UnitReport:
         """Make the result of a reduce stage, unless it is complete.
 
-        In a distributed run every process calls this; the first one publishes.
+        In a distributed run, every process calls this, and the first one publishes the result.
 
         Raises:
             InputError, ModelError, StoreError: the user's input cannot be used.
@@ -100,9 +100,9 @@ class Engine:
         surveys = self._surveyor.survey([stage])
         survey = surveys[stage]
         if not survey.fingerprint:
-            return UnitReport(stage, 0, "failed", f"{stage}: no stage that it reads is complete; run those first")
+            return UnitReport(stage, 0, "failed", f"{stage}: the stages that it reads are not complete; run them first")
         if survey.result is not None and not force:
-            clear_pieces(self.root, survey.path)  # of a process that was killed after it published
+            clear_pieces(self.root, survey.path)  # left by a process that was killed after it published
             return UnitReport(stage, 0, "cached")
         if not self.config.train_on_partial and (left := self._left(stage, surveys)):
             return UnitReport(stage, 0, "failed", left)
@@ -120,7 +120,7 @@ class Engine:
             message = str(error)
         except (FatalError, OSError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno in NO_SPACE:
-                message = f"{stage}: no space left on the disk of its work folder; free some and run again"
+                message = f"{stage}: no space left on the disk of the work folder; free some and run again"
             else:
                 message = f"{stage}: {type(error).__name__}: {first_line(error)}"
                 parts.log(0, log_record("failed", started, message=traceback.format_exc()))
@@ -133,9 +133,9 @@ class Engine:
         return UnitReport(stage, 0, "failed", message, time.monotonic() - started)
 
     def _left(self, stage: str, surveys: Mapping[str, StageSurvey]) -> str:
-        """Which units a reduce stage waits for, in one line; empty if none.
+        """The missing units that prevent a reduce stage from starting, in one line. Empty if there are none.
 
-        A result that is made from part of the data would be made again, from the beginning, after the repair.
+        A result made from part of the data would have to be rebuilt from the beginning after the repair.
         """
         for name in self.graph.upstream[stage]:
             units = surveys[name].units
@@ -148,7 +148,7 @@ class Engine:
         return ""
 
     def verify(self, stage: str, progress: Progress = quiet) -> list[str]:
-        """Check every byte of a stage against its checksum. A bad unit becomes stale and is named, one line each."""
+        """Verify all checksums of a stage. Damaged units become stale. Returns one line per problem."""
         survey = self.survey(stage)
         if survey.result is not None:
             bad = check_folder(self.root, survey.result)

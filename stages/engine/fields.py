@@ -15,7 +15,7 @@ ModelName = Annotated[
 
 Revision = Annotated[
     str | None,
-    Field(json_schema_extra=MODEL, description="Branch, tag or commit of a hub id; none for a local path."),
+    Field(json_schema_extra=MODEL, description="Branch, tag or commit of a hub id. null for a local path."),
 ]
 
 Device = Annotated[
@@ -23,7 +23,7 @@ Device = Annotated[
     Field(
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         json_schema_extra=SPEED,
-        description="Where the models run: auto (a GPU if there is one), cpu, cuda, cuda:1, mps. Speed only.",
+        description="Device of the models: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps. Affects only speed.",
     ),
 ]
 
@@ -33,19 +33,19 @@ BatchSize = Annotated[
         ge=1,
         le=4096,
         json_schema_extra=SPEED,
-        description="Samples that go through the models at once. Seeds and noise stay; pixels stay within tolerance.",
+        description="Samples per batch. Does not affect seeds and noise; pixels may differ within rounding.",
     ),
 ]
 
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
-    Field(description="Number format the models compute in. Changes output."),
+    Field(description="Dtype in which the models compute. Changes the output."),
 ]
 
 Scheduler = Annotated[
     str | None,
     Field(
         pattern=r"^[A-Za-z0-9]+Scheduler$",
-        description="A diffusers scheduler class, such as UniPCMultistepScheduler; none: the model's own.",
+        description="A diffusers scheduler class, such as UniPCMultistepScheduler. null: the model's own.",
     ),
 ]

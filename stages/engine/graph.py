@@ -10,26 +10,26 @@ from bootpig.stages.engine.contract import InputError, MapStage, Stage
 
 @dataclass(frozen=True)
 class Graph:
-    """The stages of one configuration, in an order in which each comes after all that it reads."""
+    """The stages of one configuration, ordered so that each comes after the stages that it reads."""
 
     stages: Mapping[str, type[Stage]]
     upstream: Mapping[str, tuple[str, ...]]
-    """Stage → the stages it reads, the first one first. A source reads none."""
+    """Stage → the stages that it reads, in order. Empty for a source."""
 
     @classmethod
     def of(cls, stages: Mapping[str, type[Stage]], left_out: Container[str] = ()) -> Graph:
         """The graph of `stages` without those that are left out.
 
-        A stage that reads an optional stage first of all gets its rows from it. Where that stage is left out, it is
-        read through: its own first upstream takes its place. Any other upstream that is left out is not read.
+        If the first upstream of a stage is left out, the first upstream of that one replaces it. Any other upstream
+        that is left out is not read.
 
         Args:
-            stages: by name, each after the stages it names in `upstream`.
+            stages: by name, each after the stages in its `upstream`.
             left_out: optional stages that the configuration does not have.
 
         Raises:
             ValueError: a stage reads one that does not come before it, a map stage reads a reduce stage, or a stage
-                that is no source has nothing left to read.
+                that is not a source has nothing left to read.
         """
         upstream: dict[str, tuple[str, ...]] = {}
         for name, stage in stages.items():
@@ -49,7 +49,7 @@ class Graph:
         return cls(active, {name: upstream[name] for name in active})
 
     def is_map(self, name: str) -> bool:
-        """Whether a stage is cut into units."""
+        """Whether a stage is a map stage, which is divided into units."""
         return issubclass(self.stages[name], MapStage)
 
     def maps(self) -> tuple[str, ...]:
@@ -72,10 +72,10 @@ class Graph:
         return tuple(other for other in self.stages if other in found)
 
     def span(self, first: str | None = None, until: str | None = None) -> tuple[str, ...]:
-        """The stages from `first` to `until`, both included: those below the one and above the other.
+        """The stages from `first` to `until`, both included: those that depend on `first` and that `until` depends on.
 
         Raises:
-            InputError: none lies between.
+            InputError: `until` does not depend on `first`.
         """
         below = self.below(first) if first else tuple(self.stages)
         above = self.above([until]) if until else tuple(self.stages)

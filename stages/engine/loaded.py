@@ -21,7 +21,7 @@ _LOCK = threading.RLock()
 
 @dataclass
 class _Loaded:
-    """What this process has loaded, and where."""
+    """The stage that this process has loaded, and its device."""
 
     key: str
     stage: Stage
@@ -35,15 +35,15 @@ _LOADS = 0
 
 @contextmanager
 def loaded(stage: Stage, config: PipelineConfig, waits: Callable[[], None] = lambda: None) -> Iterator[Stage]:
-    """`stage`, or the equal one this process has loaded already, for the caller alone until the block ends; likewise
-    its GPU among the processes of this host.
+    """Load `stage`, or use the equal one that this process has already loaded. Until the block ends, no other thread
+    uses it, and no other process of this machine uses its GPU.
 
-    With `device: auto` each process loads its models on a GPU on which no other one has any, while there is one; it
-    keeps that GPU until it loads another stage. Torch's threads are pinned to `config.threads`, on which the last bits
-    of a CPU result depend.
+    With `device: auto`, each process loads its models on a GPU where no other process has any, if there is one, and
+    keeps that GPU until it loads another stage. The number of torch's threads is set to `config.threads`, because the
+    last bits of a CPU result depend on it.
 
     Args:
-        waits: called again and again while another process has the GPU; what it raises ends the wait.
+        waits: called repeatedly while another process has the GPU. An exception that it raises ends the wait.
     """
     global _CURRENT, _LOADS
     key = f"{stage.name}/{stage.seed}/{stage.config.model_dump_json()}"
@@ -73,7 +73,7 @@ def loaded(stage: Stage, config: PipelineConfig, waits: Callable[[], None] = lam
 
 
 def _use(index: int | None) -> None:
-    """Make a GPU the one that torch takes in this thread where none is named."""
+    """Make a GPU torch's default one in this thread."""
     if index is not None:
         import torch
 
@@ -81,12 +81,12 @@ def _use(index: int | None) -> None:
 
 
 def load_count() -> int:
-    """How often this process has loaded a stage's models; the log of each unit tells."""
+    """How often this process has loaded the models of a stage. Written to the log of each unit."""
     return _LOADS
 
 
 def release() -> None:
-    """Free the models of the stage this process has loaded."""
+    """Free the models of the stage that this process has loaded."""
     global _CURRENT
     with _LOCK:
         if _CURRENT is None:

@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def open_pieces(root: Root, path: str, key: str) -> StoredPieces:
-    """The pieces of `key` (see `Checkpoints.pieces`) in a stage's folder `path`; all others there are removed."""
+    """The pieces with this `key` (see `Checkpoints.pieces`) in a stage's folder `path`. All others are removed."""
     folder = f"{_PREFIX}{key[:16]}"
     clear_pieces(root, path, but=folder)
     return StoredPieces(root, f"{path}/{folder}")
@@ -28,7 +28,7 @@ def clear_pieces(root: Root, path: str, but: str = "") -> None:
 
 
 class StoredPieces:
-    """`Pieces` (see `contract`) in one folder of the store: each file is named by its piece and by its sha256."""
+    """`Pieces` (see `contract`) in one folder of the store. Files are named after the piece and its sha256."""
 
     def __init__(self, root: Root, folder: str) -> None:
         self.root = root
@@ -52,6 +52,6 @@ class StoredPieces:
                 continue
             if bytes_digest(data) == sha256:
                 return data
-            _LOG.warning("%s: altered or cut short; it is made again", path)
+            _LOG.warning("%s: altered or incomplete; it is rebuilt", path)
             self.root.remove(path)
         return None

@@ -14,7 +14,7 @@ from bootpig.storage.errors import StoreError
 
 
 def preflight(engine: Engine, stages: Iterable[str]) -> list[str]:
-    """What would keep a run of `stages` from starting, one line each: missing models, a read-only store."""
+    """Everything that would prevent a run of `stages`, one line each: missing models, a read-only store."""
     unwritable = []
     try:
         engine.root.check_writable()
@@ -25,10 +25,10 @@ def preflight(engine: Engine, stages: Iterable[str]) -> list[str]:
 
 
 def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -> dict[str, list[str]]:
-    """What each stage lacks of its models, one line each; all are looked for at the same time.
+    """The problems with the models of each stage, one line each. All stages are checked in parallel.
 
     Args:
-        ready: also ask a stage that has something to make whether it could begin.
+        ready: also check that stages with something to make are ready.
     """
 
     def look_up(name: str) -> list[str]:
@@ -47,9 +47,9 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
 
 
 def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
-    """The configuration with commits in place of the revisions of these stages' hub models.
+    """The configuration with the revisions of these stages' hub models replaced by commits.
 
-    So all processes of a run, and a repair of it months later, see the same models.
+    All processes of a run, and a repair months later, then use the same models.
 
     Raises:
         InputError, ModelError: a model is missing.
@@ -64,15 +64,15 @@ def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
 
 
 def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str], None]) -> None:
-    """Download the checkpoints that are given by URL, for stages that have something to do.
+    """Download the checkpoints that are given by URL, for the stages that are not complete.
 
-    Before the first stage works: a wrong sha256 should not be found after a night of painting.
+    Called before the first stage runs, so that a wrong sha256 is not found only after hours of generation.
 
     Args:
-        announce: receives one line before each download.
+        announce: called with one line before each download.
 
     Raises:
-        ModelError: one cannot be downloaded, or is another file.
+        ModelError: a file cannot be downloaded, or its sha256 differs.
     """
     for name in stages:
         for source in engine.make(name).models().values():
@@ -81,5 +81,5 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
 
 
 def is_due(engine: Engine, stage: str) -> bool:
-    """Whether some unit, or the result, of a stage is not complete."""
+    """Whether any unit of a stage, or its result, is not complete."""
     return any(state != "complete" for state in engine.survey(stage).units.values())

@@ -20,7 +20,7 @@ from bootpig.storage.root import Root
 
 
 def is_first_process() -> bool:
-    """Whether this is the one process of a run, or the first of those that torchrun or accelerate has started."""
+    """Whether this is the only process of a run, or the first of those started by torchrun or accelerate."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -33,14 +33,14 @@ def publish_result(
     *,
     restart: bool = False,
 ) -> None:
-    """Run a reduce stage in a local work folder and publish its result, manifest last; then its pieces go.
+    """Run a reduce stage in a local work folder, publish its result with the manifest last, and remove its pieces.
 
     Args:
         above: the stages that it reads.
-        restart: start from the beginning, not from the newest checkpoint or from pieces.
+        restart: start from the beginning instead of the newest checkpoint or pieces.
 
     Raises:
-        CorruptPart: something it reads is damaged; the damaged part is stale from then on.
+        CorruptPart: a part that it reads is damaged. That part is stale from then on.
     """
     with tempfile.TemporaryDirectory(prefix="bootpig-") as scratch_name:
         scratch = Path(scratch_name)
@@ -52,7 +52,7 @@ def publish_result(
         stage.run(_inputs(root, above, scratch), workdir, checkpoints, progress)
         if not is_first_process():
             return
-        # Another process may have made it meanwhile, and evaluated it: other bytes would leave that stale.
+        # Another process may have published it meanwhile, and evaluated it. Other bytes would make that stale.
         if restart or read_manifest(root, f"{survey.path}/result") is None:
             publish_folder(root, f"{survey.path}/result", workdir)
         clear_pieces(root, survey.path)
@@ -90,4 +90,4 @@ def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
 
 
 def _no_shard(unit: int) -> bytes:
-    raise LookupError(f"unit {unit}: the stage above makes one result, no shards")
+    raise LookupError(f"unit {unit}: the upstream is a reduce stage, which has no shards")

@@ -14,7 +14,7 @@ from bootpig.storage.shards import read_shard, write_shard
 
 
 def pack(samples: Sequence[Sample]) -> bytes:
-    """The shard of the `ok` samples, in order: `<id>.json`, then the other members by extension."""
+    """Write the `ok` samples to a shard, in order: `<id>.json`, then the other members sorted by extension."""
 
     def members() -> Iterator[tuple[str, bytes]]:
         for sample in samples:
@@ -31,10 +31,10 @@ UNPACKED = ("id", "unit", "status")
 
 
 def unpack(rows: Sequence[Mapping[str, Any]], payload: bytes) -> list[Sample]:
-    """The `ok` samples of a part, in row order, with the columns of their stage that the rows have.
+    """Read the `ok` samples of a part, in row order, with those of the stage's columns that the rows have.
 
     Raises:
-        CorruptPart: the shard lacks a sample of the rows, or a sample's JSON is no object.
+        CorruptPart: a sample is missing in the shard, or its JSON is not an object.
     """
     members = dict(read_shard(payload))
     samples = []
@@ -46,7 +46,7 @@ def unpack(rows: Sequence[Mapping[str, Any]], payload: bytes) -> list[Sample]:
             except (KeyError, ValueError) as error:
                 raise CorruptPart(f"shard: sample {row['id']} is not readable ({error})") from None
             if not isinstance(meta, dict):
-                raise CorruptPart(f"shard: the JSON of sample {row['id']} is no object")
+                raise CorruptPart(f"shard: the JSON of sample {row['id']} is not an object")
             columns = {name: value for name, value in row.items() if name not in ROW_SCHEMA.names}
             samples.append(Sample(row["id"], row["unit"], meta, files, columns))
     return samples

@@ -19,7 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TOO_LARGE = (
-    "out of memory with a single sample; take smaller pictures, a smaller model or dtype, or a device with more memory"
+    "out of memory with a single sample; use smaller pictures, a smaller model or dtype, or a device with more memory"
 )
 
 _LOG = logging.getLogger(__name__)
@@ -28,13 +28,13 @@ _LOG = logging.getLogger(__name__)
 def halving(
     rows: Sequence[T], size: int, process: Callable[[Sequence[T]], R], halved: Callable[[int], None]
 ) -> Iterator[R]:
-    """`process` on batches of `size` rows, in order; one for which memory runs out is halved, as are all after it.
+    """Call `process` on batches of `size` rows, in order. When memory runs out, this and all later batches are halved.
 
     Args:
-        halved: told each new size.
+        halved: called with each new size.
 
     Raises:
-        FatalError: a single row is too large.
+        FatalError: memory runs out with a single row.
     """
     begin = 0
     while begin < len(rows):
@@ -52,7 +52,7 @@ def halving(
 
 
 def _unless_too_large(process: Callable[[Sequence[T]], R], batch: Sequence[T]) -> R | None:
-    # Left at once: whoever holds the exception holds the tensors of all its frames.
+    # Returns without keeping the exception, because it refers to the tensors of all its frames.
     try:
         return process(batch)
     except Exception as error:
@@ -62,25 +62,25 @@ def _unless_too_large(process: Callable[[Sequence[T]], R], batch: Sequence[T]) -
 
 
 class Slices:
-    """Sends the slices of one unit through a loaded stage."""
+    """Runs the slices of one unit through a loaded stage."""
 
     def __init__(self, stage: MapStage, unit: int) -> None:
         self.name = stage.name
         self.unit = unit
         self.size = stage.slice_size
         self.halved: list[int] = []
-        """Samples per call, each time after memory ran out."""
+        """The new number of samples per call, for each time that memory ran out."""
         self.one_by_one: list[str] = []
-        """Errors of batches that had to be run sample by sample. Batches of one can differ in the last bits."""
+        """Errors of batches that were then run sample by sample, which can change the last bits of the output."""
 
     def process(self, stage: MapStage, samples: Sequence[Sample]) -> list[Sample]:
         """The results of one slice, in order.
 
         Args:
-            stage: the stage of this name that has its models loaded.
+            stage: the same stage with its models loaded.
 
         Raises:
-            FatalError, InputError, StoreError: further samples would meet it too.
+            FatalError, InputError, StoreError: an error that further samples would hit too.
         """
         return [
             result for made in halving(samples, self.size, partial(self._batch, stage), self._halve) for result in made
@@ -90,12 +90,12 @@ class Slices:
         self.size = size
         self.halved.append(size)
         name = self.name
-        _LOG.warning("%s unit %d: out of memory; going on with %d at once (%s.batch_size)", name, self.unit, size, name)
+        _LOG.warning("%s unit %d: out of memory; continuing with %s.batch_size %d", name, self.unit, name, size)
 
     def _batch(self, stage: MapStage, batch: Sequence[Sample], second: bool = False) -> list[Sample]:
-        """A batch that fails twice is run one by one, to find the sample.
+        """Process a batch. If it fails twice, run it sample by sample to find the bad sample.
 
-        Twice, because a batch of another size can give other bytes: one that failed by chance keeps its own.
+        It is tried twice because another batch size can change the bytes: after a chance failure, they stay the same.
         """
         name = self.name
         try:
@@ -109,14 +109,14 @@ class Slices:
                 place = error.filename or tempfile.gettempdir()
                 raise StoreFull(
                     f"{name}: {str(place)!r}: {os.strerror(error.errno or 0)}; free some space, or set TMPDIR, and run "
-                    "again, complete units are kept"
+                    "again; complete units are kept"
                 ) from error
             if _is_fatal(error):
                 raise FatalError(f"{type(error).__name__}: {_first_line(error)}") from error
             message = f"{type(error).__name__}: {_first_line(error)}"
             if len(batch) == 1:
                 return [batch[0].failed("error", message)]
-        # tenacity's call and the fault refer to each other: only a collection frees what the failed try held
+        # tenacity's call and the exception refer to each other: only garbage collection frees their memory
         free_memory()
         if not second:
             return self._batch(stage, batch, second=True)
@@ -126,7 +126,7 @@ class Slices:
 
 
 def _is_fatal(error: Exception) -> bool:
-    """Whether every further sample would meet it too."""
+    """Whether all further samples would hit the error too."""
     if isinstance(error, OSError):
         return error.errno in (errno.EIO, errno.EROFS)
     return type(error).__name__ == "AcceleratorError"

@@ -25,20 +25,21 @@ class StageSurvey:
 
     stage: str
     fingerprint: str
-    """Empty while it is not known: for a reduce stage whose input is not complete."""
+    """Empty while it is unknown, which is the case for a reduce stage with incomplete input."""
     path: str
     """Relative to the root."""
     identity: dict[str, Any]
-    """The fingerprint's input."""
+    """The input of the fingerprint."""
     units: dict[int, UnitState]
     markers: dict[int, Marker] = field(default_factory=dict)
-    """Of complete units."""
+    """The markers of complete units."""
     failures: dict[int, str] = field(default_factory=dict)
+    """Unit → error message of its last failure."""
     result: Published | None = None
-    """A reduce stage's result."""
+    """The result of a reduce stage."""
 
     def rows(self) -> dict[str, Any]:
-        """Rows of the complete units: `{"ok": n, "rejected": {reason: n}, "failed": {reason: n}}`."""
+        """Row counts of the complete units: `{"ok": n, "rejected": {reason: n}, "failed": {reason: n}}`."""
         counts: Counter[tuple[str, str]] = Counter()
         for marker in self.markers.values():
             counts.update(marker.counts)
@@ -55,21 +56,21 @@ class StageSurvey:
 
 
 def graph_of(config: PipelineConfig, stages: Mapping[str, type[Stage]] | None = None) -> Graph:
-    """The stages of a run: all of `stages` (the registry's, by default) that its configuration has settings for."""
+    """The graph of a run: those of `stages` (default: the registry) for which the configuration has settings."""
     known = STAGES if stages is None else stages
     return Graph.of(known, {name for name in known if getattr(config, name, None) is None})
 
 
 def make_stage(config: PipelineConfig, name: str) -> Stage:
-    """A stage of the registry, with its settings."""
+    """Make a stage of the registry with its settings."""
     return STAGES[name](getattr(config, name), config.seed)
 
 
 def identity_of(stage: Stage, config: PipelineConfig, upstream: str | Mapping[str, str]) -> dict[str, Any]:
-    """The fingerprint's input: stage, version, hashed config, model identities, the fingerprints of the stages above.
+    """The input of a fingerprint: stage, version, hashed config, model identities, and the fingerprints of upstreams.
 
     Args:
-        upstream: the fingerprint of the one stage above, empty for a source; of several, by their names.
+        upstream: the fingerprint of the only upstream, or those of several by name. Empty for a source.
 
     Raises:
         InputError, ModelError: a model is missing.
@@ -92,22 +93,22 @@ def fingerprint_of(identity: Mapping[str, Any]) -> str:
 
 
 def input_digest(markers: Mapping[str, Marker]) -> str:
-    """What a unit depends on: the digest of its one upstream marker, or of all upstream markers by stage name.
+    """Digest of a unit's input: the digest of its only upstream marker, or a digest over several by stage name.
 
     Args:
-        markers: one for each stage above, at least one.
+        markers: the unit's marker in each upstream, at least one.
     """
     digests = {name: marker.digest for name, marker in markers.items()}
     return next(iter(digests.values())) if len(digests) == 1 else digest(digests)
 
 
 def _alone(values: Mapping[str, Any]) -> Any:
-    """The value itself where there is one stage above; so a chain keeps the fingerprints it had before the graph."""
+    """The value itself if there is only one upstream. So fingerprints of chains are the same as before the graph."""
     return next(iter(values.values())) if len(values) == 1 else dict(values)
 
 
 class Surveyor:
-    """Surveys stages in the order of the graph, each against those above it."""
+    """Surveys stages in the order of the graph, each against its upstreams."""
 
     def __init__(self, config: PipelineConfig, root: Root, graph: Graph) -> None:
         self.config = config
@@ -116,11 +117,11 @@ class Surveyor:
         self._identities: dict[tuple[str, str], dict[str, Any]] = {}
 
     def make(self, name: str) -> Stage:
-        """A stage with its settings."""
+        """Make a stage with its settings."""
         return self.graph.stages[name](getattr(self.config, name), self.config.seed)
 
     def survey(self, names: Iterable[str]) -> dict[str, StageSurvey]:
-        """Survey the stages `names` and all those above them, in the graph's order."""
+        """Survey the stages `names` and all stages that they depend on, in the graph's order."""
         surveys: dict[str, StageSurvey] = {}
         for name in self.graph.above(names):
             above = [surveys[upstream] for upstream in self.graph.upstream[name]]
@@ -133,7 +134,7 @@ class Surveyor:
         return surveys
 
     def identities(self, name: str) -> dict[str, dict[str, Any]]:
-        """The identities of a map stage and of all those above it; the store is not read."""
+        """The identities of a map stage and of all stages that it depends on. Does not read the store."""
         identities: dict[str, dict[str, Any]] = {}
         for stage in self.graph.above([name]):
             above = {upstream: fingerprint_of(identities[upstream]) for upstream in self.graph.upstream[stage]}
@@ -180,7 +181,7 @@ class Surveyor:
         return StageSurvey(stage.name, fingerprint, folder, identity, {0: state}, failures=failures, result=result)
 
     def _dataset(self, survey: StageSurvey) -> list[list[Any]]:
-        """What a reduce stage reads: a stage's complete units, or its result's files; empty while there is none."""
+        """The units or result files of an upstream that a reduce stage reads, with their digests. Empty if none."""
         above = self.graph.stages[survey.stage]
         if not issubclass(above, ReduceStage):
             return [[unit, marker.digest] for unit, marker in sorted(survey.markers.items())]

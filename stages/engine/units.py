@@ -1,4 +1,4 @@
-"""One unit of a map stage, from the units it reads to its commit."""
+"""Makes one unit of a map stage: reads the units above, runs the stage on their samples, and commits the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bootpig.storage.errors import CorruptPart, StoreError, StoreFull
 from bootpig.storage.parts import Marker, Parts
 from bootpig.storage.secrets import mask
 
-WAITS = "waits for the GPU"
+WAITS = "waiting for the GPU"
 
 
 class UnitFailed(RuntimeError):
@@ -31,12 +31,12 @@ class UnitFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What became of one unit, or of a reduce stage's result (unit 0)."""
+    """The outcome of one unit, or of the result of a reduce stage (unit 0)."""
 
     stage: str
     unit: int
     state: Literal["done", "cached", "failed", "pending"]
-    """pending: not now, though nothing is wrong with it."""
+    """pending: the unit cannot be made now, but nothing is wrong with it."""
     message: str = ""
     seconds: float = 0.0
     samples: int = 0
@@ -51,10 +51,10 @@ class UnitWork:
     """Makes one unit of one map stage.
 
     Args:
-        config: of the run.
-        surveyor: knows the stages above and their fingerprints.
+        config: the run's configuration.
+        surveyor: provides the graph and fingerprints.
         stage: the map stage.
-        unit: its number.
+        unit: number of the unit.
     """
 
     def __init__(self, config: PipelineConfig, surveyor: Surveyor, stage: MapStage, unit: int) -> None:
@@ -70,7 +70,7 @@ class UnitWork:
         return Parts(self.root, stage, fingerprint_of(self.identities[stage]))
 
     def note_failure(self, message: str, started: float) -> None:
-        """Remember why the unit was not committed. A store that takes no more is no further failure."""
+        """Record why the unit was not committed. Errors of the store are ignored here."""
         quietly(self.parts.note_failure, self.unit, message)
         quietly(self.parts.log, self.unit, log_record("failed", started, message=message))
 
@@ -95,7 +95,7 @@ class UnitWork:
                 if all(sample.id in kept for sample in batch):
                     results += [kept[sample.id] for sample in batch]
                 else:
-                    # the models are taken for one slice at a time: other threads read, pack and commit their units
+                    # the models are held for one slice only, so that other threads can read, pack and commit meanwhile
                     with loaded(self.stage, self.config, partial(progress, begin, len(samples), WAITS)) as stage:
                         assert isinstance(stage, MapStage)
                         results += slices.process(stage, batch)
@@ -106,8 +106,8 @@ class UnitWork:
             if not is_out_of_memory(error):
                 raise
             raise UnitFailed(
-                f"{self.stage.name} unit {self.unit}: out of memory while its models were loaded; take smaller ones "
-                "or a device with more memory"
+                f"{self.stage.name} unit {self.unit}: out of memory while loading the models; use smaller ones or a "
+                "device with more memory"
             ) from error
         facts: dict[str, Any] = {"usage": context.usage} if context.usage else {}
         if slices.halved:
@@ -117,14 +117,14 @@ class UnitWork:
         return self._commit(samples, results, made_from, started, facts)
 
     def _above(self) -> dict[str, Marker]:
-        """The markers of the units it reads, by stage."""
+        """The markers of the units that it reads, by stage."""
         markers: dict[str, Marker] = {}
         for name in self.upstream:
             marker = None
             with suppress(CorruptPart):
                 marker = self._parts(name).marker(self.unit)
             if marker is None:
-                raise UnitFailed(f"{self.stage.name} unit {self.unit}: its unit of {name} is not complete")
+                raise UnitFailed(f"{self.stage.name} unit {self.unit}: this unit of {name} is not complete")
             markers[name] = marker
         return markers
 
@@ -137,7 +137,7 @@ class UnitWork:
         return marker if marker is not None and marker.input == made_from else None
 
     def _samples(self, above: Mapping[str, Marker], context: SourceContext) -> list[Sample]:
-        """A source's own samples, or the `ok` rows of the first upstream with what the others made of them."""
+        """The samples of a source, or the `ok` samples of the first upstream along with those of the others."""
         if not above:
             return self.stage.draw(self.unit, self.config.indices(self.unit), context)
         first, *others = (self._unpacked(name, marker) for name, marker in above.items())
@@ -155,10 +155,10 @@ class UnitWork:
             return unpack(marker.read(UNPACKED), parts.payload(self.unit, marker))
         except CorruptPart as error:
             parts.discard_payload(self.unit)
-            raise UnitFailed(f"{stage} unit {self.unit}: {error}; run again to make it again") from None
+            raise UnitFailed(f"{stage} unit {self.unit}: {error}; run again to rebuild it") from None
 
     def _kept(self, before: Marker) -> dict[str, Sample]:
-        """The samples of a committed part that a retry need not make again."""
+        """The samples of a committed part that a retry keeps."""
         try:
             made = {sample.id: sample for sample in unpack(before.rows, self.parts.payload(self.unit, before))}
         except CorruptPart:
@@ -177,7 +177,7 @@ class UnitWork:
         started: float,
         facts: Mapping[str, Any],
     ) -> UnitReport:
-        """`facts` go into the unit's log beside the rest."""
+        """Check and commit the results. `facts` are added to the unit's log."""
         _check_results(self.stage, samples, results)
         counts = {status: sum(1 for r in results if r.status == status) for status in ("ok", "rejected", "failed")}
         messages = [{"id": r.id, "reason": r.reason, "message": r.message} for r in results if r.message]
@@ -202,9 +202,9 @@ class UnitWork:
 
 
 def _check_results(stage: MapStage, samples: Sequence[Sample], results: Sequence[Sample]) -> None:
-    """A stage answers for every sample, in order, with reasons it has declared."""
+    """Assert that a stage returned one result per sample, in order, with reasons that it declares."""
     if stage.upstream and [r.id for r in results] != [s.id for s in samples]:
-        raise AssertionError(f"{stage.name}: process() must return one result a sample, in order")
+        raise AssertionError(f"{stage.name}: process() must return one result per sample, in order")
     if len({r.id for r in results}) != len(results):
         raise AssertionError(f"{stage.name}: sample ids repeat")
     for result in results:
@@ -220,11 +220,11 @@ def log_record(event: str, started: float, **more: Any) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or the error's type if it has no message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def quietly(write: Any, *arguments: Any) -> None:
-    """`write(*arguments)`, unless the store fails."""
+    """Call `write(*arguments)` and ignore errors of the store."""
     with suppress(StoreError, OSError):
         write(*arguments)

@@ -1,1 +1,1 @@
-"""evaluate: the DreamBooth protocol."""
+"""The evaluate stage: the DreamBooth protocol on a folder of subjects."""

@@ -1,4 +1,4 @@
-"""The contact sheet: one row per caption, one column per method, captions below."""
+"""Draws the contact sheet of an evaluation: one row per caption, one column per method, captions below."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ INK, PAPER, FAINT = (28, 28, 30), (255, 255, 255), (120, 120, 126)
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One caption and its pictures, one a column."""
+    """A caption and its pictures, one per column."""
 
     caption: str
     pictures: Sequence[Image.Image]
 
 
 def contact_sheet(titles: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
-    """Lay `rows` out in as many blocks side by side as make the sheet about square. RGB."""
+    """Draw the sheet, RGB. Rows are arranged in blocks side by side, so that the sheet is about square.
+
+    Args:
+        titles: the column titles.
+        rows: one picture per title in each.
+    """
     font = ImageFont.load_default(12)
     width = len(titles) * (CELL + GAP) - GAP
     height = CELL + LINE + 2 * GAP
@@ -47,7 +52,7 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[SheetRow]) -> Image.Imag
 
 
 def _cell(picture: Image.Image) -> Image.Image:
-    # A small picture keeps its pixels sharp, a large one is averaged down.
+    # Small pictures are enlarged with sharp pixels, large ones are scaled down smoothly.
     small = max(picture.size) < CELL
     filter = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
     return picture.convert("RGB").resize((CELL, CELL), filter)

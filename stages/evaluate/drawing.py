@@ -18,8 +18,9 @@ from bootpig.stages.picture_files.reader import read_picture
 from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
 
 METHODS = ("text_only", "untrained", "bootpig", "bootpig_no_reference")
-"""What draws. `text_only`: the base model; `untrained`: BootPIG before training; `bootpig_no_reference`: the trained
-base model alone. The trained weights are loaded on the way, so the order matters."""
+"""The methods that are compared. `text_only`: the base model. `untrained`: BootPIG before training. `bootpig`: BootPIG
+after training. `bootpig_no_reference`: the same without references. The order matters, because the trained weights are
+loaded before `bootpig`."""
 
 WITH_REFERENCE = ("untrained", "bootpig")
 
@@ -28,17 +29,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture to draw, by every method from the same noise."""
+    """A picture to draw with every method, from the same noise."""
 
     subject: Subject
     prompt: str
     file: str
-    """Name of the picture in each method's folder; ends with the picture's number among those of its caption."""
+    """File name of the picture in each method's folder. Ends with the picture's number among those of its caption."""
     seed: int
 
 
 def drawings(subjects: Sequence[Subject], images_per_prompt: int, seed: int) -> list[Drawing]:
-    """`images_per_prompt` pictures of each caption of each subject; a picture's seed hangs on nothing else."""
+    """`images_per_prompt` pictures for each caption of each subject. A picture's seed depends only on `seed`, the
+    subject's name, the caption, and the picture's number."""
     return [
         Drawing(
             subject,
@@ -53,13 +55,13 @@ def drawings(subjects: Sequence[Subject], images_per_prompt: int, seed: int) -> 
 
 
 def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tuple[str, list[Image.Image]]]:
-    """Each subject's name and its references as the pipeline takes them: RGB, `side`×`side`.
+    """Each subject's name and its references in the form that the pipeline takes: RGB, `side`×`side`.
 
-    A picture with transparency is cut out and put on white; one without is taken as it is, and said so if it does not
-    stand on white.
+    A picture with transparency is cut out and put on white. One without is used unchanged, with a warning if its
+    background is not white.
 
     Raises:
-        InputError: one is unreadable or unusable.
+        InputError: a picture is unreadable or unusable.
     """
     on_background = []
     for subject in subjects:
@@ -72,8 +74,8 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tupl
         yield subject.name, prepared
     if on_background:
         _LOG.warning(
-            "evaluate.subjects: %d references show a background, which the model was not trained on (%s%s); "
-            "cut the subject out (PNG with transparency)",
+            "evaluate.subjects: %d references have a background, which the model was not trained on (%s%s); "
+            "cut out the subject (PNG with transparency)",
             len(on_background),
             ", ".join(on_background[:3]),
             ", …" if len(on_background) > 3 else "",
@@ -90,7 +92,9 @@ def draw(
 
     Args:
         pipeline: a `BootPIGPipeline`.
-        references: by the subject's name; None: the base alone, with plain classifier-free guidance.
+        rows: the pictures to draw.
+        references: by name of the subject. None: the base model alone, with plain classifier-free guidance.
+        sampling: the sampling settings.
     """
 
     def inputs(batch: Sequence[int]) -> dict[str, Any]:
@@ -100,22 +104,22 @@ def draw(
             "reference_images": None if references is None else [list(references[row.subject.name]) for row in chosen],
         }
 
-    # The first noise has a seed of its own, so that no method's other draws can shift it.
+    # The initial noise has its own seed, so that it does not depend on a method's other draws.
     seeds = [Seeds(row.seed, row.seed ^ 1) for row in rows]
     for drawn in draw_pictures(pipeline, seeds, inputs, sampling, setting="evaluate.batch_size"):
         yield [picture.image for picture in drawn]
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Whether it is of a single colour: what half precision or a safety checker leaves of a failure."""
+    """Whether a picture has a single colour, the result of overflow in half precision or of a safety checker."""
     return bool(np.ptp(np.asarray(picture), axis=(0, 1)).max() == 0)
 
 
 def warn_of_blank(method: str, blank: int, count: int) -> None:
-    """Say how many of a method's pictures are blank."""
+    """Log a warning if any of a method's pictures are blank."""
     if blank:
         _LOG.warning(
-            "evaluate: %d of %d pictures of %s are of a single colour; set evaluate.dtype to float32",
+            "evaluate: %d of %d pictures of %s have a single colour; set evaluate.dtype to float32",
             blank,
             count,
             method,
@@ -130,7 +134,7 @@ def _prepared(path: Path, picture: Image.Image, side: int) -> Image.Image:
 
 
 def _stands_on_white(picture: Image.Image) -> bool:
-    """Whether nine tenths of the frame's outermost pixels are white but for compression noise."""
+    """Whether nine tenths of the outermost pixels are white, up to compression noise."""
     pixels = np.asarray(picture)
     frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return bool((frame.min(axis=1) >= 245).mean() >= 0.9)

@@ -15,13 +15,13 @@ from bootpig.storage.shards import read_shard, write_shard
 
 
 def read_drawn(path: Path) -> Image.Image:
-    """A picture that was written here, RGB."""
+    """Read a picture that was written here, as RGB."""
     with Image.open(path) as opened:
         return opened.convert("RGB")
 
 
 class PictureFiles(Sequence[Image.Image]):
-    """Picture files as a sequence. It holds no picture: each is read whenever it is asked for."""
+    """Picture files as a sequence of pictures. Each picture is read from its file on every access."""
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], Image.Image] = read_drawn) -> None:
         self.paths = paths
@@ -43,22 +43,23 @@ class PictureFiles(Sequence[Image.Image]):
 
 
 class DrawnPictures:
-    """One method's pictures, one per row, as files of a folder.
+    """The pictures of one method, one per row, as files in a folder.
 
-    Each batch of `batch_size` rows is also a piece of the result under way. A batch whose piece is there and whole is
-    unpacked; any other is drawn again from its first row on, because a picture's last bits depend on its batch.
+    Each batch of `batch_size` rows is also stored as a piece of the unfinished result. If the piece of a batch exists
+    and is undamaged, it is unpacked. Otherwise the whole batch is drawn again, because the last bits of a picture
+    depend on its batch.
     """
 
     def __init__(
         self, method: str, folder: Path, rows: Sequence[Drawing], batch_size: int, pieces: Pieces | None
     ) -> None:
-        """`folder` is made. `pieces`: None keeps nothing."""
+        """Unpack the pieces that exist. Creates `folder`. With `pieces` None, no pieces are read or stored."""
         folder.mkdir(parents=True)
         self.method = method
         self.rows = rows
         self.files = PictureFiles([folder / row.file for row in rows])
         self.blank = 0
-        """Pictures of a single colour."""
+        """Number of pictures with a single colour."""
         self._pieces = pieces
         self._batch_size = batch_size
         batches = [self._batch(begin) for begin in range(0, len(rows), batch_size)]
@@ -71,11 +72,11 @@ class DrawnPictures:
         return [self.rows[index] for index in self._missing[self._added :]]
 
     def __len__(self) -> int:
-        """The pictures that are there."""
+        """Number of pictures that exist."""
         return len(self.rows) - len(self._missing) + self._added
 
     def add(self, pictures: Sequence[Image.Image]) -> None:
-        """Write the pictures of the first rows that are missing."""
+        """Write pictures, for the first rows of `missing`."""
         for picture in pictures:
             index = self._missing[self._added]
             picture.save(self.files.paths[index])
@@ -90,7 +91,7 @@ class DrawnPictures:
         return range(begin, min(begin + self._batch_size, len(self.rows)))
 
     def _name(self, index: int) -> str:
-        """Of a picture in its piece; a piece is called as its first picture."""
+        """Name of a picture in its piece. A piece has the name of its first picture."""
         return f"{self.method}-{index:06d}"
 
     def _pack(self, batch: range) -> None:
@@ -99,7 +100,7 @@ class DrawnPictures:
             self._pieces.put(self._name(batch.start), write_shard(members))
 
     def _unpack(self, batch: range) -> bool:
-        """Whether the batch was drawn before; its files and `blank` are then as if it had been drawn now."""
+        """Unpack a batch that was drawn earlier and update `blank`. False if there is no usable piece."""
         data = None if self._pieces is None else self._pieces.get(self._name(batch.start))
         try:
             members = dict(read_shard(data)) if data is not None else {}

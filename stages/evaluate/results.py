@@ -1,4 +1,4 @@
-"""`metrics.json` as a table: the same rows for the terminal and for the report."""
+"""Shows `metrics.json` as a table, with the same rows in the terminal and in the report."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 METHOD_NAMES = {
-    "text_only": ("text only", "the base model, caption alone"),
+    "text_only": ("text only", "the base model, with the caption only"),
     "untrained": ("untrained", "BootPIG before training"),
     "bootpig": ("BootPIG", "trained, with the reference"),
-    "bootpig_no_reference": ("BootPIG, no reference", "trained, caption alone"),
+    "bootpig_no_reference": ("BootPIG, no reference", "trained, with the caption only"),
     "real": ("real pictures", "compared with each other: the ceiling"),
 }
 
 METRIC_NAMES = {
-    "clip_t": ("CLIP-T", "picture against caption"),
-    "clip_i": ("CLIP-I", "picture against the subject's real pictures"),
-    "dino": ("DINO", "the same, by a network that tells individuals apart"),
+    "clip_t": ("CLIP-T", "similarity to the caption"),
+    "clip_i": ("CLIP-I", "similarity to the subject's real pictures"),
+    "dino": ("DINO", "the same, with a network that distinguishes individuals"),
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean and its 95 % interval, and where they lie on the metric's axis, in percent."""
+    """A mean with its 95 % interval, and their positions on the metric's axis in percent."""
 
     mean: float
     low: float
@@ -38,17 +38,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One method."""
+    """One row of the table: a method, or the real pictures."""
 
     method: str
     name: str
     note: str
     cells: tuple[Cell | None, ...]
-    """One a metric, in the order of `METRIC_NAMES`; None where it was not measured."""
+    """One per metric, in the order of `METRIC_NAMES`. None if it was not measured."""
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
-    """The methods of `metrics.json`, every metric on an axis of its own that spans all methods' intervals."""
+    """The rows of `metrics.json`. Each metric has its own axis, which spans the intervals of all methods."""
     columns = {metric: _column(metrics, metric) for metric in METRIC_NAMES}
     rows = []
     for method in metrics["methods"]:
@@ -58,13 +58,13 @@ def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
 
 
 def results_table(metrics: Mapping[str, Any]) -> Table:
-    """The results for a terminal: means with half the width of their 95 % interval, cosines in [-1, 1]."""
+    """The results as a table for the terminal: mean cosines in [-1, 1] ± half the width of their 95 % intervals."""
     gap = metrics.get("gap_closed_dino")
     caption = (
-        f"{metrics['subjects']} subjects, {metrics['images']} pictures a method; ± : 95 %, bootstrap over subjects"
+        f"{metrics['subjects']} subjects, {metrics['images']} pictures per method; ± : 95 %, bootstrap over subjects"
     )
     if gap is not None:
-        caption += f"\nBootPIG closes {gap:.0%} of the way from text only to real pictures (DINO)"
+        caption += f"\nBootPIG closes {gap:.0%} of the gap between text only and real pictures (DINO)"
     table = Table(caption=Text(caption), caption_justify="left")
     table.add_column("method")
     for name, _ in METRIC_NAMES.values():

@@ -1,4 +1,4 @@
-"""CLIP-T, CLIP-I and DINO of drawn pictures, per picture, subject and method."""
+"""Measures CLIP-T, CLIP-I and DINO of drawn pictures, per picture, subject and method."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ from bootpig.stages.picture_files.reader import on_white, read_picture
 
 
 class ImageEmbedder(Protocol):
-    """Pictures to vectors, see `bootpig.models.pretrained.embedders`."""
+    """Maps pictures to vectors, see `bootpig.models.pretrained.embedders`."""
 
     def images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]: ...
 
 
 class TextEmbedder(ImageEmbedder, Protocol):
-    """Captions to vectors in the same space."""
+    """Also maps captions to vectors in the same space."""
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
 @dataclass
 class Scores:
-    """What has been measured so far: per picture and method, and per subject for real pictures."""
+    """The values measured so far: per method and picture, and per subject for real pictures."""
 
     subjects: Sequence[Subject]
     rows: Sequence[Drawing]
     pictures: Mapping[str, Sequence[Image.Image]]
-    """Method → one picture a row; `PictureFiles` of any number take no memory."""
+    """Method → one picture per row. As `PictureFiles`, they are not held in memory."""
 
     def __post_init__(self) -> None:
         self.drawn: dict[str, dict[str, NDArray[np.float64]]] = {method: {} for method in self.pictures}
-        """Method → metric → one value a row."""
+        """Method → metric → one value per row."""
         self.real: dict[str, list[float]] = {}
-        """Metric → one value a subject."""
+        """Metric → one value per subject."""
         self._embedder: ImageEmbedder | None = None
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def _embedded(self, embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
-        """Method → one vector a row. Each picture is read once per embedder."""
+        """Method → one vector per row. Each picture is read once per embedder."""
         if self._embedder is not embedder:
             self._vectors = {method: embedder.images(pictures) for method, pictures in self.pictures.items()}
             self._embedder = embedder
         return self._vectors
 
     def add_likeness(self, metric: str, embedder: ImageEmbedder) -> None:
-        """`clip_i` or `dino`: the mean cosine with all real pictures of the subject; real ones with each other."""
+        """Measure `clip_i` or `dino`: the mean cosine with all real pictures of the subject, and of those with each
+        other."""
         real = {subject.name: embedder.images(_photos(subject.real)) for subject in self.subjects}
         for method, vectors in self._embedded(embedder).items():
             values = [
@@ -66,7 +67,7 @@ class Scores:
         self.real[metric] = [mean_cosine_among(embeddings) for embeddings in real.values()]
 
     def add_fidelity(self, metric: str, embedder: TextEmbedder) -> None:
-        """`clip_t`: the cosine with the caption; of real pictures, with their own caption where it is known."""
+        """Measure `clip_t`: the cosine with the caption. For real pictures, with their own captions if known."""
         captions = embedder.texts([drawing.prompt for drawing in self.rows])
         for method, vectors in self._embedded(embedder).items():
             self.drawn[method][metric] = aligned_cosine(vectors, captions)
@@ -79,7 +80,7 @@ class Scores:
                 self.real[metric].append(float(aligned_cosine(photos, texts).mean()))
 
     def metrics(self, seed: int) -> dict[str, Any]:
-        """The content of `metrics.json`: means over subjects, with bootstrap intervals over subjects."""
+        """The content of `metrics.json`: means over subjects with bootstrap intervals."""
         names = np.array([drawing.subject.name for drawing in self.rows])
         by_subject: dict[str, dict[str, Sequence[float]]] = {
             method: {
@@ -99,7 +100,7 @@ class Scores:
         }
 
     def table(self) -> pa.Table:
-        """`scores.parquet`: a row a method and picture, with caption, seed, file and the three scores."""
+        """The content of `scores.parquet`: one row per method and picture, with caption, seed, file and the scores."""
         return pa.Table.from_pylist(
             [
                 {

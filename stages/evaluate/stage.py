@@ -1,8 +1,8 @@
 """The evaluate stage: the DreamBooth protocol on a folder of subjects that the model was not trained on.
 
-Every method draws the same captions from the same noise. Drawn pictures are compared with the subject's real pictures
-*without* its references (unless every picture is a reference, as in the paper's table): a model that merely copies its
-reference gains nothing from that picture's own background.
+Every method draws the same captions from the same noise. Drawn pictures are compared with the subject's real pictures,
+but *not* with its references (unless every picture is a reference, as in the paper's table). So a model that only
+copies its reference gains nothing from the reference's background.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ if TYPE_CHECKING:
     from bootpig.stages.evaluate.scoring import Scores
 
 SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
-"""The contact sheet's columns behind the reference."""
+"""The contact sheet's columns after the reference."""
 
 SHEET_ROWS = 64
 SHOWN_PROBLEMS = 20
-"""Lines about pictures that cannot be used; of more, their number."""
+"""Maximum number of lines about unusable pictures. For more, their number is shown."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class EvaluateConfig(StageConfig):
-    """How a trained model is measured."""
+    """Settings of the evaluation of a trained model."""
 
     model: ModelName | None = Field(
         default=None,
         json_schema_extra=MODEL,
-        description="The base pipeline, a diffusers folder or a hub id; null: the one that the trained model names.",
+        description="The base pipeline: a diffusers folder or a hub id. null: the base that the trained model names.",
     )
     revision: Revision = None
     clip: ModelName = Field(default="openai/clip-vit-base-patch32", description="A CLIPModel, for clip_t and clip_i.")
@@ -75,22 +75,24 @@ class EvaluateConfig(StageConfig):
     )
     prompts: tuple[str, ...] = Field(
         default=(),
-        description="Captions for subjects that list none in subjects.yaml; {object} stands for the subject's class.",
+        description="Captions for subjects without captions in subjects.yaml. {object} is the subject's class.",
     )
     references: Annotated[int, Field(ge=1, le=16)] | Literal["all"] = Field(
         default=1,
-        description="How many of a subject's pictures, the first by name, are references and kept out of the "
-        "comparison; all: every picture is a reference and is compared with, as in the paper's table.",
+        description="Number of a subject's pictures, the first by name, that are references and not compared with. "
+        "all: every picture is a reference and is also compared with, as in the paper's table.",
     )
-    images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures a caption and method.")
+    images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures per caption and method.")
     scheduler: Scheduler = None
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
-    guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Text guidance, eta_text+im of eq. 4.")
+    guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Text guidance scale, eta_text+im of eq. 4.")
     reference_guidance_scale: float = Field(
-        default=5.0, ge=0, le=100, description="Reference guidance, eta_im of eq. 4."
+        default=5.0, ge=0, le=100, description="Reference guidance scale, eta_im of eq. 4."
     )
     dtype: Dtype = "float32"
-    seed: int = Field(default=0, ge=0, lt=2**62, description="Of the noise and the bootstrap; the data has its own.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**62, description="Seed of the noise and the bootstrap. Independent of the data's seed."
+    )
     batch_size: BatchSize = 16
     device: Device = "auto"
 
@@ -98,12 +100,12 @@ class EvaluateConfig(StageConfig):
     @classmethod
     def _name_the_object(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         if missing := [prompt for prompt in prompts if OBJECT not in prompt]:
-            raise ValueError(f"{missing[0]!r} has no {OBJECT}; write it where the subject's class goes")
+            raise ValueError(f"{missing[0]!r} has no {OBJECT}; insert it in place of the subject's class")
         return prompts
 
 
 class Evaluate(ReduceStage):
-    """Writes `metrics.json`, `scores.parquet`, `contact_sheet.png`, and every picture below `images/<method>/`."""
+    """Writes `metrics.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in `images/<method>/`."""
 
     name = "evaluate"
     version = 1
@@ -127,9 +129,9 @@ class Evaluate(ReduceStage):
         try:
             captions = sum(len(subject.prompts) for subject in self.subjects())
         except InputError:
-            captions = 30 * 25  # the DreamBooth benchmark's
+            captions = 30 * 25  # as in the DreamBooth benchmark
         pictures = captions * self.config.images_per_prompt
-        # Twelve passes per step over the four methods: 2 each without a reference, 3 and the Reference UNet's with one.
+        # Passes per step: 2 without references, 3 and one of the Reference UNet with them; 12 for the four methods.
         unet = sizes.unet_tflop(self.config.model or work.above.base, pixels)
         return Estimate(
             work.above,
@@ -143,11 +145,11 @@ class Evaluate(ReduceStage):
         return resolve("evaluate.subjects", self.config.subjects)
 
     def base(self, model: Path) -> ModelSource:
-        """The base of a trained model: what the config names, else what its `bootpig.json` does.
+        """The base of a trained model: the one named in the config, or else in the model's `bootpig.json`.
 
         Raises:
-            InputError: `bootpig.json` is missing or names none.
-            ModelError: the base is gone.
+            InputError: `bootpig.json` is missing or names no base.
+            ModelError: the base is not found.
         """
         try:
             info = parse_json((model / "bootpig.json").read_text(encoding="utf-8"))
@@ -156,22 +158,22 @@ class Evaluate(ReduceStage):
                 raise TypeError
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
-                f"evaluate: {str(model)!r} is no trained model (bootpig.json is missing or names no base); give the "
-                "folder that train or save_bootpig wrote"
+                f"evaluate: {str(model)!r} is not a trained model (bootpig.json is missing or names no base); give a "
+                "folder written by train or save_bootpig"
             ) from None
         if self.config.model is not None:
             name, revision = self.config.model, self.config.revision
         source = resolve("evaluate.model", name, revision, PIPELINE)
         known = models.get("model") if isinstance(models, dict) else None
         if known is not None and known != source.as_json():
-            _LOG.warning("evaluate.model: %r is not the very base that %s was trained on", name, model)
+            _LOG.warning("evaluate.model: %r is not the base that %s was trained on", name, model)
         return source
 
     def subjects(self) -> list[Subject]:
-        """The folder of subjects. No picture is opened.
+        """Read the folder of subjects. Opens no pictures.
 
         Raises:
-            InputError: it is missing or cannot be used.
+            InputError: the folder is missing or cannot be used.
         """
         folder = local_path(self.config.subjects)
         if folder is None or not folder.is_dir():
@@ -181,7 +183,7 @@ class Evaluate(ReduceStage):
         return read_subjects(folder, self.config.prompts, self.config.references)
 
     def check_ready(self) -> None:
-        """Decode every picture: a damaged one is found before training, not after it."""
+        """Decode every picture, so that damaged ones are found before training, not after it."""
         self._decodable_subjects()
 
     def _decodable_subjects(self) -> list[Subject]:
@@ -193,7 +195,7 @@ class Evaluate(ReduceStage):
         return subjects
 
     def setup(self) -> None:
-        import torch  # noqa: F401 - the engine pins the threads of a torch that is imported
+        import torch  # noqa: F401 - the engine sets torch's number of threads only if torch is imported
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
@@ -202,17 +204,21 @@ class Evaluate(ReduceStage):
     def measure(
         self, model: Path, workdir: Path, progress: Progress, checkpoints: Checkpoints | None = None
     ) -> dict[str, Any]:
-        """Measure a trained model into `workdir`. Memory does not grow with the number of pictures.
+        """Evaluate a trained model and write the results to `workdir`. Memory use is independent of the number of
+        pictures.
 
         Args:
-            model: a folder of `BootPIGPipeline.save_bootpig`.
-            checkpoints: where drawn pictures are kept, so that after a kill they are not drawn again; None: nowhere.
+            model: a folder written by `BootPIGPipeline.save_bootpig`.
+            workdir: an empty folder.
+            progress: progress callback.
+            checkpoints: stores drawn pictures, so that they are not drawn again if the process is killed. None: not
+                stored.
 
         Returns:
-            What stands in `metrics.json`.
+            The content of `metrics.json`.
 
         Raises:
-            InputError, ModelError: the subjects, the trained weights or one of the models cannot be used.
+            InputError, ModelError: the subjects, the trained weights or a model cannot be used.
         """
         import torch
 
@@ -247,7 +253,7 @@ class Evaluate(ReduceStage):
         return metrics
 
     def _key(self, base: ModelSource, rows: Sequence[Drawing], device: torch.device) -> str:
-        """Digest of what changes pictures. The trained model and the subjects are part of the fingerprint."""
+        """Digest of what changes the pictures, besides the trained model and subjects, which the fingerprint has."""
         import torch
 
         return digest(
@@ -273,7 +279,7 @@ class Evaluate(ReduceStage):
         pieces: Pieces | None,
         progress: Progress,
     ) -> tuple[dict[str, PictureFiles], dict[str, PictureFiles]]:
-        """The prepared references by subject, and every method's pictures, one a row; all are files in `folder`."""
+        """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
         from bootpig.models.pipelines.bases import load_base
         from bootpig.models.pretrained.painters import set_scheduler
@@ -320,7 +326,7 @@ class Evaluate(ReduceStage):
 
 
 def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles], metrics: Mapping[str, Any]) -> None:
-    """What stands beside the pictures."""
+    """Write the contact sheet, the scores and the metrics."""
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -329,7 +335,7 @@ def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles]
 
     images = workdir / "images"
     firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
-    # Spread over the subjects where there are more captions than a sheet can hold.
+    # If there are more captions than fit on a sheet, show some that are spread over the subjects.
     shown = [firsts[int(i)] for i in np.linspace(0, len(firsts) - 1, min(len(firsts), SHEET_ROWS))]
     sheet = contact_sheet(
         ("reference", *SHEET.values()),

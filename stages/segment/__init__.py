@@ -1,1 +1,1 @@
-"""segment: the subject's mask."""
+"""The segment stage: makes the subject's mask."""

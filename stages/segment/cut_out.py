@@ -14,17 +14,18 @@ from bootpig.stages.segment.stage import Segment, SegmentConfig
 def cut_out(
     pictures: Sequence[Image.Image], names: Sequence[str], phrase: str, config: SegmentConfig
 ) -> list[Image.Image]:
-    """RGBA pictures, transparent but for the subject.
+    """Cut the subject out of each picture. Returns RGBA pictures that are transparent except for the subject.
 
     Args:
-        pictures: RGB.
-        names: of the pictures, for messages.
-        phrase: what the subject is: "a mug".
-        config: a photo's subject may touch the frame and be of any size, whatever it says of border and area.
+        pictures: RGB pictures.
+        names: names of the pictures, for messages.
+        phrase: names the subject, such as "a mug".
+        config: models and filters. Its border and area filters are ignored: in a photo, the subject may touch the frame
+            and have any size.
 
     Raises:
         InputError: the detector or SAM finds no subject in a picture.
-        ModelError: one of the models cannot be used.
+        ModelError: a model cannot be used.
     """
     stage = Segment(config.model_copy(update={"border": 0.0, "min_area": 0.0, "max_area": 1.0}), seed=0)
     stage.setup()

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 _TFLOP = {"vit_b": 1.4, "vit_l": 3.4, "vit_h": 6.4, "vit_toy": 0.001}
-"""SAM's and the detector's (0.4 of an OWL-ViT) per picture, in 10^12 operations."""
+"""10^12 operations per picture of SAM and the detector together. The detector's part is 0.4, as for OWL-ViT."""
 
 _EDGES = ndimage.generate_binary_structure(2, 1)
 _EDGES_AND_CORNERS = ndimage.generate_binary_structure(2, 2)
 
 
 class SegmentConfig(StageConfig):
-    """The two models and the filters. Shares are of the picture's area, the border's of its side."""
+    """The two models and the filters. Areas are fractions of the picture's area, the border is one of its side."""
 
     detector: ModelName = Field(
         description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO): a local folder or a hub id."
@@ -37,39 +37,45 @@ class SegmentConfig(StageConfig):
     detector_revision: Revision = None
     sam: ModelName = Field(
         description="A segment-anything checkpoint, .safetensors or .pth: a local file, or an http(s) URL, which is "
-        "downloaded once into ~/.cache/bootpig."
+        "downloaded once to ~/.cache/bootpig."
     )
     sam_sha256: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{64}$",
         json_schema_extra=MODEL,
-        description="Of that checkpoint, 64 hex digits. A URL needs it; a local file is checked against it.",
+        description="sha256 of that checkpoint, 64 hex digits. Required for a URL, optional for a local file.",
     )
     sam_type: Literal["vit_b", "vit_l", "vit_h", "vit_toy"] = Field(
-        default="vit_h", description="The architecture of that checkpoint."
+        default="vit_h", description="Architecture of that checkpoint."
     )
-    query: str = Field(default="{object}", description="What the detector is asked; {object} is the object phrase.")
+    query: str = Field(default="{object}", description="The detector's query. {object} is the object phrase.")
     detection_threshold: float = Field(
-        default=0.05, ge=0, lt=1, description="Boxes that score no higher are none at all: no_detection."
+        default=0.05, ge=0, lt=1, description="Boxes must score above it. If none does: no_detection."
     )
-    min_score: float = Field(default=0.2, ge=0, le=1, description="Score of the best box, else low_score.")
+    min_score: float = Field(default=0.2, ge=0, le=1, description="Minimum score of the best box, else low_score.")
     min_sam_iou: float = Field(
-        default=0.85, ge=0, le=1, description="Mask quality (IoU) that SAM predicts, else low_sam_quality."
+        default=0.85, ge=0, le=1, description="Minimum mask quality (IoU) predicted by SAM, else low_sam_quality."
     )
     border: float = Field(
         default=25 / 512,
         ge=0,
         lt=0.5,
-        description="Width of the border, a share of the side, that a mask must not touch, else touches_border. "
-        "25/512 as in BootPIG, section 3.3; 0: off.",
+        description="Width of the border that a mask must not touch, as a fraction of the side, else touches_border. "
+        "25/512 as in BootPIG, section 3.3. 0 disables the check.",
     )
-    min_area: float = Field(default=0.02, ge=0, le=1, description="Least share of the mask, else too_small.")
-    max_area: float = Field(default=0.8, ge=0, le=1, description="Greatest share of the mask, else too_large.")
+    min_area: float = Field(default=0.02, ge=0, le=1, description="Minimum area of the mask, else too_small.")
+    max_area: float = Field(default=0.8, ge=0, le=1, description="Maximum area of the mask, else too_large.")
     max_island: float = Field(
-        default=0.05, ge=0, lt=1, description="Pieces up to this share of the largest one are dropped. 0: none."
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Pieces of the mask up to this fraction of the largest piece are removed. 0: none.",
     )
     max_hole: float = Field(
-        default=0.01, ge=0, lt=1, description="Holes up to this share of the mask's largest piece are filled. 0: none."
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Holes up to this fraction of the mask's largest piece are filled. 0: none.",
     )
     dtype: Dtype = "float32"
     device: Device = "auto"
@@ -79,7 +85,7 @@ class SegmentConfig(StageConfig):
     @classmethod
     def _query_names_the_object(cls, query: str) -> str:
         if "{object}" not in query:
-            raise ValueError(f"{query!r} has no {{object}}; write it where the object phrase goes")
+            raise ValueError(f"{query!r} has no {{object}}; insert it in place of the object phrase")
         return query
 
     @model_validator(mode="after")
@@ -89,25 +95,25 @@ class SegmentConfig(StageConfig):
         if self.detection_threshold > self.min_score:
             raise ValueError(
                 f"detection_threshold {self.detection_threshold} is above min_score {self.min_score}, "
-                "which would never act; lower it"
+                "which would have no effect; lower it"
             )
         return self
 
 
 class Segment(MapStage):
-    """Target → the very same `<id>.png` and the subject's mask beside it, `<id>.mask.json`, as run lengths."""
+    """Target → the unchanged `<id>.png`, and the subject's mask `<id>.mask.json` as run lengths."""
 
     name = "segment"
-    version = 4  # 1: the mask was the alpha of a picture that was encoded anew; 2 and 3: a PNG
+    version = 4  # 1: the mask was the alpha channel of a re-encoded picture; 2 and 3: a PNG
     upstream = ("synthesize",)
     config_class = SegmentConfig
     config: SegmentConfig
     columns: ClassVar[pa.Schema] = pa.schema(
         [
-            ("score", pa.float32()),  # the detector's
-            ("box", pa.list_(pa.float32())),  # the detector's, xyxy pixels
+            ("score", pa.float32()),  # from the detector
+            ("box", pa.list_(pa.float32())),  # from the detector, xyxy in pixels
             ("sam_iou", pa.float32()),  # predicted by SAM
-            ("area", pa.float32()),  # of the cleaned mask, share of the picture
+            ("area", pa.float32()),  # of the cleaned mask, as a fraction of the picture
         ]
     )
     reasons: ClassVar[Mapping[str, str]] = {
@@ -115,7 +121,7 @@ class Segment(MapStage):
         "low_score": "the best box scores below min_score",
         "no_mask": "SAM's mask is empty",
         "low_sam_quality": "SAM predicts an IoU below min_sam_iou for its mask",
-        "touches_border": "the mask reaches into the border, so the subject is probably cut off",
+        "touches_border": "the mask touches the border, so the subject is probably cut off",
         "too_small": "the mask covers less than min_area",
         "too_large": "the mask covers more than max_area",
     }
@@ -138,7 +144,7 @@ class Segment(MapStage):
         return Estimate(
             work.above,
             tflop=work.samples * _TFLOP[self.config.sam_type],
-            stored_bytes=work.samples * PNG_BYTES * work.above.pixels,  # a mask is next to nothing
+            stored_bytes=work.samples * PNG_BYTES * work.above.pixels,  # the size of masks is negligible
         )
 
     def setup(self) -> None:
@@ -182,7 +188,7 @@ class Segment(MapStage):
         facts = {**found, "sam_iou": iou, "area": area}
         if not area:
             return sample.rejected("no_mask", **facts)
-        if not iou >= self.config.min_sam_iou:  # a NaN is no quality either
+        if not iou >= self.config.min_sam_iou:  # also rejects NaN
             return sample.rejected("low_sam_quality", **facts)
         if touches_border(mask, self.config.border):
             return sample.rejected("touches_border", **facts)
@@ -194,12 +200,13 @@ class Segment(MapStage):
 
 
 def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarray:
-    """Drop small islands, then fill small holes. Pieces hang together by edges or corners, holes by edges only.
+    """Remove small islands, then fill small holes. Pieces are connected by edges or corners, holes only by edges.
 
     Args:
         mask: HW bool.
-        max_island: pieces up to this share of the largest piece go.
-        max_hole: enclosed holes up to this share of the largest piece are filled; larger ones, a mug's handle, stay.
+        max_island: pieces up to this fraction of the largest piece are removed.
+        max_hole: enclosed holes up to this fraction of the largest piece are filled. Larger ones, such as the hole in
+            the handle of a mug, are kept.
 
     Returns:
         HW bool.
@@ -209,7 +216,7 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
         return mask
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     height, width = mask[box].shape
-    subject = np.zeros((height + 2, width + 2), bool)  # the ring joins all that is background
+    subject = np.zeros((height + 2, width + 2), bool)  # with a ring that connects the background
     subject[1:-1, 1:-1] = mask[box]
     pieces, count = ndimage.label(subject, _EDGES_AND_CORNERS)
     largest = np.count_nonzero(subject)
@@ -230,10 +237,13 @@ def clean_mask(mask: np.ndarray, max_island: float, max_hole: float) -> np.ndarr
 
 
 def euler_number(mask: np.ndarray) -> int:
-    """Pieces less holes, as `clean_mask` has them, of a HW bool `mask` within a ring of False.
+    """The number of pieces minus the number of holes, connected as in `clean_mask`.
 
-    Euler's formula over the closed squares of its pixels: faces less edges plus corners, which tells in a third of the
-    time of labelling, with 512 pixels in an eighth, that there is no hole.
+    By Euler's formula over the closed squares of the pixels: faces minus edges plus corners. To find that there are no
+    holes, this takes a third of the time of labelling, and an eighth at 512 pixels.
+
+    Args:
+        mask: HW bool, surrounded by a ring of False.
     """
     edges = mask[1:] | mask[:-1], mask[:, 1:] | mask[:, :-1]
     corners = edges[0][:, 1:] | edges[0][:, :-1]
@@ -241,7 +251,7 @@ def euler_number(mask: np.ndarray) -> int:
 
 
 def touches_border(mask: np.ndarray, border: float) -> bool:
-    """Whether a HW bool `mask` reaches into the outer `border` (a share of each side, rounded up to whole pixels)."""
+    """Whether a HW bool `mask` touches the outer `border`, a fraction of each side, rounded up to whole pixels."""
     rows, columns = (math.ceil(border * side) for side in mask.shape)
     inner = mask[rows : mask.shape[0] - rows, columns : mask.shape[1] - columns]
     return int(np.count_nonzero(inner)) < int(np.count_nonzero(mask))

@@ -1,4 +1,4 @@
-"""Draws sample pictures from a model during its training."""
+"""Draws sample pictures from a model during training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TEXTS = {
     "pooled_prompt_embeds": "pooled_prompt_embeds",
     "pooled_reference_prompt_embeds": "reference_pooled_prompt_embeds",
 }
-"""A sample's tensor and the pipeline's argument; the last two are SDXL's."""
+"""Tensor of a sample → argument of the pipeline. The last two are for SDXL."""
 
 
 class SampleGrid:
-    """Draws the same few training samples each time, to watch a model learn. One row per sample: reference | target |
-    generated.
+    """Draws the same few training samples each time, to show the progress of training. One row per sample:
+    reference | target | generated.
 
-    The `BootPIGPipeline` shares its UNets with the model under training; nothing of the training's state is touched.
+    The `BootPIGPipeline` shares its UNets with the model in training. The state of training does not change.
     """
 
     ROWS: ClassVar[int] = 4
@@ -44,7 +44,7 @@ class SampleGrid:
 
     @torch.no_grad()
     def __call__(self) -> Image.Image:
-        """An RGB picture of `ROWS` rows of three."""
+        """Draw the grid: an RGB picture of `ROWS` rows with three pictures each."""
         pipeline = self.pipeline
         training = pipeline.unet.training
         with self._on(pipeline.unet.device):
@@ -64,7 +64,7 @@ class SampleGrid:
 
     @contextmanager
     def _on(self, device: torch.device) -> Iterator[None]:
-        """Have the parts that only sampling needs on `device` until the block ends."""
+        """A context in which the components that only sampling needs are on `device`."""
         names = [name for name in ("vae", "text_encoder", "text_encoder_2") if name in self.pipeline.components]
         parts = [self.pipeline.components[name] for name in names]
         before = [part.device for part in parts]

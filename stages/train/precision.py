@@ -1,4 +1,4 @@
-"""Stores frozen weights in bfloat16 while a training runs under bfloat16 autocast."""
+"""Keeps frozen weights in bfloat16 during training with bfloat16 autocast."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
-"""What autocast computes in bfloat16."""
+"""The layers that autocast computes in bfloat16."""
 
 
 class FrozenInBfloat16:
-    """The frozen weights of a model's linear and convolution layers in bfloat16: half the memory, the same results.
+    """Converts the frozen weights of a model's linear and convolution layers to bfloat16. Halves their memory; results
+    are the same, because autocast makes the same conversion at each use.
 
-    Autocast makes the same copy of them at each use. Norms and the first layer keep their dtype: autocast computes
-    norms in float32, and diffusers takes the dtype of a whole model, and of the latents it samples, from its first
-    parameter.
+    Norms and the first parameter keep their dtype: autocast computes norms in float32, and diffusers takes the dtype of
+    a whole model, and of the latents that it samples, from the first parameter.
     """
 
     def __init__(self, *models: nn.Module) -> None:
@@ -31,7 +31,7 @@ class FrozenInBfloat16:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
     def restore(self) -> None:
-        """Give back the original weights, bit for bit, on the device where the model is."""
+        """Restore the original weights bit for bit, on the model's current device."""
         for parameter, original in self._originals:
             parameter.data = original.to(parameter.device)
         self._originals.clear()

@@ -12,10 +12,10 @@ from bootpig.stages.engine.contract import Checkpoints
 
 
 class Uploads:
-    """Writes checkpoints to a local folder at once, and uploads them one at a time in a thread.
+    """Writes checkpoints to a local folder and uploads them one at a time in a background thread.
 
-    Only the process that saves waits, and only for the upload before: a rank that waited in a collective for gigabytes
-    to arrive would end by its time-out. Leaving the block waits for the last upload.
+    Only the process that saves waits, and only for the previous upload. If other ranks waited for it in a collective,
+    they could reach the timeout. Leaving the context waits for the last upload.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -28,14 +28,14 @@ class Uploads:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
-        if kind is None:  # else the error under way tells more than that of an upload
+        if kind is None:  # otherwise the current exception matters more than that of an upload
             self.wait()
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Have `write` fill a local folder, and begin to upload it.
+        """Let `write` fill a local folder, then start its upload.
 
         Raises:
-            StoreError: the upload before failed.
+            StoreError: the previous upload failed.
         """
         folder = TemporaryDirectory(prefix="bootpig-")
         try:
@@ -51,7 +51,7 @@ class Uploads:
             self.checkpoints.save(step, Path(folder.name))
 
     def wait(self) -> None:
-        """Wait for the upload that is under way. Raises what it raised."""
+        """Wait for the current upload. Raises its exception, if any."""
         running, self._running = self._running, None
         if running is not None:
             running.result()

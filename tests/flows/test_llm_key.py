@@ -109,7 +109,7 @@ def test_a_wrong_key_ends_the_run_with_one_line(prefect_api: str, url: str, tmp_
     assert run.returncode == 2
     assert run.stderr == (
         f"caption.openai.api_key_env: '{VARIABLE}' → unauthorized: {url} refuses the key (401); "
-        f"export a valid one in {VARIABLE}\n"
+        f"export a valid key in {VARIABLE}\n"
     )
     assert "sk-wrong" not in run.stdout
     assert holding("sk-wrong-0123456789", tmp_path, database()) == []

@@ -80,7 +80,7 @@ def test_a_killed_worker_process_costs_units_and_not_the_run(
     assert first.wait(300) == 1
     said = first.log.read_text()
     assert "Traceback" not in said
-    assert "units failed" in said and "the worker that made it is gone" in said
+    assert "units failed" in said and "its worker process died" in said
     assert first.left() == []
 
     second = Command(arguments(store, "processes"), tmp_path / "second", environment)

@@ -54,8 +54,8 @@ def test_every_encoding_at_every_place(read: Callable[[Path], list[str]], name: 
 BAD = {
     "latin-1": (f"{ONE}\n{ONE}\n".encode("latin-1"), "line 1 → is not UTF-8"),
     "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00", "line 1 → is not UTF-8"),
-    "utf-16 without a mark": ("A photo of a mug, here\n".encode("utf-16-le"), "line 1 → is no text"),
-    "a nul": (b"A photo of a mug, here\nA photo of a\0 mug, there\n", "line 2 → is no text"),
+    "utf-16 without a mark": ("A photo of a mug, here\n".encode("utf-16-le"), "line 1 → is not text"),
+    "a nul": (b"A photo of a mug, here\nA photo of a\0 mug, there\n", "line 2 → is not text"),
 }
 
 

@@ -72,7 +72,7 @@ def test_the_batch_is_halved_when_memory_runs_out(
     memory_for(2, monkeypatch, calls=2)
     drawn = draw(pipeline, seeds, progress=lambda done, total, text: steps.append((done, total)))
     assert len(drawn) == 6 and all(map(equal, drawn, expected))
-    assert "going on with 2 at once (batch_size)" in caplog.text
+    assert "continuing with batches of 2 (batch_size)" in caplog.text
     assert steps == sorted(steps) and steps[0] == (4, 18) and steps[-1] == (18, 18)
 
 

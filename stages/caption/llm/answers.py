@@ -1,4 +1,4 @@
-"""Parses an LLM's answer into captions, or a fault with a code. The text is untrusted, and parsing never raises."""
+"""Parses an LLM's answer into captions, or into a fault code. The text is untrusted, and parsing never raises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAULTS = {
     "refusal": "the model refused to answer",
     "content_filter": "the endpoint's content filter blocked the answer",
     "truncated": "the answer reached its length limit before it had all captions",
-    "invalid_json": "the answer is not the JSON that was asked for",
+    "invalid_json": "the answer is not the requested JSON",
     "empty": "the answer contains no captions",
     "short": "the answers contained fewer captions than requested",
 }
@@ -41,7 +41,7 @@ NATURAL_ENDS = {
     "finished",
     "done",
 }
-"""Values of `finish_reason`, in small letters, after which an answer is whole. Every other value cuts it."""
+"""Lower-case values of `finish_reason` of complete answers. With any other value, the answer was cut off."""
 
 WITHHELD = {
     "content_filter",
@@ -53,12 +53,12 @@ WITHHELD = {
     "image_safety",
     "guardrail",
 }
-"""Values of `finish_reason`, in small letters, of answers that a filter withheld."""
+"""Lower-case values of `finish_reason` of answers that a filter withheld."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The content of one answer. `fault` is the code for why captions are missing; empty if none are."""
+    """The content of one answer. `fault` is the code of the reason why captions are missing, empty if none are."""
 
     captions: tuple[str, ...] = ()
     fault: str = ""
@@ -71,14 +71,14 @@ class Choice:
 
     text: str
     finish: str
-    """In small letters; empty if the endpoint does not say."""
+    """`finish_reason` in lower case, empty if there is none."""
     refusal: str = ""
     reasons: bool = False
-    """The model gave its reasoning in a field of its own."""
+    """Whether the model's reasoning is in a separate field."""
 
 
 def completion(body: str) -> Choice | None:
-    """The answer in the body of a chat completion, also of a streamed one; None if it holds no choice."""
+    """The first choice in the body of a chat completion, which may be streamed. None if it contains no choice."""
     try:
         data = parse_json(body)
     except ValueError:
@@ -99,7 +99,7 @@ def completion(body: str) -> Choice | None:
 
 
 def _joined(body: str) -> Any:
-    """A streamed completion, `data: {…}` lines, as if it had come at once; None if it is none."""
+    """Join a streamed completion (`data: {…}` lines) into an ordinary one. None if it is not one."""
     text, reasoning, finish = "", "", None
     for line in body.splitlines():
         name, _, value = line.partition(":")
@@ -115,7 +115,7 @@ def _joined(body: str) -> Any:
             continue
     if not (text or reasoning or finish):
         return None
-    # a stream that ends without a reason was cut off
+    # a stream without a finish_reason was cut off
     return {"choices": [{"message": {"content": text, "reasoning": reasoning}, "finish_reason": finish or "cut"}]}
 
 
@@ -123,13 +123,13 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
     """Parse the body of a chat completion.
 
     Args:
-        body: as it came.
-        asked: captions that were asked for; more than these are left out.
-        lines_too: captions in lines and lists are as good as JSON.
+        body: the unchanged body.
+        asked: number of requested captions. Captions beyond it are left out.
+        lines_too: also accept captions in lines and lists, not only in JSON.
     """
     choice = completion(body)
     if choice is None:
-        return _fault("invalid_json", f"no chat completion: {_quoted(body)}")
+        return _fault("invalid_json", f"not a chat completion: {_quoted(body)}")
     if choice.refusal:
         return _fault("refusal", f"the model refused: {_quoted(choice.refusal)}")
     if choice.finish in WITHHELD:
@@ -139,14 +139,14 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
     if not text.strip() and (only_thoughts or choice.reasons):
         return _fault(
             "truncated" if cut else "empty",
-            "the answer holds reasoning only; raise max_tokens in caption.openai.extra_body, or turn reasoning off "
+            "the answer contains only reasoning; raise max_tokens in caption.openai.extra_body, or turn reasoning off "
             "there (reasoning_effort, or chat_template_kwargs: {enable_thinking: false})",
         )
     captions = captions_in(text, cut=cut, lines_too=lines_too)
     if cut:
         shown = (
             f"cut off after {len(captions or ())} of {asked} captions (finish_reason {one_line(choice.finish, 40)}); "
-            "ask for fewer, or raise its limit in extra_body"
+            "lower captions_per_request, or raise the answer's token limit in extra_body"
         )
         return _fault("truncated", shown, captions or (), asked)
     if captions is None:
@@ -163,7 +163,7 @@ def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int =
 
 
 def _text(content: Any) -> str:
-    """The content of a message; some endpoints split it into parts."""
+    """The text of a message's content, which some endpoints split into parts."""
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         return "".join(part for part in parts if isinstance(part, str))

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible endpoint: retries, and every fault as a code and one line."""
+"""Sends one request to an OpenAI-compatible endpoint, with retries. Every failure has a code and a one-line message."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from bootpig.storage.retry import backoff, retrying
 from bootpig.storage.secrets import mask
 
 LONGEST_WAIT = 3600.0
-"""Seconds: a Retry-After above it is not waited for."""
+"""Seconds. A request with a longer Retry-After is not retried."""
 
 TOLD_WAIT = 5.0
-"""Seconds: a longer pause is shown."""
+"""Seconds. Longer pauses are shown to the user."""
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class LLMClient:
     """A client of one endpoint.
 
     Raises:
-        InputError: the variable that should hold the key is not set.
+        InputError: the environment variable for the key is not set.
     """
 
     def __init__(self, config: OpenAIConfig) -> None:
@@ -47,8 +47,8 @@ class LLMClient:
         key = config.key()
         self._stopped = threading.Event()
         self._waiting = (0.0, 0.0)
-        """Until when, by the monotonic clock, and how long the longest pause is."""
-        # the client's own retries do not wait out a Retry-After above two minutes, and cannot be stopped
+        """End of the current pause on the monotonic clock, and its length, in seconds."""
+        # the client's own retries ignore a Retry-After above two minutes and cannot be stopped
         self.api = openai.OpenAI(
             api_key=key or "none",
             base_url=config.base_url,
@@ -57,15 +57,16 @@ class LLMClient:
         )
 
     def stop(self) -> None:
-        """No further tries: who waits for one gives up."""
+        """Stop retrying. Requests that wait for a retry fail."""
         self._stopped.set()
 
     def ask(self, request: dict[str, Any]) -> tuple[str, int]:
-        """A chat completion: its body as it came, but for the key, and how many tries there were before.
+        """Request a chat completion. Returns the unchanged body, in which only the key is masked, and the number of
+        retries.
 
         Raises:
             Fault: there was no answer.
-            SchemaRefused: the endpoint takes no `response_format`, or something else in the request.
+            SchemaRefused: the endpoint does not accept `response_format`, or something else in the request.
             InputError: the key, the model, the address or the request cannot be used.
         """
         api = self.api.chat.completions.with_raw_response
@@ -80,7 +81,7 @@ class LLMClient:
         return mask(body), retries
 
     def call(self, request: Callable[[], T], *, schema: bool = False) -> tuple[T, int]:
-        """`request()`, with retries of what passes: (result, tries before). Raises as `ask`."""
+        """Call `request()`, retrying transient errors. Returns (result, number of retries). Raises like `ask`."""
         tries = self.config.max_retries + 1
         again = retrying(_is_transient, attempts=tries, pause=_Pause(self._waits), stopped=self._stopped)
         try:
@@ -89,7 +90,7 @@ class LLMClient:
             raise self._explained(error, again.statistics["attempt_number"], schema) from None
 
     def wait(self) -> str:
-        """What is waited for, in words, while a pause is long enough to be told; else empty."""
+        """A text about the current pause if it is long enough to be shown, else empty."""
         until, seconds = self._waiting
         left = until - time.monotonic()
         return f"the endpoint asks to wait {seconds:.0f} s, {left:.0f} s left" if left > 0 else ""
@@ -115,7 +116,7 @@ class LLMClient:
         if status in (401, 403):
             code = "unauthorized" if status == 401 else "forbidden"
             name = self.config.api_key_env
-            mend = f"export a valid one in {name}" if name else "name the variable that holds one"
+            mend = f"export a valid key in {name}" if name else "set it to the name of a variable that holds a key"
             return InputError(
                 f"caption.openai.api_key_env: {name!r} → {code}: {url} refuses the key ({status}); {mend}"
             )
@@ -140,39 +141,39 @@ class LLMClient:
         url, said = self.config.base_url, one_line(mask(error.body), 120)
         if error.status is not None:
             code = "rate_limited" if error.status == 429 else "server_error"
-            return Fault(code, f"{url} answers 200 with an error {error.status} in it ({tried}): {said}")
+            return Fault(code, f"{url} answers 200 with an error {error.status} in the body ({tried}): {said}")
         if error.is_empty:
             return Fault("content_filter", f"{url} answers without a choice: {said}")
         return InputError(
-            f"caption.openai.base_url: {url!r} → what answers there is no chat completion: {said!r}; give the address "
-            "of an OpenAI-compatible endpoint, which usually ends in /v1"
+            f"caption.openai.base_url: {url!r} → its answer is not a chat completion: {said!r}; give the address of an "
+            "OpenAI-compatible endpoint, which usually ends in /v1"
         )
 
     def _models(self) -> str:
-        """What to do about a model that is not there, by the endpoint's own list."""
+        """Advice for a model that the endpoint does not have, from its own list of models."""
         try:
             names = [model.id for model in self.api.models.list()]
         except openai.OpenAIError:
-            return "name one that it serves, and see that base_url ends in /v1"
+            return "name a model that it serves, and check that base_url ends in /v1"
         near = difflib.get_close_matches(self.config.model, names, n=3, cutoff=0.4) or names[:5]
-        return f"it serves {', '.join(one_line(name, 60) for name in near)}" if near else "it serves none"
+        return f"it serves {', '.join(one_line(name, 60) for name in near)}" if near else "it serves no models"
 
 
 def _arguments(request: dict[str, Any]) -> dict[str, Any]:
-    """The client's own arguments by name; what it may not know goes in as `extra_body`."""
+    """The arguments for openai's client. Fields that it may not know are passed in `extra_body`."""
     own = {"messages", "model", "response_format", "temperature"}
     known = {name: value for name, value in request.items() if name in own}
     return known | {"extra_body": {name: value for name, value in request.items() if name not in own}}
 
 
 class NoCompletion(Exception):
-    """A 200 whose body is no chat completion: an error, a gateway's page, another service."""
+    """A response with status 200 whose body is not a chat completion: an error, a gateway's page, another service."""
 
     def __init__(self, body: str) -> None:
         super().__init__("no chat completion")
         self.body = body
         self.status = _status_within(body)
-        """The status of an error that passes, as far as the body tells."""
+        """The status of a transient error, if the body contains one."""
         self.is_empty = _has_no_choice(body)
         """A chat completion with an empty list of choices."""
 
@@ -183,7 +184,7 @@ _PAGE = re.compile(r"<(?:title|h1)>[^<]*\b(429|5\d\d)\b", re.IGNORECASE)
 
 
 def _status_within(body: str) -> int | None:
-    """429 or 5xx, where a body says so in a field or, as a page, in its title."""
+    """429 or 5xx if a JSON body says so in a field, or an HTML page in its title. Else None."""
     try:
         data = parse_json(body)
     except ValueError:
@@ -209,21 +210,21 @@ def _has_no_choice(body: str) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether the same request may be answered later, and not so late that nobody waits for it."""
+    """Whether the same request may succeed later, after a wait of at most `LONGEST_WAIT`."""
     if isinstance(error, NoCompletion):
         return error.status is not None
     if not isinstance(error, openai.APIStatusError):
         return isinstance(error, openai.APIConnectionError)
     if error.code == "insufficient_quota":
         return False
-    # 409: a lock that the endpoint could not get in time, for which openai's own client tries again too
+    # 409: the endpoint could not get a lock in time; openai's own client retries it too
     return (is_transient_status(error.status_code) or error.status_code == 409) and (
         (_asked_wait(error) or 0) <= LONGEST_WAIT
     )
 
 
 class _Pause(wait_base):
-    """What Retry-After asks for, or a little more; where there is none, as everywhere."""
+    """Pauses for the time in Retry-After or slightly longer. Without that header, uses the common backoff."""
 
     def __init__(self, told: Callable[[float], None]) -> None:
         """`told`: called with the seconds of each pause."""
@@ -239,12 +240,12 @@ class _Pause(wait_base):
 
 
 def _asked_wait(error: BaseException | None) -> float | None:
-    """Seconds that an answer asks to wait."""
+    """The seconds that a response asks to wait, None if it does not."""
     return _retry_after(error.response.headers.get("retry-after")) if isinstance(error, openai.APIStatusError) else None
 
 
 def _retry_after(value: str | None) -> float | None:
-    """The header's seconds, or those until its date; None where it asks for no wait, or for one that is over."""
+    """The seconds in a Retry-After header, or until its date. None if there is no header or no time left to wait."""
     if value is None:
         return None
     try:
@@ -258,7 +259,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _message(error: openai.APIError) -> str:
-    """What the endpoint itself says."""
+    """The endpoint's own error message."""
     body = error.body
     if isinstance(body, dict) and isinstance(body.get("message"), str):
         return str(body["message"])

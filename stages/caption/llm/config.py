@@ -20,118 +20,123 @@ PROMPT = (
     "'A photo of a' and the first comma, and nothing else does. Let objects, positions and scenes differ from one "
     "caption to the next. An example: A photo of a faded Polaroid camera, lying on a sun-warmed picnic blanket"
 )
-"""What BootPIG, section 3.3, asks of its captions."""
+"""Requests captions as described in BootPIG, section 3.3."""
 
 STEERING = "Choose objects other than these, which are covered already: {objects}."
 
 RESERVED = ("messages", "model", "n", "response_format", "stream", "temperature")
-"""Fields of a request that are set here, and so not in `extra_body`."""
+"""Fields of a request that `extra_body` may not set."""
 
 
 class OpenAIConfig(StageConfig):
-    """An OpenAI-compatible endpoint, what it is asked, and how much it may cost.
+    """An OpenAI-compatible endpoint: the prompt, the transport and the spending limits.
 
-    The prompt and the model's name change what comes back and are hashed. Where the model is served, how the answers
-    are carried and what they cost is not: whoever moves an endpoint or raises a cap keeps what was paid for.
+    The prompt and the model's name change the answers and are part of the fingerprint. The address, the transport and
+    the prices are not: paid captions are kept when an endpoint moves or a cap is raised.
     """
 
     base_url: str = Field(
         default="https://api.openai.com/v1",
         json_schema_extra=MODEL,
-        description="The endpoint, up to and with its /v1. `model` stands in the fingerprint in its place.",
+        description="The endpoint's address, including /v1. Not part of the fingerprint, unlike `model`.",
     )
-    model: str = Field(min_length=1, description="The model's name, as the endpoint knows it.")
+    model: str = Field(min_length=1, description="Name of the model at the endpoint.")
     api_key_env: str | None = Field(
         default="OPENAI_API_KEY",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         json_schema_extra=SPEED,
-        description="Name of the environment variable that holds the key; null for an endpoint that asks for none.",
+        description="Name of the environment variable with the API key. null for an endpoint that needs none.",
     )
     api_key_secret: str | None = Field(
         default=None,
         min_length=1,
         json_schema_extra=SPEED,
-        description="Name of a Prefect Secret block, read into the variable `api_key_env` where that is not set.",
+        description="Name of a Prefect Secret block with the API key, used if the variable `api_key_env` is not set.",
     )
     system: str = Field(
         default="You are a writer of simple scene descriptions under 18 words.",
-        description="The system message; empty for none.",
+        description="The system message. Empty: none.",
     )
     prompt: str = Field(
-        default=PROMPT, min_length=1, description="The user message; {count} is the number of captions asked for."
+        default=PROMPT, min_length=1, description="The user message. {count} is the number of captions to write."
     )
     steering: str = Field(
-        default=STEERING, description="Added to the prompt; {objects} are subjects that have captions already."
+        default=STEERING, description="Added to the prompt. {objects} are subjects that already have captions."
     )
     steering_objects: int = Field(
-        default=100, ge=0, le=2000, description="Subjects that a request names as covered, at most; 0: no steering."
+        default=100, ge=0, le=2000, description="Maximum number of subjects in `steering`. 0: no steering."
     )
-    temperature: float | None = Field(
-        default=1.2, ge=0, le=2, description="Sampling temperature; null leaves it out of the request."
-    )
-    captions_per_request: int = Field(default=50, ge=1, le=1000, description="Captions asked for in one request.")
+    temperature: float | None = Field(default=1.2, ge=0, le=2, description="Sampling temperature. null: not sent.")
+    captions_per_request: int = Field(default=50, ge=1, le=1000, description="Captions per request.")
     extra_body: dict[str, Any] = Field(
-        default={}, description="Further fields of each request, such as {max_completion_tokens: 4000}."
+        default={}, description="More fields of each request, such as {max_completion_tokens: 4000}."
     )
     near_duplicate: float = Field(
         default=0.9,
         gt=0.5,
         le=1,
-        description="Two captions of one subject are near-duplicates when this share of their words is the same, in "
-        "order; 1: only captions that are equal after normalisation are duplicates.",
+        description="Two captions of one subject are near-duplicates if at least this fraction of their words is the "
+        "same, in the same order. 1: only captions that are equal after normalisation are duplicates.",
     )
     format: Literal["auto", "json", "lines"] = Field(
         default="auto",
         json_schema_extra=SPEED,
-        description="How captions come: json by a JSON schema, lines one a line; auto: json, or lines where the "
-        "endpoint answers 400 to a schema.",
+        description="Format of the answers. json: by a JSON schema. lines: one caption per line. auto: json, or lines "
+        "if the endpoint answers 400 to a schema.",
     )
     rounds: int = Field(
         default=3,
         ge=1,
         le=20,
         json_schema_extra=SPEED,
-        description="How often a run asks for what is missing of a unit after short, refused or unreadable answers.",
+        description="Rounds of requests per run for a unit's missing captions after short, refused or unreadable "
+        "answers.",
     )
     concurrency: int = Field(
-        default=8, ge=1, le=256, json_schema_extra=SPEED, description="Requests in flight at the same time."
+        default=8, ge=1, le=256, json_schema_extra=SPEED, description="Maximum number of parallel requests."
     )
     timeout: float = Field(
-        default=180.0, gt=0, le=3600, json_schema_extra=SPEED, description="Of one request, in seconds."
+        default=180.0, gt=0, le=3600, json_schema_extra=SPEED, description="Timeout of one request, in seconds."
     )
     max_retries: int = Field(
         default=8,
         ge=0,
         le=100,
         json_schema_extra=SPEED,
-        description="Tries of a request after the first, on 408, 409, 429, 5xx, a timeout or no connection: with "
-        "exponential backoff and jitter, or after the Retry-After that the endpoint names.",
+        description="Retries of a request on 408, 409, 429, 5xx, a timeout or a connection error, with exponential "
+        "backoff and jitter, or after the endpoint's Retry-After.",
     )
     batch: bool = Field(
         default=False,
         json_schema_extra=SPEED,
-        description="First requests go through the endpoint's /batches: half the price, an answer within 24 hours.",
+        description="Send first requests through the endpoint's /batches: half the price, answers within 24 hours.",
     )
     batch_units: int = Field(
-        default=50, ge=1, le=10_000, json_schema_extra=SPEED, description="Units whose requests share one batch."
+        default=50, ge=1, le=10_000, json_schema_extra=SPEED, description="Units whose requests share a batch."
     )
     batch_poll: float = Field(
-        default=30.0, gt=0, le=3600, json_schema_extra=SPEED, description="Seconds between two looks at a batch."
+        default=30.0, gt=0, le=3600, json_schema_extra=SPEED, description="Seconds between status requests for a batch."
     )
     price_input: float | None = Field(
-        default=None, ge=0, json_schema_extra=SPEED, description="USD per million prompt tokens, not in a batch."
+        default=None,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="USD per million prompt tokens, without batch discount.",
     )
     price_output: float | None = Field(
-        default=None, ge=0, json_schema_extra=SPEED, description="USD per million answer tokens, not in a batch."
+        default=None,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="USD per million answer tokens, without batch discount.",
     )
     cap_usd: float | None = Field(
         default=None,
         gt=0,
         json_schema_extra=SPEED,
-        description="Spending cap of this prompt and model over all runs, in USD. What does not fit stays pending.",
+        description="Spending cap in USD for this prompt and model, over all runs. Units beyond it stay pending.",
     )
     cap_tokens: int | None = Field(
-        default=None, gt=0, json_schema_extra=SPEED, description="Likewise in tokens, prompt and answer together."
+        default=None, gt=0, json_schema_extra=SPEED, description="The same cap in tokens, prompt and answer together."
     )
 
     @field_validator("base_url")
@@ -141,14 +146,14 @@ class OpenAIConfig(StageConfig):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("give the endpoint's address, such as https://api.openai.com/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("leave out user, password and query; the key belongs into the variable of api_key_env")
+            raise ValueError("remove user, password and query; put the key in the variable named by api_key_env")
         return url.rstrip("/")
 
     @field_validator("extra_body")
     @classmethod
     def _not_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(set(extra) & set(RESERVED)):
-            raise ValueError(f"{', '.join(taken)} cannot be set here; leave it out")
+            raise ValueError(f"{', '.join(taken)} cannot be set here; remove it")
         return extra
 
     @field_validator("prompt", "steering")
@@ -158,9 +163,9 @@ class OpenAIConfig(StageConfig):
         try:
             found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
         except ValueError as error:
-            raise ValueError(f"{error}; write {{{{ and }}}} for braces that are text") from None
+            raise ValueError(f"{error}; write {{{{ and }}}} for literal braces") from None
         if found - {blank}:
-            raise ValueError(f"it may have the blank {{{blank}}} only; write {{{{ and }}}} for braces that are text")
+            raise ValueError(f"only the blank {{{blank}}} is allowed; write {{{{ and }}}} for literal braces")
         return text
 
     @model_validator(mode="after")
@@ -168,32 +173,32 @@ class OpenAIConfig(StageConfig):
         if self.cap_usd is not None and (self.price_input is None or self.price_output is None):
             raise ValueError("cap_usd needs price_input and price_output, in USD per million tokens")
         if self.api_key_secret is not None and self.api_key_env is None:
-            raise ValueError("api_key_secret needs api_key_env: the variable that it is read into")
+            raise ValueError("api_key_secret needs api_key_env, the variable in which the key is put")
         return self
 
     def key(self) -> str:
-        """The key, from its variable; empty for an endpoint that asks for none. Raises InputError."""
+        """The API key from its environment variable. Empty for an endpoint that needs none. Raises InputError."""
         name = self.api_key_env
         if name is None:
             return ""
         if key := os.environ.get(name, "").strip():
             hide(key)
             if (wrong := next((place for place, c in enumerate(key, 1) if not "!" <= c <= "~"), None)) is not None:
-                # said without the character: nothing of a key is ever shown
+                # the message does not show the character: no part of a key is ever shown
                 raise InputError(
                     f"caption.openai.api_key_env: {name!r} → character {wrong} of {len(key)} of this variable is a "
-                    "space, a line break or none of a key's letters, as when two lines or a curly quote were pasted; "
-                    "export the key again"
+                    "space, a line break or another character that no key contains, as when two lines or a curly quote "
+                    "were pasted; export the key again"
                 )
             return key
         block = f" and there is no Prefect Secret block {self.api_key_secret!r}" if self.api_key_secret else ""
         raise InputError(
-            f"caption.openai.api_key_env: {name!r} → this environment variable is not set{block}; export the key of "
-            f"{self.base_url} in it, or set api_key_env to null for an endpoint that asks for none"
+            f"caption.openai.api_key_env: {name!r} → this environment variable is not set{block}; export the key for "
+            f"{self.base_url} in it, or set api_key_env to null for an endpoint that needs no key"
         )
 
     def usd(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float | None:
-        """What tokens cost, in USD; half of it in a batch. None where the prices are not given."""
+        """The cost of tokens in USD, half of that in a batch. None if the prices are not set."""
         if self.price_input is None or self.price_output is None:
             return None
         price = (input_tokens * self.price_input + output_tokens * self.price_output) / 1e6

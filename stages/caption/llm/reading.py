@@ -1,7 +1,7 @@
 """Finds the captions in what a language model wrote: JSON, almost JSON, lists or tables, with or without prose.
 
-Only text in the form `A photo of a <object>, …` is taken from anything but valid JSON: so neither an introduction nor a
-piece of markup can become a caption.
+From anything but valid JSON, only text of the form `A photo of a <object>, …` is accepted, so that an introduction or
+markup cannot become a caption.
 """
 
 from __future__ import annotations
@@ -42,43 +42,43 @@ _LABEL = (
     rf"{_NAMED}\.?\s*#?\d*\s*[).:–—-]+|{_NAMED}\.?\s*(?=#?\d)|x(?=\])|item\s|[^\W\d][\w #&'’/-]{{0,39}}?\s*[*_]*\s*[:=]"
 )
 _MARK = re.compile(rf"\s+|[^\w\s]+|{_NUMBER}|{_LABEL}", re.IGNORECASE)
-"""What may stand in front of a caption on its line."""
+"""Text that may precede a caption on its line."""
 _NEXT = re.compile(rf"[;|.!/”\"]+\s*[\"“'*]*\s*(?:[(\[]?{_NUMBER}[.):\]]*\s*)?[\"“'*]*(?={OPENING})", re.IGNORECASE)
-"""What stands between two captions of one line."""
+"""Text between two captions on one line."""
 _BEGINS = re.compile(OPENING, re.IGNORECASE)
 _MARKUP = re.compile(r"[{}<>|\\]|```|\*\*|\"\s*[:,\]]|https?://")
 _BREAKS = re.compile(r"\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 LONGEST = 60
-"""Words; longer lines are talk, no caption."""
+"""Words. Longer lines are prose, not captions."""
 
 
 def without_thoughts(text: str) -> tuple[str, bool]:
-    """What follows a model's reasoning, and whether there was nothing but reasoning."""
+    """Remove a model's reasoning. Returns the text after it, and whether there was nothing else."""
     if final := list(_FINAL.finditer(text)):
         return text[final[-1].end() :], False
     if _CHANNEL.search(text):
         return "", True
     left = _THINKING.sub("\n", text)
-    if ends := list(_THOUGHT_ENDS.finditer(left)):  # some servers keep the opening tag for themselves
+    if ends := list(_THOUGHT_ENDS.finditer(left)):  # some servers remove the opening tag
         left = left[ends[-1].end() :]
     thinks = left != text
-    if (begins := _THOUGHT_BEGINS.search(left)) is not None:  # cut off while it was thinking
+    if (begins := _THOUGHT_BEGINS.search(left)) is not None:  # cut off during reasoning
         left, thinks = left[: begins.start()], True
     return left, thinks and not left.strip()
 
 
 def captions_in(text: str, *, cut: bool = False, lines_too: bool = True) -> tuple[str, ...] | None:
-    """The captions in `text`, in their order.
+    """The captions in `text`, in order.
 
     Args:
-        cut: the text ends before its end, so the last caption may not be whole, and is left out unless something
-            behind it shows that it is.
-        lines_too: take lists and lines too, not JSON alone.
+        cut: the text was cut off, so the last caption may be incomplete. It is left out unless the text after it shows
+            that it is complete.
+        lines_too: also accept lists and lines, not only JSON.
 
     Returns:
-        None if it should be JSON and nothing can be read from it.
+        None if the text looks like JSON but nothing can be read from it.
     """
-    # marks of bytes, directions and zero width; the joiner of emojis stays
+    # removes byte order marks, direction marks and zero-width characters; keeps the joiner of emojis
     text = "".join(c for c in text if c == "\u200d" or unicodedata.category(c) != "Cf").strip()
     if not text:
         return ()
@@ -96,7 +96,7 @@ def captions_in(text: str, *, cut: bool = False, lines_too: bool = True) -> tupl
 
 
 def _unfenced(text: str) -> str:
-    """The content of the first fenced block with something like JSON in it, else all of the text."""
+    """The content of the first fenced block that looks like JSON, else the whole text."""
     blocks = _FENCE.split(text)
     for block in blocks[1::2]:
         if block.strip().startswith(("{", "[")):
@@ -105,7 +105,7 @@ def _unfenced(text: str) -> str:
 
 
 def _from_valid_json(body: str, cut: bool) -> tuple[str, ...] | None:
-    """None if it is not valid JSON, or none with a list of captions."""
+    """The captions in valid JSON. None if it is not valid JSON, or contains no captions."""
     if not body.startswith(("{", "[")):
         return None
     try:
@@ -119,7 +119,7 @@ def _from_valid_json(body: str, cut: bool) -> tuple[str, ...] | None:
         return tuple(filter(_is_caption, map(clean, _texts(data)))) or None
     captions: list[str] = []
     for entry in found:
-        if isinstance(entry, str):  # whatever its form: the stage rejects the row where it has another
+        if isinstance(entry, str):  # of any form: the stage rejects rows of another form
             captions += [text] if " " in (text := clean(entry)) and not _MARKUP.search(text) else []
         else:
             captions += filter(_is_caption, map(clean, _texts(entry)))
@@ -127,11 +127,11 @@ def _from_valid_json(body: str, cut: bool) -> tuple[str, ...] | None:
 
 
 def _texts(data: Any) -> Iterator[str]:
-    """The strings in JSON values, in their order."""
+    """All strings in a JSON value, in order."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict):
-        for name, value in data.items():  # a set of strings is read as names and values
+        for name, value in data.items():  # json_repair reads a set of strings as names and values
             yield from _texts(name)
             yield from _texts(value)
     elif isinstance(data, list):
@@ -147,18 +147,18 @@ def _from_almost_json(body: str, cut: bool) -> tuple[str, ...]:
     if not values:
         rest = body[begin.start() :]
         try:
-            # in a list of its own, so that several objects one after the other are all read
+            # wrapped in a list, so that several objects in a row are all read
             values = [json_repair.loads(f"[{rest}" if rest.startswith("{") else rest)]
         except (ValueError, RecursionError, LookupError, TypeError):
             return ()
     found = [clean(text) for text in _texts(values)]
     if found and (cut or len(_QUOTE.findall(body[begin.start() :])) % 2):
-        found.pop()  # json_repair ends a string that was cut off
+        found.pop()  # json_repair closes a string that was cut off
     return tuple(filter(_is_caption, found))
 
 
 def _json_lines(body: str) -> Iterator[Any]:
-    """One JSON value per line, if that is what the text is."""
+    """The JSON values of a text that has one per line. Empty if a line is not JSON."""
     values = []
     for line in body.splitlines():
         if line.strip():
@@ -172,7 +172,7 @@ def _json_lines(body: str) -> Iterator[Any]:
 def _from_lines(text: str, cut: bool) -> tuple[str, ...]:
     found: list[str] = []
     open_line = False
-    """Whether the next line may carry the last caption on."""
+    """Whether the next line may continue the last caption."""
     lines = list(_lines(text))
     for number, line in enumerate(lines):
         rest, marked = _unmarked(line)
@@ -196,7 +196,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _unmarked(line: str) -> tuple[str, bool]:
-    """A line without the bullets, numbers, labels and quotes in front of it, and whether there were any."""
+    """Remove bullets, numbers, labels and quotes at the start of a line. Returns (rest, whether there were any)."""
     place, marked = 0, False
     while not _BEGINS.match(line, place) and (mark := _MARK.match(line, place)) is not None and mark.end() > place:
         marked = marked or not mark[0].isspace()
@@ -205,7 +205,7 @@ def _unmarked(line: str) -> tuple[str, bool]:
 
 
 def _carries_on(caption: str, line: str) -> bool:
-    """Whether a line is the rest of a caption that was wrapped."""
+    """Whether a line is the rest of a wrapped caption."""
     text = line.strip()
     if not text or caption.rstrip(_QUOTES + " ").endswith((".", "!", "?", ";")):
         return False
@@ -222,7 +222,7 @@ def _is_caption(caption: str) -> bool:
 
 
 def clean(caption: str) -> str:
-    """A caption as one line, without the marks, quotes, emphasis and brackets that a model puts around it."""
+    """The caption as one line, without the marks, quotes, emphasis and brackets that models put around it."""
     text = one_line(_TAG.sub("", html.unescape(html.unescape(_TOKEN.sub("", caption)))))
     rest, _ = _unmarked(text)
     text = rest if _BEGINS.match(rest) else text

@@ -85,7 +85,7 @@ def test_out_of_memory_ends_with_all_pictures(
     assert generate(model, *many, "-o", str(tmp_path / "small.png"), "--batch-size", "2") == 0
     memory_for(2, monkeypatch)
     assert generate(model, *many, "-o", str(tmp_path / "halved.png"), "--batch-size", "4") == 0
-    assert caplog.text.count("out of memory; going on with 2 at once (--batch-size)") == 1
+    assert caplog.text.count("out of memory; continuing with batches of 2 (--batch-size)") == 1
     for number in range(6):
         assert np.array_equal(pixels(tmp_path / f"halved-{number}.png"), pixels(tmp_path / f"small-{number}.png"))
     capsys.readouterr()
@@ -139,10 +139,13 @@ def test_a_plain_photo_is_cut_out(model: Path, tmp_path: Path) -> None:
         ([], "--prompt: missing → say what to draw"),
         (["--prompts", "nope.txt"], "--prompts: 'nope.txt' → cannot be read"),
         (["--prompt", "x", "--image", "a.png"], "--image and --mask: → inpainting needs both"),
-        (["--prompt", "x", "--strength", "0.5"], "--strength and --padding-mask-crop: → go with --image"),
+        (
+            ["--prompt", "x", "--strength", "0.5"],
+            "--strength and --padding-mask-crop: → have no effect without --image",
+        ),
         (["--prompt", "x", "--batch-size", "0"], "--batch-size: 0 → must be from 1"),
         (["--prompt", "x", "--cut-out"], "--cut-out: → needs the segment stage's models"),
-        (["--prompt", "x", "--cut-out", "--config", TOY], "--object: missing → say what the subject is"),
+        (["--prompt", "x", "--cut-out", "--config", TOY], "--object: missing → name the subject"),
         (["--prompt", "x", "--out", "a.jpg"], "--out: 'a.jpg' → give a name that ends in .png"),
         (["--prompt", "x", "--ref", "nope.png"], "--ref: 'nope.png' → there is no such file"),
         (["--prompt", "x", "--image", "{a}", "--mask", "{b}"], "--mask: '{b}' → 8x8 pixels for an image of 64x64"),

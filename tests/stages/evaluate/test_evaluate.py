@@ -124,7 +124,7 @@ def test_out_of_memory_ends_with_all_pictures(world, tmp_path, monkeypatch, capl
     expected = run(world, tmp_path / "small", batch_size=2)
     memory_for(2, monkeypatch)
     assert run(world, tmp_path / "halved", batch_size=4) == expected
-    assert caplog.text.count("out of memory; going on with 2 at once (evaluate.batch_size)") == len(METHODS)
+    assert caplog.text.count("out of memory; continuing with batches of 2 (evaluate.batch_size)") == len(METHODS)
     files = sorted(path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*.png"))
     assert len([file for file in files if file.parts[1:2] == ("bootpig",)]) == expected["images"]
     assert all((tmp_path / "halved" / file).read_bytes() == (tmp_path / "small" / file).read_bytes() for file in files)

@@ -187,7 +187,7 @@ def test_models_are_identified_and_speed_is_not_hashed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"query": "a mug"}, r"no \{object\}; write it"),
+        ({"query": "a mug"}, r"no \{object\}; insert it"),
         ({"min_area": 0.5, "max_area": 0.4}, "min_area 0.5 is not below max_area 0.4"),
         ({"detection_threshold": 0.5}, "detection_threshold 0.5 is above min_score 0.1"),
         ({"sam_type": "vit_x"}, "'vit_b', 'vit_l', 'vit_h' or 'vit_toy'"),

@@ -363,7 +363,7 @@ def test_a_grid_of_samples_is_drawn_in_smaller_batches_when_memory_runs_out(
     expected = drawn()
     memory_for(2, monkeypatch)
     assert np.abs(drawn() - expected).max() <= 1, "batches of another size can differ in the last bits"
-    assert "out of memory; going on with 2 at once" in caplog.text
+    assert "out of memory; continuing with batches of 2" in caplog.text
 
 
 def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_an_error_that_passes_is_tried_again(endpoint: Endpoint, url: str, tmp_p
 def test_an_error_that_stays_is_a_code(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
     endpoint.fault(kind="body", body=json.dumps(PASSING["a gateway's code"]), times=-1, retry_after=None)
     client = LLMClient(configured(tmp_path, url, max_retries=1).caption.openai)
-    with pytest.raises(Fault, match=r"rate_limited: .* answers 200 with an error 429 in it \(2 tries\)"):
+    with pytest.raises(Fault, match=r"rate_limited: .* answers 200 with an error 429 in the body \(2 tries\)"):
         client.ask(REQUEST)
 
 

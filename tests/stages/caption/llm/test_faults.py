@@ -127,7 +127,7 @@ def test_a_bad_answer_is_asked_again_then_a_failed_row_with_its_code(
 
 def test_what_is_no_endpoint_ends_at_once_and_names_the_address(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
     endpoint.fault(kind="html", times=-1)
-    with pytest.raises(InputError, match=r"^caption\.openai\.base_url: .* no chat completion: '<html>.*/v1"):
+    with pytest.raises(InputError, match=r"^caption\.openai\.base_url: .* not a chat completion: '<html>.*/v1"):
         run(configured(tmp_path, url))
     assert len(endpoint.log) <= 4 and not list(tmp_path.rglob("journal/*"))
 
@@ -140,7 +140,7 @@ def test_a_wrong_key_stops_at_once_and_names_the_variable(
         run(configured(tmp_path, url))
     assert str(caught.value) == (
         f"caption.openai.api_key_env: '{VARIABLE}' → unauthorized: {url} refuses the key (401); "
-        f"export a valid one in {VARIABLE}"
+        f"export a valid key in {VARIABLE}"
     )
     assert len(endpoint.log) <= 4 and not list(tmp_path.rglob("journal/*"))
 
