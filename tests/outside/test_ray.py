@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +40,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 def environment(**more: str) -> dict[str, str]:
     left = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**left, "RAY_USAGE_STATS_ENABLED": "0", **more}
+    return {**left, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **more}
 
 
 def cluster(store: Path, *sets: str, **more: str) -> str:
@@ -60,11 +63,27 @@ def head() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"]
-    subprocess.run([*RAY, "start", *options], env=environment(), check=True, capture_output=True, timeout=120)
-    address = f"127.0.0.1:{port}"
-    yield address
-    subprocess.run([*RAY, "stop", "--force"], env=environment(), check=False, capture_output=True, timeout=120)
+    options = ["--head", "--block", "--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"]
+    # not `ray stop`: that ends every cluster of the machine
+    started = subprocess.Popen(
+        [*RAY, "start", *options],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
 
 
 def test_a_run_starts_its_own_beside_it_or_joins_the_one_that_is_named(head: str, tmp_path: Path) -> None:
