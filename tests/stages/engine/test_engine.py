@@ -387,7 +387,7 @@ def test_one_sample_that_is_too_large_ends_the_unit_with_one_line(tmp_path: Path
     monkeypatch.setattr(Painter, "process", too_large(0, []))
     report = engine.run_unit("synthesize", 0)
     assert report.state == "failed"
-    assert report.message.startswith("synthesize unit 0: out of memory with a single sample; take smaller pictures")
+    assert report.message.startswith("synthesize unit 0: out of memory with a single sample; use smaller pictures")
 
     def setup(self):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -395,4 +395,4 @@ def test_one_sample_that_is_too_large_ends_the_unit_with_one_line(tmp_path: Path
     monkeypatch.setattr(Painter, "setup", setup)
     bootpig.stages.engine.loaded.release()
     report = engine.run_unit("synthesize", 0)
-    assert report.message.startswith("synthesize unit 0: out of memory while its models were loaded; take smaller ones")
+    assert report.message.startswith("synthesize unit 0: out of memory while loading the models; use smaller ones")

@@ -57,7 +57,7 @@ def test_a_single_row_that_is_too_large_is_fatal(error: Exception) -> None:
     def process(batch: Sequence[int]) -> None:
         raise error
 
-    with pytest.raises(FatalError, match=r"^out of memory with a single sample; take smaller pictures"):
+    with pytest.raises(FatalError, match=r"^out of memory with a single sample; use smaller pictures"):
         list(halving(range(4), 2, process, lambda size: None))
 
 
