@@ -97,7 +97,7 @@ def test_a_file_that_changes_under_a_run_is_named_as_the_cause(
     monkeypatch.setattr(Engine, "run_unit", run_unit)
     state = bootstrap(edited, until="caption", return_state=True)
     assert state.is_failed()
-    assert state.message is not None and "caption: a model or a file changed while it ran" in state.message
+    assert state.message is not None and "caption: a model or a file changed during the run" in state.message
 
 
 def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> None:

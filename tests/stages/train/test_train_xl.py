@@ -153,5 +153,5 @@ def test_a_base_that_does_not_fit_is_one_line(base: Path, data: ReduceInput, tmp
     ):
         Train(recipe(save_sd21(tmp_path / "sd")), 0).run(data, tmp_path, FolderCheckpoints(tmp_path), lambda *_: None)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ModelError, match=r"^f: '.*' is a FluxPipeline; give a Stable Diffusion 1\.x, 2\.x or XL"):
+    with pytest.raises(ModelError, match=r"^f: '.*' is a FluxPipeline; use a Stable Diffusion 1\.x, 2\.x or XL"):
         load_base(resolve("f", str(tmp_path)), torch.float32)
