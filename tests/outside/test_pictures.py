@@ -122,6 +122,13 @@ def test_heic_and_avif(tmp_path: Path) -> None:
 HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
 
 
+def test_avif_under_a_general_brand_needs_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO()
+    Image.fromarray(ramp()).save(data, "AVIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert read_picture(data.getvalue().replace(b"ftypavif", b"ftypmif1", 1), "--ref").size == SIZE
+
+
 def test_heic_without_its_package_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(reader, "_formats", lambda: ("AVIF", "JPEG", "PNG"))
