@@ -11,13 +11,16 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from bootpig.flows.loading import load_config
-from bootpig.flows.server import ServerError, die_with
+from bootpig.flows.api import ServerError
+from bootpig.flows.loading import load_config, shipped_configs
+from bootpig.flows.parameters import by_value_or_reference
+from bootpig.flows.proxies import check_proxies, open_url, spare_loopback
+from bootpig.flows.server import die_with
+from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -79,7 +82,7 @@ def server(environment: Mapping[str, str], port: int, log: IO[bytes]) -> Iterato
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerError(f"the Prefect server ended with exit code {process.returncode}; see {log.name}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3):
+            with contextlib.suppress(OSError), open_url(f"{address}/health", timeout=3):
                 break
             time.sleep(0.2)
         else:
@@ -121,6 +124,13 @@ def deploy(environment: Mapping[str, str]) -> None:
             raise ServerError(f"{' '.join(command)}: {(done.stdout + done.stderr).strip()}")
 
 
+def parameters(config: PipelineConfig) -> str:
+    """The parameters of the run as JSON: by value as far as they were set, or by reference if they are large."""
+    passed = by_value_or_reference(config, None, load_config(shipped_configs()["toy"]))
+    values = {name: value.model_dump(mode="json", exclude_unset=name == "config") for name, value in passed.items()}
+    return json.dumps(values)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Start a Prefect server, a worker, the deployments and one run.")
     parser.add_argument("config", nargs="?", default="configs/toy.yaml", metavar="CONFIG")
@@ -130,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
+        check_proxies()
+        spare_loopback()
         config = load_config(asked.config, asked.set)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -150,9 +162,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.enter_context(server(environment, port, log))
             deploy(environment)
             working = stack.enter_context(worker(environment, log))
-            parameters = json.dumps({"config": config.model_dump(mode="json", exclude_unset=True)})
-            run = ["prefect", "deployment", "run", "bootstrap/bootstrap", "--params", parameters]
-            done = subprocess.run([sys.executable, "-m", *run], env=environment, capture_output=True, text=True)
+            # by stdin: an argument of a command has 128 KiB at most
+            run = ["prefect", "deployment", "run", "bootstrap/bootstrap", "--params", "-"]
+            done = subprocess.run(
+                [sys.executable, "-m", *run],
+                env=environment,
+                input=parameters(config),
+                capture_output=True,
+                text=True,
+            )
             if done.returncode != 0:
                 raise ServerError(f"the server did not accept the run: {(done.stdout + done.stderr).strip()}")
             print(CLICKS.format(ui=f"http://127.0.0.1:{port}", home=home), flush=True)

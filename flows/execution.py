@@ -74,7 +74,7 @@ def execute(
     """
     interrupt.reset()
     mask_logs()
-    spare_loopback()
+    spare_loopback(config.caption.openai.base_url if config.caption.openai else None)
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
         # a worker has started this process for the run: with the worker gone nobody would look after it
         interrupt.end_with_parent(kill=False)

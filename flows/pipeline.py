@@ -86,7 +86,8 @@ def regenerate(
     config: PipelineConfig = TOY,
     train: bool = True,
     keep: Annotated[int, Field(ge=1)] | None = None,
-    max_age_hours: Annotated[float, Field(gt=0)] = 12.0,
+    max_age_hours: Annotated[float, Field(gt=0, le=87_600)] = 12.0,
+    stored: StoredParameters | None = None,
 ) -> State[Any]:
     """A new version of the data set, its seed drawn from the time for which the run was scheduled.
 
@@ -99,7 +100,9 @@ def regenerate(
         keep: promoted versions to keep; older ones are removed as by `bootpig gc`. None: all.
         max_age_hours: a run that starts later than this after its time is skipped: nobody was there to do it. If it
             has kept one from running that is not so late, it makes that one's version.
+        stored: as in `bootstrap`.
     """
+    config, _ = opened(config, None, stored)
     scheduled = due()
     root = Root(config.root)
     now = datetime.now(UTC)

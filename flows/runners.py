@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import logging
 import os
 import signal
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from bootpig.flows import interrupt
-from bootpig.flows.server import configured_api
+from bootpig.flows.api import configured_api
+from bootpig.flows.proxies import is_loopback
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.storage.root import Root
@@ -43,14 +43,14 @@ def runner_problems(config: PipelineConfig) -> list[str]:
     if host is None or port is None:
         return [f"runner_address: {address!r} → must contain host and port, such as {_EXAMPLES[runner]}"]
     problems = []
-    if not _is_here(host):
+    if not is_loopback(host):
         if root.local is not None:
             problems.append(
                 f"root: {config.root!r} → the workers of {address} cannot read a folder on this machine; "
                 "use a store such as s3://bucket/folder"
             )
         api = configured_api()
-        if api is None or _is_here(urlsplit(api).hostname or ""):
+        if api is None or is_loopback(urlsplit(api).hostname or ""):
             problems.append(
                 f"PREFECT_API_URL: {api or 'not set'} → the workers of {address} cannot reach a server on loopback; "
                 "start one with prefect server start --host 0.0.0.0, and set the variable to its address"
@@ -81,14 +81,6 @@ def _host_and_port(address: str) -> tuple[str | None, int | None]:
         return parts.hostname, parts.port
     except ValueError:
         return None, None
-
-
-def _is_here(host: str) -> bool:
-    """Whether a host name is a loopback name, which other machines cannot use to reach this one."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 class Workers:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bootpig.stages.config import PipelineConfig
+from bootpig.stages.config import MOST_UNITS, PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.graph import Graph
 
-MOST_UNITS = 1_000_000
 DIGITS = 12
 """Of a unit's number."""
 
@@ -63,26 +63,31 @@ def known_units(
     have = config.unit_numbers()
     if wrong := [unit for unit in units if unit not in have]:
         raise InputError(
-            f"units: {', '.join(map(str, wrong[:8]))}{', …' if len(wrong) > 8 else ''} → not in this run, which has "
+            f"units: {_short(wrong)} → not in this run, which has "
             f"units 0 to {len(have) - 1}"
             f" (caption.count {config.caption.count}, unit_size {config.unit_size})"
         )
     if not any(graph.is_map(stage) for stage in stages):
-        raise InputError(
-            f"units: {', '.join(map(str, units))} → {stages[0]} makes one result and has no units; leave out --units"
-        )
+        raise InputError(f"units: {_short(units)} → {stages[0]} makes one result and has no units; leave out --units")
     return tuple(sorted(set(units)))
 
 
+def _short(units: Sequence[int]) -> str:
+    return ", ".join(map(str, units[:8])) + (", …" if len(units) > 8 else "")
+
+
 def parse_units(text: str) -> list[int]:
-    """Parse a list such as `3,17,20-24`. Raises InputError."""
-    units: list[int] = []
+    """Parse a list such as `3,17,20-24`, sorted and unique. Raises InputError."""
+    units: set[int] = set()
     for piece in text.split(","):
-        first, dash, last = piece.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(f"units: {text!r} → write numbers and ranges, such as 3,17,20-24")
-        begin, end = int(first[:DIGITS]), int((last or first)[:DIGITS])
-        if len(first) > DIGITS or len(last) > DIGITS or end - begin >= MOST_UNITS - len(units):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        if found is None:
+            raise InputError(f"units: {text[:60]!r} → write numbers and ranges, such as 3,17,20-24")
+        first, last = found[1], found[2] or found[1]
+        begin, end = int(first[:DIGITS]), int(last[:DIGITS])
+        if len(first) > DIGITS or len(last) > DIGITS or end - begin >= MOST_UNITS:
             raise InputError(f"units: {text[:60]!r} → names more than {MOST_UNITS} units; no run has as many")
-        units += range(begin, end + 1)
-    return units
+        if end < begin:
+            raise InputError(f"units: {piece.strip()!r} → ends before it begins; write {end}-{begin}")
+        units.update(range(begin, end + 1))
+    return sorted(units)

@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import http.client
 import importlib
 import json
 import os
 import signal
 import socket
 import sqlite3
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 from uuid import UUID
 
+from bootpig.flows.api import ServerError, configured_api, prefect_home, require_answer
+from bootpig.flows.proxies import open_url, spare_loopback
 from bootpig.storage.refusals import NO_LOCKS
-from bootpig.storage.root import masked
 
 STARTUP_SECONDS = 180.0
 
@@ -40,23 +36,6 @@ _PR_SET_PDEATHSIG = 1
 
 _own = False
 """Whether the API is a child of this process."""
-
-
-class ServerError(RuntimeError):
-    """No usable Prefect server. The message is one line."""
-
-
-def configured_api() -> str | None:
-    """The API address that Prefect would use (environment, then active profile), found without importing Prefect."""
-    if address := os.environ.get("PREFECT_API_URL"):
-        return address
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or _home() / "profiles.toml")
-    try:
-        profiles = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError):
-        return None
-    name = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
-    return profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
 
 
 @contextlib.contextmanager
@@ -84,6 +63,7 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
     # Prefect's client would send telemetry, and print a notice about it into our output
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if address := configured_api():
+        spare_loopback(address)
         require_answer(address)
         # the rate that the automation for silent runs expects (`bootpig.flows.automations`)
         os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
@@ -119,48 +99,6 @@ def prefect_server(preload: str = "prefect.main") -> Iterator[str]:
             _stop(child)
 
 
-def require_answer(address: str) -> None:
-    """Check that a Prefect API answers at the address. Any HTTP error will do: it may require an API key.
-
-    Raises:
-        ServerError: no server answers, or something else than Prefect's API does.
-    """
-    address = address.rstrip("/")
-    try:
-        if _is_api(address):
-            return
-        refused = False
-    except urllib.error.HTTPError as error:
-        refused = True
-        if error.code != 404:
-            return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):  # Prefect's client has its own TLS settings
-            return
-        raise ServerError(
-            f"PREFECT_API_URL: {masked(address)!r} → no Prefect server answers there ({reason}); start it (prefect "
-            "server start), or unset the variable so that a run starts its own server"
-        ) from None
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        if not address.endswith("/api") and _is_api(f"{address}/api"):
-            raise ServerError(
-                f"PREFECT_API_URL: {masked(address)!r} → is the address of Prefect's pages; give that of its API, "
-                f"{masked(address)}/api"
-            )
-    if not refused:
-        raise ServerError(
-            f"PREFECT_API_URL: {masked(address)!r} → what answers there is not Prefect's API; give its address, which "
-            "ends in /api, or unset the variable so that a run starts its own server"
-        )
-
-
-def _is_api(address: str) -> bool:
-    """Whether `<address>/health` answers as Prefect's API does, with JSON. Raises as urllib does."""
-    with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
-        return "json" in answer.headers.get("Content-Type", "")
-
-
 def is_own() -> bool:
     """Whether the API is a child of this process."""
     return _own
@@ -174,18 +112,14 @@ def wait_recorded(task_run: UUID | None, seconds: float = 15.0) -> None:
     deadline = time.monotonic() + seconds
     while _own and task_run is not None and time.monotonic() < deadline:
         address = f"{os.environ['PREFECT_API_URL']}/task_runs/{task_run}"
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+        with contextlib.suppress(OSError), open_url(address, timeout=5) as answer:
             if json.load(answer)["end_time"] is not None:
                 return
         time.sleep(0.1)
 
 
-def _home() -> Path:
-    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
-
-
 def _database() -> Path:
-    return _home() / f"bootpig-{version('prefect')}.db"
+    return prefect_home() / f"bootpig-{version('prefect')}.db"
 
 
 def _await_database() -> None:
@@ -205,13 +139,13 @@ def _await_database() -> None:
             connection.execute("ROLLBACK")
         except sqlite3.OperationalError as error:
             raise ServerError(
-                f"PREFECT_HOME: {str(_home())!r} → {_database().name} cannot be written ({error}); end the process "
-                "that locks it, or give another PREFECT_HOME"
+                f"PREFECT_HOME: {str(prefect_home())!r} → {_database().name} cannot be written ({error}); end the "
+                "process that locks it, or give another PREFECT_HOME"
             ) from None
         except sqlite3.DatabaseError as error:
             raise ServerError(
-                f"PREFECT_HOME: {str(_home())!r} → {_database().name} is damaged ({error}); remove it, it holds only "
-                "the history of runs that the Prefect UI shows"
+                f"PREFECT_HOME: {str(prefect_home())!r} → {_database().name} is damaged ({error}); remove it, it holds "
+                "only the history of runs that the Prefect UI shows"
             ) from None
 
 
@@ -258,11 +192,11 @@ def die_with(parent: int) -> None:
 def _first_start_lock() -> Iterator[None]:
     """Allow one start at a time per PREFECT_HOME: two first starts would both create the database's tables."""
     try:
-        _home().mkdir(parents=True, exist_ok=True)
-        lock = open(_home() / "bootpig-start.lock", "w")  # noqa: SIM115 - closed below
+        prefect_home().mkdir(parents=True, exist_ok=True)
+        lock = open(prefect_home() / "bootpig-start.lock", "w")  # noqa: SIM115 - closed below
     except OSError as error:
         raise ServerError(
-            f"PREFECT_HOME: {str(_home())!r} → {error.strerror}; set PREFECT_HOME to a writable folder"
+            f"PREFECT_HOME: {str(prefect_home())!r} → {error.strerror}; set PREFECT_HOME to a writable folder"
         ) from None
     with lock:
         try:
@@ -271,8 +205,8 @@ def _first_start_lock() -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
             raise ServerError(
-                f"PREFECT_HOME: {str(_home())!r} → this file system has no file locks ({error.strerror}), which the "
-                "database needs; set PREFECT_HOME to a folder on a local disk"
+                f"PREFECT_HOME: {str(prefect_home())!r} → this file system has no file locks ({error.strerror}), which "
+                "the database needs; set PREFECT_HOME to a folder on a local disk"
             ) from None
         yield
 
@@ -283,7 +217,7 @@ def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     while time.monotonic() < deadline:
         if child.poll() is not None:
             raise ServerError(f"the Prefect server ended with exit code {child.returncode}: {_last_line(log)}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=3) as answer:
+        with contextlib.suppress(OSError), open_url(f"{address}/health", timeout=3) as answer:
             if answer.status == 200:
                 return
     raise ServerError(f"the Prefect server did not answer within {STARTUP_SECONDS:.0f} s: {_last_line(log)}")

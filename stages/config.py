@@ -16,6 +16,9 @@ from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.synthesize import SynthesizeConfig
 from bootpig.stages.train.config import TrainConfig
 
+MOST_UNITS = 1_000_000
+"""Of a run. Each is listed, and named in the run's record."""
+
 
 class PipelineConfig(StageConfig):
     """The content of one YAML file."""
@@ -78,6 +81,15 @@ class PipelineConfig(StageConfig):
             raise ValueError(
                 f"encode.model {encode[0]!r} is not train.model {train[0]!r} (or their revisions differ); "
                 "training needs the latents of the same model, so set both to the same value"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _not_too_many_units(self) -> PipelineConfig:
+        if len(self.unit_numbers()) > MOST_UNITS:
+            raise ValueError(
+                f"unit_size: {self.unit_size} makes {len(self.unit_numbers())} units of caption.count "
+                f"{self.caption.count}; a run has at most {MOST_UNITS}, so raise unit_size"
             )
         return self
 

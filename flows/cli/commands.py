@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bootpig import __version__
+from bootpig.flows.api import ServerError, configured_api, require_answer
 from bootpig.flows.cli import display
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
 from bootpig.flows.parameters import by_value_or_reference
@@ -41,7 +42,7 @@ from bootpig.flows.runs.records import (
     read_run,
 )
 from bootpig.flows.selection import known_stage, known_units, parse_units, span
-from bootpig.flows.server import ServerError, configured_api, prefect_server, require_answer
+from bootpig.flows.server import prefect_server
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine

@@ -1,1 +1,1 @@
-"""RSA, the reference network, and the module that is trained."""
+"""BootPIG's networks: Reference Self-Attention, the Reference UNet, and the module that is trained."""

@@ -1,4 +1,4 @@
-"""BootPIG as one module to train: the base UNet, the Reference UNet, and what of them is trained."""
+"""The module that is trained: the base UNet and the Reference UNet, and which of their parameters are trained."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bootpig.models.core.reference_unet import copy_as_reference, record_feature
 from bootpig.models.core.rsa import Pooling, install_rsa, self_attention_blocks
 
 TrainBase = Literal["none", "rsa", "all"]
-"""What of the base UNet is trained: nothing, its RSA layers (the paper), or all of it (the paper's ablation)."""
+"""Which part of the base UNet is trained: none, its RSA layers (the paper), or all of it (the paper's ablation)."""
 
 
 class BootPIG(nn.Module):
-    """Both UNets, so that one `prepare`, one `accumulate` and one DDP wrapper see every trained parameter.
+    """Both UNets in one module, so that one `prepare`, one `accumulate` and one DDP wrapper cover all parameters.
 
-    Trained parameters are float32 (master weights); frozen ones keep their dtype. `state_dict()` is the ordinary one;
-    `trained_state()` leaves the frozen parameters out.
+    Trained parameters are float32 (master weights); frozen ones keep their dtype. `state_dict()` holds all parameters,
+    `trained_state()` only the trained ones.
 
     Args:
-        unet: the base UNet; its attention processors are replaced.
-        reference_unet: truncated if it is not yet.
-        train_reference: train the Reference UNet; frozen, it still yields features.
+        unet: the base UNet. Its attention processors are replaced.
+        reference_unet: the Reference UNet. Truncated in place if it is not yet.
+        train_reference: whether the Reference UNet is trained. A frozen one still provides features.
         train_base: see `TrainBase`.
         key_scale, pooling: see `bootpig.models.core.rsa.RSAProcessor`.
 
@@ -44,7 +44,7 @@ class BootPIG(nn.Module):
     ) -> None:
         super().__init__()
         if train_base not in ("none", "rsa", "all"):
-            raise ValueError(f"train_base: {train_base!r} is unknown, give none, rsa or all")
+            raise ValueError(f"train_base: {train_base!r} is unknown; use none, rsa or all")
         if not train_reference and train_base == "none":
             raise ValueError("train_reference is off and train_base is none: nothing would be trained")
         install_rsa(unet, key_scale, pooling)
@@ -72,7 +72,7 @@ class BootPIG(nn.Module):
         key_scale: float = 1.0,
         pooling: Pooling = "softmax",
     ) -> BootPIG:
-        """Both networks from one pretrained UNet (BootPIG, section 3.2). `unet` itself becomes the base."""
+        """Make both networks from one pretrained UNet (BootPIG, section 3.2). `unet` itself becomes the base."""
         return cls(
             unet,
             copy_as_reference(unet),
@@ -94,16 +94,16 @@ class BootPIG(nn.Module):
         added_cond_kwargs: dict[str, Tensor] | None = None,
         reference_added_cond_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """The base UNet's prediction (B, C, h, w): noise or velocity, as the base was trained.
+        """The base UNet's prediction (B, C, h, w): noise or velocity, depending on how the base was trained.
 
         Args:
             noisy_latents: (B, C, h, w), the targets noised to `timesteps`.
-            timesteps: (B,), the same for a target and its reference.
-            prompt_embeds: (B, S, D) for the base UNet (the empty prompt's where the caption is dropped).
-            noisy_references: (B, C, h', w'), one reference for each target, with noise of its own.
+            timesteps: (B,), used for both a target and its reference.
+            prompt_embeds: (B, S, D) for the base UNet; those of the empty prompt where the caption is dropped.
+            noisy_references: (B, C, h', w'), one reference per target, with independent noise.
             reference_prompt_embeds: (B, S, D) for the Reference UNet.
-            use_reference: False on a step whose reference is dropped: plain self-attention, the Reference UNet is not
-                run, and its gradients are zeros. All ranks must agree.
+            use_reference: False in a step that drops the references: plain self-attention; the Reference UNet is not
+                run, and its gradients are zero. Must be the same on all ranks.
             added_cond_kwargs, reference_added_cond_kwargs: SDXL's pooled embeds and time ids.
         """
         kwargs: dict[str, Any] | None = None
@@ -127,18 +127,18 @@ class BootPIG(nn.Module):
             return_dict=False,
         )[0]
         if self.train_reference and not use_reference and torch.is_grad_enabled():
-            # DDP waits for a gradient of every parameter; zeros are what the dropped features would give.
+            # DDP waits for a gradient of every parameter; without reference features they are all zero.
             nothing = sum(parameter.flatten()[0] for parameter in self.reference_unet.parameters())
             prediction = prediction + (0.0 * nothing).to(prediction.dtype)
         return prediction
 
     def enable_gradient_checkpointing(self) -> None:
-        """Less memory for one more forward pass; losses and gradients stay the same."""
+        """Trade one more forward pass for less memory. Losses and gradients stay the same."""
         self.unet.enable_gradient_checkpointing()
         self.reference_unet.enable_gradient_checkpointing()
 
     def parameter_groups(self, lr_reference: float, lr_base: float) -> list[dict[str, Any]]:
-        """The trained parameters for an optimizer: `{"name", "params", "lr"}` for each UNet with some."""
+        """The trained parameters for an optimizer: `{"name", "params", "lr"}` for each UNet that has any."""
         groups = [("reference", self.reference_unet, lr_reference), ("base", self.unet, lr_base)]
         found = [
             {"name": name, "params": [p for p in unet.parameters() if p.requires_grad], "lr": lr}
@@ -147,21 +147,21 @@ class BootPIG(nn.Module):
         return [group for group in found if group["params"]]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained parameters by name, detached, not copied: what a checkpoint holds."""
+        """The trained parameters by name, detached but not copied. This is the content of a checkpoint."""
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained_state` gave.
+        """Load a state returned by `trained_state`.
 
         Raises:
-            ValueError: a trained parameter is missing, an unknown one is there, or a shape differs.
+            ValueError: parameters are missing or unknown, or a shape differs.
         """
         own = self.trained_state()
         wrong = own.keys() ^ state.keys() or {name for name in own if own[name].shape != state[name].shape}
         if wrong:
             raise ValueError(
-                f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or of another "
-                f"shape, the first is {min(wrong)}"
+                f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or have another "
+                f"shape; the first is {min(wrong)}"
             )
         with torch.no_grad():
             for name, parameter in own.items():

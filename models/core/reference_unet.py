@@ -1,4 +1,4 @@
-"""The Reference UNet: a copy of the base UNet that yields features, without the part that comes after the last one."""
+"""The Reference UNet: a copy of the base UNet that returns features of a reference, cut off after the last feature."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bootpig.models.core.rsa import ReferenceFeatures, TextAttentionProcessor, s
 
 
 class FeatureRecorder:
-    """Takes the hidden states that enter the self-attention layers during one forward pass."""
+    """Collects the inputs of the self-attention layers during one forward pass."""
 
     def __init__(self, layers: int) -> None:
         self.slots: list[Tensor | None] | None = [None] * layers
 
     def put(self, layer: int, hidden_states: Tensor) -> None:
-        # Gradient checkpointing runs a block again in the backward pass, when the features are long taken.
+        # Gradient checkpointing runs a block again in the backward pass, after the features were taken.
         if self.slots is not None:
             self.slots[layer] = hidden_states
 
     def take(self) -> list[Tensor]:
-        """The features in layer order; the recorder takes no more.
+        """The features in layer order. After this call the recorder ignores further inputs.
 
         Raises:
-            ValueError: a layer gave none, for something has replaced its processor.
+            ValueError: a layer recorded nothing because its processor was replaced.
         """
         slots, self.slots = self.slots, None
         assert slots is not None
@@ -38,13 +38,13 @@ class FeatureRecorder:
         if len(features) < len(slots):
             raise ValueError(
                 f"{len(slots) - len(features)} of {len(slots)} self-attention layers of the Reference UNet recorded "
-                "nothing: their attention processors were replaced; load the pipeline anew"
+                "nothing: their attention processors were replaced; reload the pipeline"
             )
         return features
 
 
 class RecordingProcessor(AttnProcessor2_0):
-    """Plain self-attention that first hands its input to the recorder."""
+    """Plain self-attention that first passes its input to the recorder."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class RecordingProcessor(AttnProcessor2_0):
 
 
 class LastFeature(nn.Module):
-    """What is left of the last transformer block: norm1, whose output is the last feature."""
+    """Replaces the last transformer block: keeps only norm1, whose output is the last feature."""
 
     def __init__(self, norm1: nn.Module, layer: int) -> None:
         super().__init__()
@@ -89,16 +89,16 @@ class LastFeature(nn.Module):
 
 
 def is_truncated(unet: nn.Module) -> bool:
-    """Whether `truncate` has been here."""
+    """Whether `truncate` was applied to this UNet."""
     return any(isinstance(module, LastFeature) for module in unet.modules())
 
 
 def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Make an ordinary UNet a Reference UNet, in place: everything behind the input of its last self-attention layer
-    goes, and its other self-attention layers record their input. Its forward stays diffusers' own.
+    """Turn an ordinary UNet into a Reference UNet, in place. Everything after the input of its last self-attention
+    layer is removed, and the other self-attention layers record their input. `forward` remains that of diffusers.
 
     Raises:
-        ValueError: the UNet ends with no cross-attention up block, or has no self-attention.
+        ValueError: the last self-attention layer is not in an up block, or there is no self-attention.
     """
     if is_truncated(unet):
         return unet
@@ -106,7 +106,7 @@ def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     last_name, last = blocks[-1]
     place = last_name.split(".")
     if place[0] != "up_blocks" or place[2] != "attentions":
-        raise ValueError(f"incompatible UNet: its last self-attention layer is {last_name}.attn1, in no up block")
+        raise ValueError(f"incompatible UNet: its last self-attention layer, {last_name}.attn1, is not in an up block")
     for layer, (_, block) in enumerate(blocks[:-1]):
         block.attn1.set_processor(RecordingProcessor(layer))
         if block.attn2 is not None:
@@ -116,7 +116,7 @@ def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     up = int(place[1])
     unet.up_blocks = unet.up_blocks[: up + 1]
     unet.up_blocks[up].upsamplers = None
-    # Neither changes a shape: what comes out is the last block's input, which nobody reads.
+    # Shapes still match: the output is the last block's input, which is not used.
     unet.up_blocks[up].attentions[int(place[3])].proj_out = nn.Identity()
     unet.conv_norm_out = None
     unet.conv_out = nn.Identity()
@@ -124,7 +124,7 @@ def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def copy_as_reference(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A Reference UNet with the base UNet's weights: how training starts (BootPIG, section 3.2)."""
+    """A Reference UNet with the base UNet's weights, the starting point of training (BootPIG, section 3.2)."""
     return truncate(copy.deepcopy(unet))
 
 
@@ -136,13 +136,13 @@ def record_features(
     attends: Sequence[Sequence[int]],
     added_cond_kwargs: dict[str, Tensor] | None = None,
 ) -> ReferenceFeatures:
-    """One pass of the Reference UNet.
+    """Run the Reference UNet and return its features.
 
     Args:
-        reference_unet: truncated.
+        reference_unet: a truncated UNet.
         noisy_references: (R, C, h, w), noised to `timesteps`.
         timesteps: scalar or (R,).
-        prompt_embeds: (R, S, D), the caption of each reference.
+        prompt_embeds: (R, S, D), the embeds of each reference's caption.
         attends: for each row of the base batch, the references that it will attend to.
         added_cond_kwargs: SDXL's pooled embeds and time ids, R rows each.
     """
@@ -159,18 +159,18 @@ def record_features(
 
 
 def feature_count(reference_unet: nn.Module) -> int:
-    """The number of features that a truncated UNet yields: one for each self-attention layer of the base."""
+    """The number of features that a truncated UNet returns: one per self-attention layer of the base."""
     return sum(isinstance(module, (BasicTransformerBlock, LastFeature)) for module in reference_unet.modules())
 
 
 def restore(
     reference_unet: UNet2DConditionModel, base: UNet2DConditionModel, dtype: torch.dtype | None = None
 ) -> UNet2DConditionModel:
-    """The Reference UNet as an ordinary, whole UNet; the part that truncation took, which no feature depends on, comes
-    from `base`. It shares the Reference UNet's weights, unless `dtype` asks for another.
+    """The Reference UNet as an ordinary, complete UNet. The removed part, on which no feature depends, comes from
+    `base`. Weights are shared with the Reference UNet unless `dtype` is another one.
 
     Raises:
-        ValueError: the two are of different shapes.
+        ValueError: the two UNets have different architectures.
     """
     config = {name: value for name, value in reference_unet.config.items() if not name.startswith("_")}
     with torch.device("meta"):
@@ -180,6 +180,6 @@ def restore(
     wanted = full.state_dict()
     wrong = wanted.keys() ^ state.keys() or {name for name in wanted if wanted[name].shape != state[name].shape}
     if wrong:
-        raise ValueError(f"the Reference UNet and the base UNet differ in {min(wrong)}: they must be of one make")
+        raise ValueError(f"the Reference UNet and the base UNet must have the same architecture; {min(wrong)} differs")
     full.load_state_dict(state, assign=True)
     return full

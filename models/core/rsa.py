@@ -1,4 +1,4 @@
-"""Reference Self-Attention (RSA): the operator, as a diffusers attention processor (BootPIG, eq. 3 and 5-8)."""
+"""Reference Self-Attention (RSA) as a diffusers attention processor (BootPIG, eq. 3 and 5-8)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from bootpig.models.core.attention import attention_with_lse, gives_lse, joined
 
 Pooling = Literal["softmax", "argmax", "average", "concat"]
-"""How several references become one output. "softmax" is the paper's, "argmax" the published code's; the others are
-for ablation."""
+"""How the outputs for several references are combined. The paper uses "softmax", the published code "argmax". The
+others are for ablations."""
 
 
 @dataclass(eq=False)
 class ReferenceFeatures:
-    """What the base UNet's RSA layers read of the references: handed to every layer by `cross_attention_kwargs`.
+    """The reference features that the base UNet's RSA layers attend to, passed in `cross_attention_kwargs`.
 
-    Each reference stands in `layers` once, however many rows of the base batch attend to it.
+    Each reference is in `layers` once, however many rows of the base batch attend to it.
     """
 
     layers: Sequence[Tensor]
-    """One tensor (references, tokens, channels) for each RSA layer, in the order in which the UNet runs them: the
-    hidden states that enter that layer of the Reference UNet, after norm1."""
+    """One tensor (references, tokens, channels) per RSA layer, in the order in which the UNet runs them: the input of
+    that layer in the Reference UNet, after norm1."""
     attends: Sequence[Sequence[int]]
-    """For each row of the base batch, the references that it attends to; none: plain self-attention."""
+    """For each row of the base batch, the references that it attends to. If empty: plain self-attention."""
     copies: int = 1
-    """The base batch is so many copies of the same rows, one behind the other, until text or pooled text enters the
-    UNet: behind the first RSA layer."""
+    """How many concatenated copies of the same rows the base batch consists of, at the input of the first RSA layer.
+    Copies differ only after text or pooled text has entered the UNet, which happens after that layer."""
     runs: tuple[Run, ...] = field(init=False, repr=False)
     distinct: Distinct | None = field(init=False, repr=False)
 
@@ -52,34 +52,34 @@ class ReferenceFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Distinct:
-    """The rows of the first RSA layer's input that differ from one another or in what they attend to."""
+    """The rows of the first RSA layer's input that differ from each other, or attend to different references."""
 
     rows: list[int]
     features: ReferenceFeatures
-    """What these rows attend to."""
+    """The references that these rows attend to."""
     places: list[int]
-    """For each row of the whole batch, its place among `rows`."""
+    """For each row of the whole batch, its index in `rows`."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring rows of the base batch that attend to equally many references: one attention call a slot."""
+    """Consecutive rows of the base batch with the same number of references: one attention call per slot."""
 
     start: int
     stop: int
     slots: tuple[tuple[int, ...], ...]
-    """For the first, second, ... reference of every row: its index, row by row."""
+    """Slot i holds the index of reference i of each row."""
 
 
 class RSAProcessor(AttnProcessor2_0):
-    """Self-attention that also attends to references, with the layer's own projections; no parameters of its own.
+    """Self-attention that also attends to references. Uses the layer's projections and has no parameters of its own.
 
     Args:
-        layer: position among the UNet's RSA layers, in the order in which it runs them; -1: none. diffusers makes
-            such processors anew when it loads an IP-Adapter, and `check_rsa` finds them.
-        key_scale: factor on the reference features as they enter the key projection, values unscaled (1.1 in the
-            published code).
-        pooling: how a row's several references become one output, see `Pooling`.
+        layer: index among the UNet's RSA layers, in the order in which the UNet runs them. -1: not set. When diffusers
+            loads an IP-Adapter, it replaces the processors by new ones with that default; `check_rsa` detects this.
+        key_scale: factor on the reference features before the key projection (1.1 in the published code). Values are
+            not scaled.
+        pooling: how the outputs for several references are combined, see `Pooling`.
     """
 
     def __init__(self, layer: int = -1, key_scale: float = 1.0, pooling: str = "softmax") -> None:
@@ -97,10 +97,10 @@ class RSAProcessor(AttnProcessor2_0):
         temb: Tensor | None = None,
         reference: ReferenceFeatures | None = None,
     ) -> Tensor:
-        """`hidden_states` (B, n, d) to (B, n, d), after the output projection.
+        """Map `hidden_states` (B, n, d) to (B, n, d), output projection included.
 
         Raises:
-            ValueError: `reference.attends` does not have one entry for each of the B rows.
+            ValueError: `reference.attends` does not have one entry per row.
         """
         if reference is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -115,7 +115,7 @@ class RSAProcessor(AttnProcessor2_0):
         query = _heads(attn, attn.to_q(hidden_states))
         key = _heads(attn, attn.to_k(hidden_states))
         value = _heads(attn, attn.to_v(hidden_states))
-        # Once for all rows: every branch of the guidance and every image of a prompt shares them.
+        # Computed once for all rows: all guidance branches and all images of a prompt share them.
         reference_key = _heads(attn, attn.to_k(features if self.key_scale == 1.0 else features * self.key_scale))
         reference_value = _heads(attn, attn.to_v(features))
 
@@ -128,7 +128,7 @@ class RSAProcessor(AttnProcessor2_0):
                 own, others = _attend_to_each(attn, (q, k, v), slots)
                 outputs.append(pool(own, others, self.pooling))
             elif len(slots) == 1 and q.device.type == "cpu" and gives_lse(q, k):
-                # on the CPU, joining afterwards costs less than copying all keys and values before
+                # on the CPU, merging two outputs is cheaper than concatenating all keys and values
                 joint = joined(attention_with_lse(q, k, v), attention_with_lse(q, *slots[0]))
                 outputs.append(_project(attn, joint, q.dtype))
             else:
@@ -137,8 +137,8 @@ class RSAProcessor(AttnProcessor2_0):
 
 
 class TextAttentionProcessor(AttnProcessor2_0):
-    """Plain attention that knows the name `reference`: diffusers hands `cross_attention_kwargs` to cross-attention too,
-    and warns at each layer and step of a name that a processor does not take."""
+    """Plain attention that accepts `reference` and ignores it. diffusers passes `cross_attention_kwargs` to
+    cross-attention too, and warns at each layer and step about arguments that a processor does not accept."""
 
     def __call__(  # type: ignore[override]
         self,
@@ -153,17 +153,17 @@ class TextAttentionProcessor(AttnProcessor2_0):
 
 
 def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
-    """Pool the RSA outputs of several references, pixel by pixel (BootPIG, eq. 5-8).
+    """Combine the RSA outputs for several references, pixel by pixel (BootPIG, eq. 5-8).
 
     Args:
-        own: (B, n, d), the self-attention's output without a reference.
-        outputs: one (B, n, d) for each reference.
-        pooling: "softmax" weighs each by the softmax of ||o_i - own||, "argmax" takes the one with the largest,
-            "average" weighs all alike.
+        own: (B, n, d), the output of self-attention without references.
+        outputs: one (B, n, d) tensor per reference.
+        pooling: "softmax" weights each output by the softmax of ||o_i - own||, "argmax" takes the one with the largest
+            norm, "average" weights all equally.
     """
     if pooling == "average":
         return torch.stack(list(outputs)).mean(0)
-    # The norm runs over all channels and in float32 at least: in half precision its square overflows.
+    # Norm over all channels, in float32 or wider: in half precision the square overflows.
     wide = torch.promote_types(own.dtype, torch.float32)
     norms = torch.stack([torch.linalg.vector_norm((o - own).to(wide), dim=-1, keepdim=True) for o in outputs])
     if pooling == "argmax":
@@ -177,17 +177,18 @@ def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
 
 
 def uncompiled(module: nn.Module) -> Any:
-    """The module that `torch.compile` has wrapped, or `module` itself: names of weights and blocks stay the same."""
+    """The module inside a `torch.compile` wrapper, or `module` itself. The wrapper would prefix all names."""
     return getattr(module, "_orig_mod", module)
 
 
 def self_attention_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
-    """The UNet's transformer blocks that hold an RSA layer (`attn1`), by name, in the order in which it runs them.
+    """The names and modules of the UNet's transformer blocks, whose `attn1` are the RSA layers, in the order in which
+    the UNet runs them.
 
     Raises:
-        ValueError: the UNet has none, or one that is no plain self-attention.
+        ValueError: the UNet has no such block, or an `attn1` is not plain self-attention.
     """
-    # A UNet registers its middle block last, but runs it between the two others.
+    # A UNet registers its middle block last, but runs it between the down and the up blocks.
     parts = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     modules = uncompiled(unet).named_modules()
     blocks = [(name, module) for name, module in modules if isinstance(module, BasicTransformerBlock)]
@@ -195,22 +196,22 @@ def self_attention_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBl
     for name, block in blocks:
         attn = block.attn1
         if attn.is_cross_attention or attn.group_norm is not None or attn.norm_q is not None:
-            raise ValueError(f"incompatible UNet: {name}.attn1 is no plain self-attention, as Stable Diffusion has it")
+            raise ValueError(f"incompatible UNet: {name}.attn1 is not plain self-attention as in Stable Diffusion")
     if not blocks:
         raise ValueError("incompatible UNet: it has no self-attention layer in a transformer block")
     return blocks
 
 
 def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") -> None:
-    """Give every attention layer of the base UNet its processor; weights and blocks stay as they are.
+    """Install RSA in the base UNet by setting the processors of its attention layers. Weights do not change.
 
     Raises:
-        ValueError: an unknown pooling, a key scale that is not above 0, an incompatible UNet.
+        ValueError: the pooling is unknown, the key scale is not positive, or the UNet is incompatible.
     """
     if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling: {pooling!r} is unknown, give one of {', '.join(get_args(Pooling))}")
+        raise ValueError(f"pooling: {pooling!r} is unknown; use one of {', '.join(get_args(Pooling))}")
     if not key_scale > 0:
-        raise ValueError(f"key_scale: {key_scale} is not above 0")
+        raise ValueError(f"key_scale: {key_scale} must be above 0")
     for layer, (_, block) in enumerate(self_attention_blocks(unet)):
         block.attn1.set_processor(RSAProcessor(layer, key_scale, pooling))
         if block.attn2 is not None:
@@ -218,10 +219,10 @@ def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax
 
 
 def check_rsa(unet: nn.Module) -> None:
-    """Find out whether something has replaced the processors since `install_rsa`.
+    """Check that the processors set by `install_rsa` are still in place.
 
     Raises:
-        ValueError: attention slicing, xformers, fused projections or an IP-Adapter took their place.
+        ValueError: attention slicing, xformers, fused projections or an IP-Adapter replaced them.
     """
     replaced = {}
     for layer, (name, block) in enumerate(self_attention_blocks(unet)):
@@ -233,8 +234,8 @@ def check_rsa(unet: nn.Module) -> None:
     if replaced:
         name, kind = next(iter(replaced.items()))
         raise ValueError(
-            f"{name} and {len(replaced) - 1} more hold {kind} in place of RSAProcessor: attention slicing, xformers, "
-            "fused projections and IP-Adapters do not go with reference self-attention; load the pipeline anew"
+            f"{name} and {len(replaced) - 1} more have {kind} in place of RSAProcessor: attention slicing, xformers, "
+            "fused projections and IP-Adapters do not work with reference self-attention; reload the pipeline"
         )
 
 
@@ -252,7 +253,7 @@ def _heads(attn: Attention, projected: Tensor) -> Tensor:
 
 
 def _select(projected: Tensor, indices: tuple[int, ...]) -> Tensor:
-    """Rows of `projected`: a view wherever the indices allow one."""
+    """The rows `indices` of `projected`, as a view if possible."""
     first, count = indices[0], len(indices)
     if indices == tuple(range(first, first + count)):
         return projected[first : first + count]
@@ -262,7 +263,7 @@ def _select(projected: Tensor, indices: tuple[int, ...]) -> Tensor:
 
 
 def _attend(attn: Attention, query: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """softmax(q [k_1; k_2; ...]^T / sqrt(c)) [v_1; v_2; ...], heads joined, through the output projection."""
+    """softmax(q [k_1; k_2; ...]^T / sqrt(c)) [v_1; v_2; ...], heads merged, output projection included."""
     key = keys[0] if len(keys) == 1 else torch.cat(keys, dim=2)
     value = values[0] if len(values) == 1 else torch.cat(values, dim=2)
     return _project(attn, F.scaled_dot_product_attention(query, key, value), query.dtype)
@@ -271,11 +272,11 @@ def _attend(attn: Attention, query: Tensor, keys: list[Tensor], values: list[Ten
 def _attend_to_each(
     attn: Attention, own: tuple[Tensor, Tensor, Tensor], slots: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Self-attention's output, and for the keys and values of each slot that of self-attention with them."""
+    """The output of self-attention alone, and for each slot that of self-attention with the slot's keys and values."""
     q, k, v = own
     if not gives_lse(q, k):
         return _attend(attn, q, [k], [v]), [_attend(attn, q, [k, rk], [v, rv]) for rk, rv in slots]
-    # Each set of tokens is attended to once: what a row's own give is the same beside every reference.
+    # Attention to a row's own tokens is computed once and reused for every reference.
     alone = attention_with_lse(q, k, v)
     others = [joined(alone, attention_with_lse(q, rk, rv)) for rk, rv in slots]
     return _project(attn, alone[0], q.dtype), [_project(attn, other, q.dtype) for other in others]

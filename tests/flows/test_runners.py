@@ -118,7 +118,7 @@ def test_a_cluster_elsewhere_needs_a_store_and_an_api_that_it_reaches(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listener: str
 ) -> None:
     host = socket.gethostname()
-    monkeypatch.setattr(runners, "_is_here", lambda name: name in ("127.0.0.1", "localhost"))
+    monkeypatch.setattr(runners, "is_loopback", lambda name: name in ("127.0.0.1", "localhost"))
     monkeypatch.setattr(socket, "create_connection", lambda place, timeout: socket.socket())
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     config = configured(str(tmp_path), runner="dask", runner_address=f"tcp://{host}:8786")

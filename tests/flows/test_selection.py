@@ -28,7 +28,7 @@ def test_unknown_and_reversed_stages() -> None:
 
 
 def test_units_are_parsed_and_checked(config: PipelineConfig) -> None:
-    assert parse_units("3, 1-2,3") == [3, 1, 2, 3]
+    assert parse_units("3, 1-2,3") == [1, 2, 3]
     assert known_units(config, GRAPH, ("segment",), [3, 1, 1]) == (1, 3)
     assert known_units(config, GRAPH, ("train",), None) is None
     with pytest.raises(InputError, match=r"units: 4, 9 → not in this run, which has units 0 to 3"):

@@ -12,6 +12,7 @@ import pytest
 
 from bootpig.flows.cli import commands
 from bootpig.flows.cli.main import main
+from bootpig.flows.demo_server import parameters
 from bootpig.flows.loading import dump_config, load_config, shipped_configs
 from bootpig.flows.parameters import LIMIT, StoredParameters, by_value_or_reference, opened
 from bootpig.flows.runs.records import new_run
@@ -64,7 +65,30 @@ def test_nor_one_of_the_command_line(option: str, value: str, capsys: pytest.Cap
     assert ended.value.code == 2 and option in capsys.readouterr().err
 
 
-SPANS = ["0-9999999999", "0-99999999999999999999", "9" * 5000, "0-999999,0-999999", "1-" + "9" * 5000]
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3,17,20-24", [3, 17, 20, 21, 22, 23, 24]), (" 1 - 3 , 2", [1, 2, 3]), ("5,5,0", [0, 5])]
+)
+def test_units_as_people_write_them(text: str, expected: list[int]) -> None:
+    assert parse_units(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "-", "1-", "-3", "1,,2", "1;2", "1..3", "²", "0x1", "1-2-3", "9-3", "a" * 9999]
+)
+def test_what_names_no_units_is_short_and_says_how(text: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^units: .* → (write numbers and ranges|ends before it begins; write 3-9)"
+    ) as told:
+        parse_units(text)
+    assert len(str(told.value)) < 300
+
+
+def test_a_run_has_no_end_of_units() -> None:
+    with pytest.raises(InputError, match=r"^unit_size: 1 makes 1000000000 units .* raise unit_size$"):
+        load_config(TOY, ["caption.count=1000000000", "unit_size=1"])
+
+
+SPANS = ["0-9999999999", "0-99999999999999999999", "9" * 5000, "0-1000000", "1-" + "9" * 5000]
 
 
 @pytest.mark.parametrize("text", SPANS)
@@ -100,6 +124,16 @@ def test_large_parameters_go_by_reference(tmp_path: Path) -> None:
     (tmp_path / "parameters" / f"{stored.sha256}.json").write_text("{}")
     with pytest.raises(InputError, match=r"^stored: .* missing or altered"):
         opened(small, None, stored)
+
+
+def test_a_demo_of_a_large_configuration_is_a_short_command(tmp_path: Path) -> None:
+    config = load_config(TOY, [f"root={tmp_path}", "caption.count=100"])
+    assert json.loads(parameters(config)) == {"config": config.model_dump(mode="json", exclude_unset=True)}
+    config = large().model_copy(update={"root": str(tmp_path)})
+    passed = json.loads(parameters(config))
+    assert len(json.dumps(passed)) < LIMIT
+    stand_in = PipelineConfig.model_validate(passed["config"])
+    assert opened(stand_in, None, StoredParameters.model_validate(passed["stored"])) == (config, None)
 
 
 @pytest.mark.slow

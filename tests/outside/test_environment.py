@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import http.server
 import os
+import re
 import subprocess
 import sys
-import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import httpx2
 import pytest
 
-from bootpig.flows import server
-from bootpig.flows.proxies import check_proxies, spare_loopback
+from bootpig.flows.proxies import LOOPBACK, check_proxies, spare_loopback
 from bootpig.stages.engine.contract import InputError
 
 PROJECT = Path(__file__).parents[2]
@@ -53,6 +54,7 @@ PROXIES = {
     "quotes": "'http://proxy:3128'",
     "a space": "http://proxy:3128 ",
     "an unknown kind": "socks://proxy:1080",
+    "SOCKS 4": "socks4://proxy:1080",
     "no host": "http://",
     "a port that is none": "http://proxy:port",
     "a password": "http://me:secret-of-mine@proxy:port",
@@ -77,11 +79,16 @@ def test_usual_proxies_are_fine(monkeypatch: pytest.MonkeyPatch, value: str) -> 
 @pytest.mark.parametrize(
     ("small", "capital", "expected"),
     [
-        (None, None, "127.0.0.1,localhost,::1"),
-        ("example.org", None, "example.org,127.0.0.1,localhost,::1"),
-        (None, "example.org , 'localhost'", "example.org,localhost,127.0.0.1,::1"),
-        ("a;b", "c", "a,b,127.0.0.1,localhost,::1"),
+        (None, None, ""),
+        ("example.org", None, "example.org,"),
+        (None, "example.org , 'localhost'", "example.org,localhost,"),
+        ("a;b", "c", "a,b,"),
+        ("a b\tc", None, "a,b,c,"),
+        ("http://a, host:80,10.0.0.0/8", None, "a,host:80,10.0.0.0/8,"),
+        ("[::1],::1/128,[::1]:8080", None, "::1,"),
+        ("fe80::/10,[fe80::1%eth0]", None, "fe80::,fe80::1,"),
         ("*", None, "*"),
+        ("*,localhost", None, "*"),
     ],
 )
 def test_loopback_joins_no_proxy(
@@ -91,8 +98,34 @@ def test_loopback_joins_no_proxy(
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
+    check_proxies()
     spare_loopback()
-    assert os.environ["no_proxy"] == expected
+    hosts = os.environ["no_proxy"].split(",")
+    assert hosts[: expected.count(",")] == expected.split(",")[:-1] and os.environ["NO_PROXY"] == os.environ["no_proxy"]
+    assert hosts == ["*"] or set(LOOPBACK) <= set(hosts)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for client in (httpx.Client, httpx2.Client):  # Prefect's, and that of the `openai` package
+        client().close()
+    for host in LOOPBACK:
+        assert urllib.request.proxy_bypass(f"{host}:4200")
+
+
+@pytest.mark.parametrize("entry", ["bücher.example", "xn--bcher-kva.example", "a:b:c", "[::1"])
+def test_an_entry_of_no_proxy_that_clients_fail_at_is_named_or_read(
+    monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    monkeypatch.setenv("no_proxy", f"localhost,{entry}")
+    if entry == "[::1":
+        check_proxies()
+        return
+    with pytest.raises(InputError, match=rf"^no_proxy: '{re.escape(entry)}' → "):
+        check_proxies()
+
+
+def test_loopback_by_another_name_joins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    spare_loopback("http://127.0.1.1:8000/v1", "https://example.org/v1", "http://[::", None)
+    assert os.environ["no_proxy"].split(",") == [*LOOPBACK, "127.0.1.1"]
 
 
 @pytest.mark.parametrize("command", ["plan", "status", "runs", "verify", "gc", "run"])
@@ -179,25 +212,3 @@ def test_a_full_temporary_folder_is_named_before_a_run(small_disk: Path, tmp_pat
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"TMPDIR: {str(small_disk)!r} → No space left on device; free some space")
     assert done.stderr.count("\n") == 1
-
-
-class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """A web server that is not Prefect's."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<html>hello</html>")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_another_web_server_is_not_the_api() -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        for path in ("", "/api", "/some/page"):
-            with pytest.raises(server.ServerError, match="is not Prefect's API"):
-                server.require_answer(f"http://127.0.0.1:{other.server_port}{path}")
-        other.shutdown()

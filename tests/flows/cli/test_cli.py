@@ -139,7 +139,8 @@ def test_a_server_that_is_not_there_is_one_line(
     for command in (["setup-server"], ["run", TOY, *sets(settings)]):
         assert main(command) == 1
         said = capsys.readouterr()
-        assert said.err.startswith(f"PREFECT_API_URL: {address!r} → no Prefect server answers there")
+        fault = "no Prefect server answers there" if "://" in address else "is no address of a server"
+        assert said.err.startswith(f"PREFECT_API_URL: {address!r} → {fault}")
         assert said.err.count("\n") == 1
         assert said.out == ""
 
