@@ -126,6 +126,7 @@ def test_avif_under_a_general_brand_needs_no_package(monkeypatch: pytest.MonkeyP
     data = io.BytesIO()
     Image.fromarray(ramp()).save(data, "AVIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(reader, "_formats", lambda: ("AVIF",))
     assert read_picture(data.getvalue().replace(b"ftypavif", b"ftypmif1", 1), "--ref").size == SIZE
 
 
