@@ -29,7 +29,7 @@ bench: install-dev
 	$(BIN)/python -m benchmarks
 
 soak: install-dev
-	BOOTPIG_FUZZ_SECONDS=60 $(BIN)/python -m pytest -q tests/outside/test_fuzz.py
+	BOOTPIG_FUZZ_SECONDS=60 $(BIN)/python -m pytest -q tests/outside/test_fuzz.py tests/outside/test_picture_fuzz.py
 	BOOTPIG_KILLS=100 $(BIN)/python -m pytest -q tests/flows/test_kill.py
 
 install: .venv/installed

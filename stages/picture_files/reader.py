@@ -232,8 +232,8 @@ def _wrong_kind(source: Path | bytes) -> str:
     for sign, kind, fix in _SIGNS:
         if sign.match(head):
             return f"is {kind}; {fix or 'export it as PNG'}"
-    if brand := _HEIF_BRANDS.match(head):
-        avif = brand[0][8:].startswith(b"avi")
+    if _HEIF_BRANDS.match(head):
+        avif = re.search(rb"avi[fs]", head[8:64]) is not None  # the first brand may be mif1 with both
         if avif and "AVIF" not in _formats():
             return "is AVIF, which this Pillow cannot read; pip install 'pillow>=11.3'"
         if not avif and "HEIF" not in _formats() and not _can_import_heif():

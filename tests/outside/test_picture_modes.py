@@ -160,9 +160,11 @@ def test_every_orientation(turn: int, format: str) -> None:
     ]
 
 
-def test_broken_exif_is_no_reason_to_refuse() -> None:
-    whole = saved(colours(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
-    assert read_picture(whole, "--ref").size == (SIDE, SIDE)
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00II*\x00\xff\xff\xff\x7f", b"Exif\x00\x00no TIFF", b"Exif\x00\x00MM"])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")
+def test_broken_exif_is_no_reason_to_refuse(exif: bytes) -> None:
+    for format in ("JPEG", "PNG", "WEBP"):
+        assert read_picture(saved(colours(), format, exif=exif), "--ref").size == (SIDE, SIDE)
 
 
 def profile(changes: dict[bytes, bytes]) -> bytes:
@@ -201,7 +203,14 @@ def test_a_wide_gamut_is_converted(wide: dict[bytes, bytes], mode: str, format: 
 def test_srgb_under_any_name_changes_no_pixel_and_a_foreign_profile_does_no_harm() -> None:
     plain = np.asarray(colours())
     renamed = profile({}).replace("sRGB".encode("utf-16-be"), "c2ci".encode("utf-16-be")).replace(b"sRGB", b"c2ci")
-    for icc in (profile({}), renamed, b"no profile at all" * 9, profile({b"rTRC": b"\xff" * 12})[:300]):
+    rounded = primaries(xyz(0.4371, 0.2225, 0.0139), xyz(0.3851, 0.7169, 0.0971), xyz(0.1431, 0.0606, 0.7131))
+    for icc in (
+        profile({}),
+        renamed,
+        profile(rounded),
+        b"no profile at all" * 9,
+        profile({b"rTRC": b"\xff" * 12})[:300],
+    ):
         assert np.array_equal(seen(saved(colours(), "PNG", icc_profile=icc)), plain)
     grey = colours().convert("L")
     greys = seen(saved(grey, "PNG", icc_profile=profile(DISPLAY_P3)))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from bootpig.flows.cli.main import main
+from bootpig.models.toy.subject_folder import FOLDER
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.evaluate.subjects import read_subjects, unusable_pictures
 from bootpig.stages.picture_files.folders import folders_of_pictures, natural_order, picture_paths
@@ -193,6 +194,16 @@ def test_natural_order() -> None:
     names = ["00.png", "00 (1).png", "1.png", "2.png", "2b.png", "10.png", "a.png", "B.png", "img_9.png", "img_10.png"]
     assert sorted(set(names), key=natural_order) == names
     assert len({natural_order(name) for name in ("1.png", "01.png", "1.PNG")}) == 3, "equal numbers have an order, too"
+
+
+def test_the_committed_subjects_are_read_as_ever() -> None:
+    for folder in folders_of_pictures(FOLDER):
+        pictures, others = picture_paths(folder)
+        assert pictures == sorted(folder.iterdir()) and not others
+        for path in pictures:
+            with Image.open(path) as image:
+                picture = read_picture(path, "evaluate.subjects")
+                assert picture.mode == image.mode and picture.tobytes() == image.tobytes()
 
 
 def test_folders_of_systems_in_any_case(tmp_path: Path) -> None:
