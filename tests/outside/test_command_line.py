@@ -105,6 +105,24 @@ def test_nor_one_of_the_command_line(option: str, value: str, capsys: pytest.Cap
     assert ended.value.code == 2 and option in capsys.readouterr().err
 
 
+WRONG = [[], ["frob"], ["run", "--frob"], ["gc", "--keep", "x"], ["generate", "m", "--steps", "1.5"], ["runs", "frob"]]
+WRONG += [
+    ["evaluate", "m"],
+    ["plan"],
+    ["run", "a", "b\nc"],
+    ["generate", "m", "--seed", "a" * 9999],
+    ["--print-completion", "x"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_a_wrong_option_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and len(said) < 500 and said.endswith(" --help\n")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("3,17,20-24", [3, 17, 20, 21, 22, 23, 24]), (" 1 - 3 , 2", [1, 2, 3]), ("5,5,0", [0, 5])]
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -13,7 +16,10 @@ from pathlib import Path
 import httpx
 import httpx2
 import pytest
+from rich.console import Console
 
+from bootpig.flows.cli.display import Display
+from bootpig.flows.cli.main import main
 from bootpig.flows.proxies import LOOPBACK, check_proxies, spare_loopback
 from bootpig.stages.engine.contract import InputError
 
@@ -195,6 +201,45 @@ def test_output_never_fails_on_a_character(tmp_path: Path, encoding: str, comman
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
     refused = bootpig("plan", "toy", "--set=name=stör 🦊", environment=environment)
     assert refused.returncode == 2
+
+
+HELP = ["run", "init", "status", "plan", "runs", "gc", "setup-server", "verify", "train", "generate", "evaluate"]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in HELP)])
+def test_help_needs_no_character(command: list[str], capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    in_ascii = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="ascii")
+    with contextlib.redirect_stdout(in_ascii), pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    in_ascii.close()
+    said = capfdbinary.readouterr().out
+    assert ended.value.code == 0 and said.startswith(b"usage: bootpig") and said.isascii()
+    assert b"?" not in said
+
+
+def test_arrows_become_ascii(tmp_path: Path) -> None:
+    done = bootpig(
+        "runs", "promote", "x", "--root", str(tmp_path), environment={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 2 and done.stderr.startswith("run: 'x' -> there is no such run")
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "runs", "verify", "gc"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_ends_nothing(tmp_path: Path, command: str, closed: str) -> None:
+    words = shlex.join([sys.executable, "-m", "bootpig", *commands(tmp_path)[command]])
+    done = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_under_the_output_ends_no_run() -> None:
+    with open("/dev/full", "w") as full:
+        screen = Display(Console(file=full))
+        screen.line("a line")
+        screen.line("another")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what is buffered goes there
+    assert screen.console is None
 
 
 @pytest.fixture
