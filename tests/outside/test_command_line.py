@@ -229,6 +229,24 @@ def test_what_nobody_expected_is_one_line_with_its_log(
     assert "in broken" in log.read_text() and "horse" not in log.read_text()
 
 
+def test_its_log_goes_elsewhere_where_there_is_no_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(asked: argparse.Namespace) -> int:
+        raise RuntimeError("oh")
+
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(commands, "runs", broken)
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["runs", "--root", str(tmp_path)]) == 1
+    (log,) = tmp_path.glob("bootpig-*.log")
+    said = capsys.readouterr().err
+    assert str(log) in said and said.count("\n") == 1 and "in broken" in log.read_text()
+
+
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_a_root_with_brackets_is_shown_as_it_is(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

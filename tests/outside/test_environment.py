@@ -252,8 +252,49 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_full_temporary_folder_is_named_before_a_run(small_disk: Path, tmp_path: Path) -> None:
-    done = bootpig(*commands(tmp_path)["run"], environment={**os.environ, "TMPDIR": str(small_disk)})
+WORK = {
+    "run": ["run", "toy", "--until", "caption"],
+    "train": ["train", "toy"],
+    "generate": ["generate", "configs", "--prompt", "A photo of a mug, here"],
+    "evaluate": ["evaluate", "configs", "--config", "toy"],
+}
+"""What needs the temporary folder."""
+
+
+@pytest.mark.parametrize("left", [0, 64])
+@pytest.mark.parametrize("command", list(WORK))
+def test_a_full_temporary_folder_is_named_before_work(
+    small_disk: Path, tmp_path: Path, command: str, left: int
+) -> None:
+    """One with no room at all is passed over by Python, but not by SQLite in Prefect's server."""
+    with contextlib.suppress(OSError), open(small_disk / "full", "wb", buffering=0) as full:
+        while left == 0 or full.tell() < (100 - left) * 1024:
+            full.write(bytes(1024))
+    place = [f"--set=root={tmp_path / 'store'}"] if command in ("run", "train") else ["-o", str(tmp_path / "out.png")]
+    done = bootpig(*WORK[command], *place, environment={**os.environ, "TMPDIR": str(small_disk)})
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"TMPDIR: {str(small_disk)!r} → No space left on device; free some space")
     assert done.stderr.count("\n") == 1
+
+
+READ_ONLY = """
+mount -t tmpfs none /mnt && mkdir /mnt/here && mount --bind "$PWD" /mnt/here && cd /mnt/here || exit 77
+mount -o remount,bind,ro /mnt/here && mount -t tmpfs -o ro none /var/tmp && mount -t tmpfs -o ro none /tmp || exit 77
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("command", [*WORK, "status"])
+def test_a_machine_without_a_temporary_folder(command: str) -> None:
+    """As a container with a read-only root file system, in which only the store can be written."""
+    words = WORK.get(command, ["status", "toy"])
+    place = ["-o", "/mnt/out.png"] if command in ("generate", "evaluate") else ["--set=root=/mnt/store"]
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    environment |= {"HOME": "/mnt/nobody"} if command == "status" else {"PREFECT_HOME": "/mnt/prefect"}
+    done = bootpig(*words, *place, environment=environment, before=["unshare", "-m", "sh", "-c", READ_ONLY, "sh"])
+    if done.returncode in (77, 1) and ("mount" in done.stderr or "unshare" in done.stderr):
+        pytest.skip("mounting needs the rights to")
+    if os.path.exists("/usr/tmp"):
+        pytest.skip("there is a further temporary folder")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("TMPDIR: '/tmp' → no temporary folder can be written; ")

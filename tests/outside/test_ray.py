@@ -72,6 +72,37 @@ def test_a_run_starts_its_own_beside_it_or_joins_the_one_that_is_named(head: str
     assert not cluster(tmp_path).endswith(f":{port}"), "its own"
     assert cluster(tmp_path, f"runner_address={head}").endswith(f":{port}"), "named by the setting"
     assert cluster(tmp_path, RAY_ADDRESS=head).endswith(f":{port}"), "named by Ray's variable"
+    assert cluster(tmp_path, RAY_ADDRESS="auto").endswith(f":{port}"), "whatever runs here"
+    assert not cluster(tmp_path, RAY_ADDRESS="local").endswith(f":{port}"), "its own, in Ray's words"
+    assert cluster(tmp_path, f"runner_address={head}", RAY_ADDRESS="local").endswith(f":{port}"), "the setting counts"
+
+
+def test_a_dead_head_s_file_is_nobody_s_business(tmp_path: Path) -> None:
+    left = Path("/tmp/ray/ray_current_cluster")
+    if left.exists():
+        pytest.skip("a head runs on this machine, or has left its file")
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("127.0.0.1:9")
+    try:
+        assert cluster(tmp_path) != "127.0.0.1:9"
+    finally:
+        left.unlink(missing_ok=True)
+
+
+ADDRESSES = dict.fromkeys(["", " ", "local", " local ", "auto"], "")
+ADDRESSES |= dict.fromkeys(["127.0.0.1", "'127.0.0.1:9'", "head:port"], "must contain host and port")
+ADDRESSES |= dict.fromkeys(["127.0.0.1:9", "ray://127.0.0.1:9"], "leave RAY_ADDRESS out")
+
+
+@pytest.mark.parametrize("value", list(ADDRESSES))
+def test_ray_s_variable_as_people_set_it(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    problems = runner_problems(load_config(shipped_configs()["toy"], ["runner=ray", f"root={tmp_path}"]))
+    assert len(problems) == (ADDRESSES[value] != "")
+    for problem in problems:
+        assert problem.startswith(f"RAY_ADDRESS: {value!r} → ") and ADDRESSES[value] in problem
+    dask = load_config(shipped_configs()["toy"], ["runner=dask", f"root={tmp_path}"])
+    assert runner_problems(dask) == []
 
 
 def test_a_variable_that_names_a_cluster_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
