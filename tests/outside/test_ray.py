@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,16 +37,25 @@ with Workers(load_config(shipped_configs()["toy"], sets)) as workers:
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
-def environment(**more: str) -> dict[str, str]:
-    left = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**left, "RAY_USAGE_STATS_ENABLED": "0", **more}
+@pytest.fixture(scope="module", autouse=True)
+def folder() -> Iterator[Path]:
+    """Where Ray keeps its files in this module: apart from any other Ray on this machine. Sockets want a short path."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bpr-", dir="/tmp", ignore_cleanup_errors=True) as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", name)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # a token in the home folder is not this module's
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield Path(name)
 
 
 def cluster(store: Path, *sets: str, **more: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(store), *sets],
         cwd=Path(__file__).parents[2],
-        env=environment(**more),
+        env={**os.environ, **more},
         capture_output=True,
         text=True,
         timeout=200,
@@ -55,16 +66,22 @@ def cluster(store: Path, *sets: str, **more: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
+def head(folder: Path) -> Iterator[str]:
     """The address of a head on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard", "false"]
-    subprocess.run([*RAY, "start", *options], env=environment(), check=True, capture_output=True, timeout=120)
-    address = f"127.0.0.1:{port}"
-    yield address
-    subprocess.run([*RAY, "stop", "--force"], env=environment(), check=False, capture_output=True, timeout=120)
+    command = [*RAY, "start", "--head", "--block", "--port", str(port), "--num-cpus", "1"]
+    command += ["--include-dashboard", "false"]
+    # `ray stop` would end every Ray on this machine
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("**/ray_current_cluster")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait(60)
 
 
 def test_a_run_starts_its_own_beside_it_or_joins_the_one_that_is_named(head: str, tmp_path: Path) -> None:
@@ -77,16 +94,14 @@ def test_a_run_starts_its_own_beside_it_or_joins_the_one_that_is_named(head: str
     assert cluster(tmp_path, f"runner_address={head}", RAY_ADDRESS="local").endswith(f":{port}"), "the setting counts"
 
 
-def test_a_dead_head_s_file_is_nobody_s_business(tmp_path: Path) -> None:
-    left = Path("/tmp/ray/ray_current_cluster")
-    if left.exists():
-        pytest.skip("a head runs on this machine, or has left its file")
-    left.parent.mkdir(exist_ok=True)
+def test_a_dead_head_s_file_is_nobody_s_business(head: str, folder: Path, tmp_path: Path) -> None:
+    (left,) = folder.glob("**/ray_current_cluster")
+    known = left.read_text()
     left.write_text("127.0.0.1:9")
     try:
-        assert cluster(tmp_path) != "127.0.0.1:9"
+        assert cluster(tmp_path) not in ("", "127.0.0.1:9")
     finally:
-        left.unlink(missing_ok=True)
+        left.write_text(known)
 
 
 ADDRESSES = dict.fromkeys(["", " ", "local", " local ", "auto"], "")
