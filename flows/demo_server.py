@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from bootpig.flows.api import ServerError
+from bootpig.flows.cli.output import settle_output
 from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.proxies import check_proxies, open_url, spare_loopback
@@ -132,6 +133,7 @@ def parameters(config: PipelineConfig) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    settle_output()
     parser = argparse.ArgumentParser(description="Start a Prefect server, a worker, the deployments and one run.")
     parser.add_argument("config", nargs="?", default="configs/toy.yaml", metavar="CONFIG")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")

@@ -1,4 +1,7 @@
-"""A home for users that have none: containers run as a user without an entry in /etc/passwd, or with HOME=/."""
+"""Folders that every library needs: a temporary one with room, and a home for users that have none.
+
+Containers run as a user without an entry in /etc/passwd, or with HOME=/.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,29 @@ import tempfile
 from pathlib import Path
 
 from bootpig.stages.engine.contract import InputError
+
+SCRATCH_BYTES = 2**20
+"""Room that the temporary folder must have."""
+
+
+def scratch_problems() -> list[str]:
+    """What keeps the temporary folder from being used, in one line. A server whose folder is full loses flow runs."""
+    given = os.environ.get("TMPDIR")
+    try:
+        # Python passes over a full TMPDIR without a word; SQLite and other libraries do not
+        with tempfile.TemporaryFile(dir=given if given and os.path.isdir(given) else None) as probe:
+            probe.write(bytes(SCRATCH_BYTES))
+            probe.flush()
+    except OSError as error:
+        reason = error.strerror if not isinstance(error, FileNotFoundError) else "no temporary folder can be written"
+        return [f"TMPDIR: {given or '/tmp'!r} → {reason}; free some space, or set TMPDIR to another folder"]
+    return []
+
+
+def check_scratch() -> None:
+    """Raises InputError where there is a problem of `scratch_problems`."""
+    if problems := scratch_problems():
+        raise InputError(problems[0])
 
 
 def settle_home() -> str:
@@ -44,6 +70,7 @@ def settle_home() -> str:
 
 
 def _private_folder() -> Path:
+    check_scratch()
     folder = Path(tempfile.gettempdir(), f"bootpig-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

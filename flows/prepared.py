@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from bootpig.flows.environment import scratch_problems
 from bootpig.flows.runners import runner_problems
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import pinned, preflight
-
-SCRATCH_BYTES = 2**20
-"""Free space in bytes that the temporary folder must have."""
 
 _CURRENT: ContextVar[Engine | None] = ContextVar("prepared", default=None)
 
@@ -36,18 +32,6 @@ def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
         raise InputError("\n".join(problems))
     exact = pinned(engine, stages)
     return engine if exact == config else Engine(exact)
-
-
-def scratch_problems() -> list[str]:
-    """The problem with the temporary folder in one line, if any. A Prefect server loses flow runs if it is full."""
-    try:
-        with tempfile.TemporaryFile() as probe:
-            probe.write(bytes(SCRATCH_BYTES))
-            probe.flush()
-    except OSError as error:
-        place = os.environ.get("TMPDIR") or "/tmp"
-        return [f"TMPDIR: {place!r} → {error.strerror or error}; free some space, or set TMPDIR to another folder"]
-    return []
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def runner_problems(config: PipelineConfig) -> list[str]:
         return []
     host, port = _host_and_port(address)
     if host is None or port is None:
-        return [f"runner_address: {address!r} → must contain host and port, such as {_EXAMPLES[runner]}"]
+        return [f"{field}: {address!r} → must contain host and port, such as {_EXAMPLES[runner]}"]
     problems = []
     if not is_loopback(host):
         if root.local is not None:
@@ -60,16 +60,18 @@ def runner_problems(config: PipelineConfig) -> list[str]:
     except OSError as error:
         problems.append(
             f"{field}: {address!r} → no cluster answers there ({error.strerror or error}); "
-            "start it, or leave runner_address out so that the run starts its own"
+            f"start it, or leave {field} out so that the run starts its own"
         )
     return problems
 
 
 def _address(config: PipelineConfig) -> tuple[str, str | None]:
     """The cluster to join and what names it: the setting, or Ray's own variable. None: the run starts its own."""
-    if config.runner_address is None and config.runner == "ray" and os.environ.get("RAY_ADDRESS"):
-        return "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
-    return "runner_address", config.runner_address
+    field, given = "runner_address", config.runner_address
+    if given is None and config.runner == "ray":
+        field, given = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "").strip()
+    # Ray's own word for a cluster of one's own
+    return field, None if given == "local" and config.runner == "ray" else given or None
 
 
 _EXAMPLES = {"ray": "ray://head:10001 or head:6379", "dask": "tcp://scheduler:8786"}
@@ -152,8 +154,8 @@ class Workers:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{field}: {joined or 'none'!r} → cannot {'join the' if joined else 'start a'} cluster "
-                f"({_first_line(error)}); Ray's version and RAY_AUTH_MODE must match the cluster's"
+                f"{field if joined else 'runner'}: {joined or 'ray'!r} → cannot {'join the' if joined else 'start a'} "
+                f"cluster ({_first_line(error)}); Ray's version and RAY_AUTH_MODE must match the cluster's"
             ) from None
         finally:
             if main:

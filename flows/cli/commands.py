@@ -24,6 +24,7 @@ from rich.text import Text
 from bootpig import __version__
 from bootpig.flows.api import ServerError, configured_api, require_answer
 from bootpig.flows.cli import display
+from bootpig.flows.environment import scratch_problems
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
 from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.prepared import prepare, prepared
@@ -74,13 +75,13 @@ def _unexpected(error: Exception) -> str:
     """One line for an error that nobody expected. Its traceback, without secrets, goes into a log file."""
     what = one_line(f"{type(error).__name__}: {error}", 300)
     text = mask("".join(traceback.format_exception(error)))
-    try:
-        handle, path = tempfile.mkstemp(prefix="bootpig-", suffix=".log")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as log:
-            log.write(f"bootpig {__version__}, Python {sys.version.split()[0]}\n{text}")
-    except OSError as failed:
-        return f"unexpected error: {what}; its traceback could not be kept ({failed.strerror or failed}), see TMPDIR"
-    return f"unexpected error: {what}; please report it with {path}, which holds the traceback"
+    for folder in (None, os.environ.get("HOME") or None, os.getcwd()):  # None: the temporary folder
+        with contextlib.suppress(OSError):
+            handle, path = tempfile.mkstemp(prefix="bootpig-", suffix=".log", dir=folder)
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as log:
+                log.write(f"bootpig {__version__}, Python {sys.version.split()[0]}\n{text}")
+            return f"unexpected error: {what}; please report it with {path}, which holds the traceback"
+    return f"unexpected error: {what}; no folder takes a log of its traceback: set TMPDIR to one that can be written"
 
 
 def _is_ours(error: ValueError) -> bool:
@@ -296,7 +297,7 @@ def train(asked: argparse.Namespace) -> int:
     """`bootpig train`: run only the train stage, without Prefect, in each process that torchrun starts."""
     config = load_config(asked.config, asked.set)
     engine = Engine(config)
-    if problems := preflight(engine, ("train",)):
+    if problems := preflight(engine, ("train",)) + scratch_problems():
         raise InputError("\n".join(problems))
     first = is_first_process()
     with _recorded(engine) if first else contextlib.nullcontext() as record:

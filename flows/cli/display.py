@@ -61,9 +61,16 @@ class Display:
             self._bars.stop()
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Print a line that stays on the screen."""
-        if self.console is not None:
+        """Print a line that stays on the screen. A full disk under a log of the output ends no run: from then on,
+        nothing is printed."""
+        if self.console is None:
+            return
+        try:
             self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        except BrokenPipeError:  # whoever reads the output has had enough
+            raise
+        except OSError:
+            self.console = None
 
 
 class StageBar:

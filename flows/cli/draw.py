@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from bootpig.flows.cli import display
+from bootpig.flows.environment import check_scratch
 from bootpig.flows.loading import load_config
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.engine.contract import FatalError, InputError
@@ -135,5 +136,6 @@ def check_writable(option: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
+    check_scratch()
     with tempfile.TemporaryDirectory(prefix="bootpig-") as folder:
         yield Path(folder)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
 import signal
@@ -21,9 +20,11 @@ from bootpig import __version__
 from bootpig.flows import interrupt
 from bootpig.flows.cli import commands, draw
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
+from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
 from bootpig.flows.proxies import check_proxies, spare_loopback
 from bootpig.flows.runs.gc import KEEP
+from bootpig.stages.plain_text import one_line
 
 EPILOG = (
     "exit codes: 0 done, 1 some units failed (named), 2 bad input, 130 interrupted, 143 terminated. "
@@ -33,17 +34,16 @@ EPILOG = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
+    settle_output()
     asked = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # do not fail on characters that the terminal cannot show
-            stream.reconfigure(errors="replace")
     try:
         check_proxies()
         spare_loopback()
         if said := settle_home():
             print(said, file=sys.stderr)
         code: int = asked.command(asked)
+        sys.stdout.flush()
     except BrokenPipeError:
         # the reader closed the pipe; without this, Python reports it again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,15 +73,20 @@ def entry() -> NoReturn:
     sys.exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong option, in place of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {one_line(message, 300)}; see {self.prog} --help\n")
+
+
 def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
     raise SystemExit(143)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser with all commands and their options."""
-    top = argparse.ArgumentParser(
-        prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG
-    )
+    """All commands and their options."""
+    top = _Parser(prog="bootpig", description="Subject-driven image generation from bootstrapped data.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"bootpig {__version__}")
     top.add_argument(
         "--print-completion", action=PrintCompletion, choices=SHELLS, help="print a script that completes with TAB"

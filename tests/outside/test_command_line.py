@@ -105,6 +105,24 @@ def test_nor_one_of_the_command_line(option: str, value: str, capsys: pytest.Cap
     assert ended.value.code == 2 and option in capsys.readouterr().err
 
 
+WRONG = [[], ["frob"], ["run", "--frob"], ["gc", "--keep", "x"], ["generate", "m", "--steps", "1.5"], ["runs", "frob"]]
+WRONG += [
+    ["evaluate", "m"],
+    ["plan"],
+    ["run", "a", "b\nc"],
+    ["generate", "m", "--seed", "a" * 9999],
+    ["--print-completion", "x"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_a_wrong_option_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and len(said) < 500 and said.endswith(" --help\n")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("3,17,20-24", [3, 17, 20, 21, 22, 23, 24]), (" 1 - 3 , 2", [1, 2, 3]), ("5,5,0", [0, 5])]
 )
@@ -209,6 +227,24 @@ def test_what_nobody_expected_is_one_line_with_its_log(
     assert said.startswith("unexpected error: RuntimeError: first line with ***") and said.count("\n") == 1
     assert str(log) in said
     assert "in broken" in log.read_text() and "horse" not in log.read_text()
+
+
+def test_its_log_goes_elsewhere_where_there_is_no_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(asked: argparse.Namespace) -> int:
+        raise RuntimeError("oh")
+
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(commands, "runs", broken)
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["runs", "--root", str(tmp_path)]) == 1
+    (log,) = tmp_path.glob("bootpig-*.log")
+    said = capsys.readouterr().err
+    assert str(log) in said and said.count("\n") == 1 and "in broken" in log.read_text()
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -13,7 +16,10 @@ from pathlib import Path
 import httpx
 import httpx2
 import pytest
+from rich.console import Console
 
+from bootpig.flows.cli.display import Display
+from bootpig.flows.cli.main import main
 from bootpig.flows.proxies import LOOPBACK, check_proxies, spare_loopback
 from bootpig.stages.engine.contract import InputError
 
@@ -197,6 +203,45 @@ def test_output_never_fails_on_a_character(tmp_path: Path, encoding: str, comman
     assert refused.returncode == 2
 
 
+HELP = ["run", "init", "status", "plan", "runs", "gc", "setup-server", "verify", "train", "generate", "evaluate"]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in HELP)])
+def test_help_needs_no_character(command: list[str], capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    in_ascii = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="ascii")
+    with contextlib.redirect_stdout(in_ascii), pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    in_ascii.close()
+    said = capfdbinary.readouterr().out
+    assert ended.value.code == 0 and said.startswith(b"usage: bootpig") and said.isascii()
+    assert b"?" not in said
+
+
+def test_arrows_become_ascii(tmp_path: Path) -> None:
+    done = bootpig(
+        "runs", "promote", "x", "--root", str(tmp_path), environment={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 2 and done.stderr.startswith("run: 'x' -> there is no such run")
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "runs", "verify", "gc"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_ends_nothing(tmp_path: Path, command: str, closed: str) -> None:
+    words = shlex.join([sys.executable, "-m", "bootpig", *commands(tmp_path)[command]])
+    done = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_under_the_output_ends_no_run() -> None:
+    with open("/dev/full", "w") as full:
+        screen = Display(Console(file=full))
+        screen.line("a line")
+        screen.line("another")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what is buffered goes there
+    assert screen.console is None
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
@@ -207,8 +252,49 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_full_temporary_folder_is_named_before_a_run(small_disk: Path, tmp_path: Path) -> None:
-    done = bootpig(*commands(tmp_path)["run"], environment={**os.environ, "TMPDIR": str(small_disk)})
+WORK = {
+    "run": ["run", "toy", "--until", "caption"],
+    "train": ["train", "toy"],
+    "generate": ["generate", "configs", "--prompt", "A photo of a mug, here"],
+    "evaluate": ["evaluate", "configs", "--config", "toy"],
+}
+"""What needs the temporary folder."""
+
+
+@pytest.mark.parametrize("left", [0, 64])
+@pytest.mark.parametrize("command", list(WORK))
+def test_a_full_temporary_folder_is_named_before_work(
+    small_disk: Path, tmp_path: Path, command: str, left: int
+) -> None:
+    """One with no room at all is passed over by Python, but not by SQLite in Prefect's server."""
+    with contextlib.suppress(OSError), open(small_disk / "full", "wb", buffering=0) as full:
+        while left == 0 or full.tell() < (100 - left) * 1024:
+            full.write(bytes(1024))
+    place = [f"--set=root={tmp_path / 'store'}"] if command in ("run", "train") else ["-o", str(tmp_path / "out.png")]
+    done = bootpig(*WORK[command], *place, environment={**os.environ, "TMPDIR": str(small_disk)})
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"TMPDIR: {str(small_disk)!r} → No space left on device; free some space")
     assert done.stderr.count("\n") == 1
+
+
+READ_ONLY = """
+mount -t tmpfs none /mnt && mkdir /mnt/here && mount --bind "$PWD" /mnt/here && cd /mnt/here || exit 77
+mount -o remount,bind,ro /mnt/here && mount -t tmpfs -o ro none /var/tmp && mount -t tmpfs -o ro none /tmp || exit 77
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("command", [*WORK, "status"])
+def test_a_machine_without_a_temporary_folder(command: str) -> None:
+    """As a container with a read-only root file system, in which only the store can be written."""
+    words = WORK.get(command, ["status", "toy"])
+    place = ["-o", "/mnt/out.png"] if command in ("generate", "evaluate") else ["--set=root=/mnt/store"]
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    environment |= {"HOME": "/mnt/nobody"} if command == "status" else {"PREFECT_HOME": "/mnt/prefect"}
+    done = bootpig(*words, *place, environment=environment, before=["unshare", "-m", "sh", "-c", READ_ONLY, "sh"])
+    if done.returncode in (77, 1) and ("mount" in done.stderr or "unshare" in done.stderr):
+        pytest.skip("mounting needs the rights to")
+    if os.path.exists("/usr/tmp"):
+        pytest.skip("there is a further temporary folder")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("TMPDIR: '/tmp' → no temporary folder can be written; ")
