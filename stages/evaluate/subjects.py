@@ -182,7 +182,3 @@ def _classes(folder: Path) -> dict[str, str]:
         return {}
     rows = re.findall(r"^([\w-]+),([\w -]+)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return {name: noun.strip() for name, noun in rows}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
