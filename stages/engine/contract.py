@@ -236,6 +236,14 @@ class Stage(ABC):
         """
         return {}
 
+    def check_models(self) -> list[str]:
+        """Problems of its models that can be known without loading them, one line each.
+
+        Called before the first stage of a run starts, after `models`, and again after downloads. Reads configs and
+        headers of weight files: seconds for SDXL. A model that is not downloaded yet has no problems.
+        """
+        return []
+
     def check_ready(self) -> None:  # noqa: B027 - most stages need only their models
         """Check what is needed only to make units or the result, such as an API key or the pixels of given pictures.
 

@@ -35,6 +35,8 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
         try:
             stage = engine.make(name)
             stage.models()
+            if problems := stage.check_models():
+                return problems
             if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
                 stage.check_ready()
         except (ValueError, OSError) as error:
