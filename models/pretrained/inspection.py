@@ -6,17 +6,17 @@ Weight files are read as far as their headers, and compared with the classes tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bootpig.models.pretrained.snapshots import complete_folder
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, first_line
-from bootpig.models.pretrained.weight_choice import choose_weights, read_weights, why_none
+from bootpig.models.pretrained.weight_choice import Library, choose_weights, read_weights, why_none
 from bootpig.models.pretrained.weight_files import (
     DamagedFile,
     check_archive,
+    check_readable,
     is_safetensors,
     read_json,
     read_safetensors,
@@ -24,6 +24,15 @@ from bootpig.models.pretrained.weight_files import (
 
 _LOCK = threading.Lock()
 """Libraries are imported and classes built by one thread at a time: both change global state for a moment."""
+
+JudgeKind = Literal["clip", "dino", "detector"]
+"""Loaded by `embedders.ClipEmbedder`, `embedders.DinoEmbedder` and `segmenters.ZeroShotDetector`."""
+
+_OF: dict[JudgeKind, str] = {
+    "clip": "a complete CLIPModel",
+    "dino": "a complete ViT with a class token",
+    "detector": "a complete OWL-ViT, OWLv2 or Grounding DINO model",
+}
 
 _Stats = tuple[tuple[str, int, int, int], ...]
 
@@ -43,32 +52,14 @@ def pipeline_problems(source: ModelSource) -> list[str]:
     return [f"{source.field}: {problem}" for problem in found if problem]
 
 
-def clip_problems(source: ModelSource) -> list[str]:
-    """What would prevent `embedders.ClipEmbedder` from loading a model."""
-    from transformers import CLIPModel
-
-    def fits(model: Any) -> bool:
-        return isinstance(model, CLIPModel)
-
-    processors = ("AutoImageProcessor", "AutoTokenizer")
-    return _judge(source, "AutoModel", processors, fits, "a CLIPModel is needed", "logit_scale")
-
-
-def dino_problems(source: ModelSource) -> list[str]:
-    """What would prevent `embedders.DinoEmbedder` from loading a model."""
-
-    def fits(model: Any) -> bool:
-        return hasattr(getattr(model, "embeddings", None), "cls_token")
-
-    return _judge(
-        source, "AutoModel", ("AutoImageProcessor",), fits, "a ViT with a class token is needed", r"^pooler\."
-    )
-
-
-def detector_problems(source: ModelSource) -> list[str]:
-    """What would prevent `segmenters.ZeroShotDetector` from loading a model."""
-    auto = "AutoModelForZeroShotObjectDetection"
-    return _judge(source, auto, ("AutoProcessor",), lambda model: True, "", None)
+def judge_problems(source: ModelSource, kind: JudgeKind) -> list[str]:
+    """What would prevent a detector or an embedder from being loaded."""
+    folder = complete_folder(source)
+    if folder is None:
+        return []
+    with _LOCK:
+        problem = _judge_problem(str(folder), kind, source.loads.pickles, _stats(folder))
+    return [] if problem is None else [f"{source.field}: {problem}"]
 
 
 def sam_problems(source: ModelSource, sam_type: str) -> list[str]:
@@ -192,7 +183,9 @@ def _open_component(folder: Path, library: str, name: str) -> str | None:
     if issubclass(kind, diffusers.ModelMixin):
         return _open_weights(folder, "diffusers", kind)
     if issubclass(kind, transformers.PreTrainedModel):
-        return _open_weights(folder, "transformers", kind)
+        return _open_weights(folder, "transformers", kind, kind.config_class.from_pretrained(str(folder)))
+    if issubclass(kind, transformers.PreTrainedTokenizerBase):
+        _check_vocabulary(folder)
     if hasattr(kind, "from_pretrained"):
         kind.from_pretrained(str(folder))  # schedulers, tokenizers, processors: small
     return None
@@ -200,8 +193,6 @@ def _open_component(folder: Path, library: str, name: str) -> str | None:
 
 def _check_small_files(folder: Path) -> None:
     """Raises DamagedFile for the first damaged JSON file of a folder, or text file without content."""
-    from bootpig.models.pretrained.weight_files import check_readable
-
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or ".index." in file.name:
             continue
@@ -211,88 +202,86 @@ def _check_small_files(folder: Path) -> None:
             check_readable(file)
 
 
-def _open_weights(folder: Path, library: Any, kind: Any) -> str | None:
-    """What is wrong with the weights of a diffusers or transformers model, loaded as the class `kind`."""
+def _check_vocabulary(folder: Path) -> None:
+    """Raises DamagedFile if a tokenizer's vocabulary is missing: some classes load without one, and know no words."""
+    names = {file.name for file in folder.iterdir()}
+    if "tokenizer.json" in names:
+        return
+    if "vocab.json" in names and "merges.txt" not in names:
+        check_readable(folder / "merges.txt")
+    if not any(name.startswith(("vocab", "merges", "tokenizer.model", "tekken")) or "piece" in name for name in names):
+        check_readable(folder / "tokenizer.json")
+
+
+def _open_weights(
+    folder: Path,
+    library: Library,
+    kind: Any,
+    config: Any = None,
+    *,
+    spare: str | None = r"^lm_head\.",
+    pickles: bool = False,
+) -> str | None:
+    """What is wrong with the weights of a diffusers or transformers model, loaded as the class `kind`.
+
+    Args:
+        config: the configuration of a transformers model.
+        spare: see `structure.transformers_mismatch`.
+    """
     from bootpig.models.pretrained.structure import diffusers_mismatch, on_meta, transformers_mismatch
 
-    config = read_json(folder / "config.json")
-    if "transformers_weights" in config:
-        return None
     names = [file.name for file in folder.iterdir()]
-    choice = choose_weights(names, library)
+    if "transformers_weights" in read_json(folder / "config.json") or "adapter_config.json" in names:
+        return None  # loaded from files of other names
+    choice = choose_weights(names, library, pickles=pickles)
     if choice is None:
-        return why_none(folder, names, library, f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+        return why_none(folder, names, library, f"{library}.{kind.__name__}")
     header = read_weights(folder, choice)
-    assert header is not None
+    if header is None:
+        return None
     if library == "diffusers":
         problem = diffusers_mismatch(kind, folder, on_meta(header), sharded=choice.is_index)
     else:
-        loaded = kind.config_class.from_pretrained(str(folder))
-        problem = transformers_mismatch(kind, loaded, on_meta(header), r"^lm_head\.")
+        problem = transformers_mismatch(kind, config, on_meta(header), spare)
     return None if problem is None else f"the file {str(folder / choice.file)!r} {problem}; {_OTHER}"
 
 
 _OTHER = "download it again, or give the weights that belong to that config.json"
 
 
-def _judge(
-    source: ModelSource,
-    auto: str,
-    processors: tuple[str, ...],
-    fits: Callable[[Any], bool],
-    wanted: str,
-    spare: str | None,
-) -> list[str]:
-    folder = complete_folder(source)
-    if folder is None:
-        return []
-    with _LOCK:
-        try:
-            problem = _judge_problem(folder, auto, processors, fits, wanted, spare, source.loads.pickles)
-        except DamagedFile as error:
-            problem = str(error)
-        except Exception as error:
-            problem = (
-                f"{source.source!r} cannot be loaded ({first_line(error)}); give a complete model of the right kind"
-            )
-    return [] if problem is None else [f"{source.field}: {problem}"]
+@lru_cache(maxsize=64)
+def _judge_problem(path: str, kind: JudgeKind, pickles: bool, state: _Stats) -> str | None:
+    """What would prevent a detector or an embedder from being loaded, in one line."""
+    try:
+        return _open_judge(Path(path), kind, pickles)
+    except DamagedFile as error:
+        return str(error)
+    except Exception as error:  # whatever a library says about a file
+        return f"{path!r} cannot be loaded ({first_line(error)}); {_OF[kind]} is needed"
 
 
-def _judge_problem(
-    folder: Path,
-    auto: str,
-    processors: tuple[str, ...],
-    fits: Callable[[Any], bool],
-    wanted: str,
-    spare: str | None,
-    pickles: bool,
-) -> str | None:
+def _open_judge(folder: Path, kind: JudgeKind, pickles: bool) -> str | None:
     import torch
     import transformers
 
-    from bootpig.models.pretrained.structure import on_meta, transformers_mismatch
-
+    auto = "AutoModelForZeroShotObjectDetection" if kind == "detector" else "AutoModel"
+    processors = {"detector": ["AutoProcessor"], "clip": ["AutoImageProcessor", "AutoTokenizer"]}
     _check_small_files(folder)
-    described = read_json(folder / "config.json")
+    read_json(folder / "config.json")
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     with torch.device("meta"):
         model = getattr(transformers, auto).from_config(config, trust_remote_code=False)
-    if not fits(model):
-        return f"{str(folder)!r} is a {type(model).__name__}, but {wanted}"
-    for processor in processors:
+    has_class_token = hasattr(getattr(model, "embeddings", None), "cls_token")
+    if (kind == "clip" and not isinstance(model, transformers.CLIPModel)) or (kind == "dino" and not has_class_token):
+        return f"{str(folder)!r} is a {type(model).__name__}; {_OF[kind]} is needed"
+    if not (folder / "processor_config.json").exists():
+        check_readable(folder / "preprocessor_config.json")
+    if kind != "dino":
+        _check_vocabulary(folder)
+    for processor in processors.get(kind, ["AutoImageProcessor"]):
         getattr(transformers, processor).from_pretrained(str(folder), trust_remote_code=False)
-    if "transformers_weights" in described:
-        return None
-    names = [file.name for file in folder.iterdir()]
-    choice = choose_weights(names, "transformers", pickles=pickles)
-    kind = type(model)
-    if choice is None:
-        return why_none(folder, names, "transformers", f"transformers.{kind.__name__}")
-    header = read_weights(folder, choice)
-    if header is None:
-        return None
-    problem = transformers_mismatch(kind, config, on_meta(header), spare)
-    return None if problem is None else f"the file {str(folder / choice.file)!r} {problem}; {_OTHER}"
+    spare = {"clip": r"^logit_scale$", "dino": r"^pooler\."}.get(kind)
+    return _open_weights(folder, "transformers", type(model), config, spare=spare, pickles=pickles)
 
 
 def _sam_problem(path: Path, sam_type: str) -> str | None:

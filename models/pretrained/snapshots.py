@@ -54,7 +54,7 @@ def fetch_folder(source: ModelSource, told: _Told = lambda line: None) -> Path:
     """
     if source.revision is None:
         return Path(source.path)
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()
     disable_progress_bars()

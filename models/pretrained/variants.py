@@ -35,8 +35,8 @@ def variant_components(folder: Path, dtype: torch.dtype, *, without: Collection[
             continue
         if value[0] is None:
             continue
-        kind = simple_get_class_obj(*value)
-        if not isinstance(kind, type) or not issubclass(kind, (ModelMixin, PreTrainedModel)):
+        kind: Any = simple_get_class_obj(*value)
+        if not issubclass(kind, (ModelMixin, PreTrainedModel)):
             continue
         library: Library = "diffusers" if issubclass(kind, ModelMixin) else "transformers"
         if (variant := variant_of(folder / name, library)) is not None:

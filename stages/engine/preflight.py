@@ -71,7 +71,7 @@ def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
 
 
 def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str], None]) -> None:
-    """Download the hub models and the checkpoints given by URL of the stages that are not complete, and open their files.
+    """Download the hub models and the checkpoints given by URL, for the stages that are not complete, and open them.
 
     Called before the first stage runs, so that a wrong sha256 or a damaged file is not found only after hours of
     generation.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from bootpig.models.pretrained import sizes
-from bootpig.models.pretrained.inspection import clip_problems, dino_problems, pipeline_problems, trained_problems
+from bootpig.models.pretrained.inspection import judge_problems, pipeline_problems, trained_problems
 from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.models.pretrained.source import BASE, JUDGE, PIPELINE, TRANSFORMER, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
@@ -129,7 +129,7 @@ class Evaluate(ReduceStage):
     def check_models(self) -> list[str]:
         sources = self.models()
         problems = pipeline_problems(sources["model"]) if "model" in sources else []
-        return problems + clip_problems(sources["clip"]) + dino_problems(sources["dino"])
+        return problems + judge_problems(sources["clip"], "clip") + judge_problems(sources["dino"], "dino")
 
     def check_trained(self, model: Path) -> None:
         """Check a trained model, its base and the judges, before anything is drawn.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
-from bootpig.models.pretrained.inspection import detector_problems, sam_problems
+from bootpig.models.pretrained.inspection import judge_problems, sam_problems
 from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.engine.contract import MODEL, Estimate, MapStage, Sample, StageConfig, Workload
@@ -143,7 +143,7 @@ class Segment(MapStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
-        return detector_problems(sources["detector"]) + sam_problems(sources["sam"], self.config.sam_type)
+        return judge_problems(sources["detector"], "detector") + sam_problems(sources["sam"], self.config.sam_type)
 
     def estimate(self, work: Workload) -> Estimate:
         return Estimate(
