@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading
-from bootpig.models.pretrained.weight_choice import WeightChoice, choose_weights
+from bootpig.models.pretrained.weight_choice import WeightChoice, choose_weights, shard_files
 from bootpig.models.pretrained.weight_files import DamagedFile, read_json
 
 _Told = Callable[[str], None]
@@ -104,17 +104,18 @@ def _fetch_model(source: ModelSource, names: list[str] | None) -> Path:
         top = [name for name in names if "/" not in name]
         choice = choose_weights(top, "transformers", pickles=source.loads.pickles)
         patterns = [name for name in top if name.endswith(_TEXTS) and ".index." not in name]
-        patterns += [] if choice is None else _patterns(choice)
+        patterns += [] if choice is None else _with_shards(source, choice)
     return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=patterns))
 
 
-def _patterns(choice: WeightChoice) -> list[str]:
-    """Glob patterns of a choice's files: the file, or the index and its shards."""
+def _with_shards(source: ModelSource, choice: WeightChoice) -> list[str]:
+    """The names of a choice's files: the file, or the index and the shards that it lists, whatever their names."""
+    from huggingface_hub import hf_hub_download
+
     if not choice.is_index:
         return [choice.file]
-    stem, _, suffix = choice.file.partition(".index.")[0].rpartition(".")
-    variant = f".{choice.variant}" if choice.variant else ""
-    return [choice.file, f"{stem}{variant}-*.{suffix}"]
+    index = Path(hf_hub_download(source.path, choice.file, revision=source.revision))
+    return [choice.file, *(file.name for file in shard_files(index.parent, choice))]
 
 
 def _choice_in(part: str, names: list[str]) -> WeightChoice | None:
@@ -164,8 +165,8 @@ def _absent(source: ModelSource, folder: Path, names: list[str]) -> bool:
         files = [choice.file]
         if choice.is_index and (inside / choice.file).is_file():
             try:
-                files += set(read_json(inside / choice.file).get("weight_map", {}).values())
-            except (DamagedFile, AttributeError):
+                files += [file.name for file in shard_files(inside, choice)]
+            except DamagedFile:
                 continue  # it will be named
         if not all((inside / file).exists() for file in files):
             return True

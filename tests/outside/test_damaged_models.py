@@ -141,10 +141,26 @@ def cut_index(folder: Path, stem: str) -> None:
     file.write_text(file.read_text()[:100])
 
 
+def partly_mapped(folder: Path, stem: str) -> None:
+    file = folder / f"{stem}.safetensors.index.json"
+    index = json.loads(file.read_text())
+    kept = {name: shard for name, shard in index["weight_map"].items() if "-00002-" not in shard}
+    file.write_text(json.dumps({**index, "weight_map": kept}))
+
+
+def of_own_names(folder: Path, stem: str) -> None:
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(index.read_text().replace(f"{stem}-", f"{stem}.safetensors-"))
+    for file in folder.glob(f"{stem}-*"):
+        file.rename(file.with_name(file.name.replace(f"{stem}-", f"{stem}.safetensors-")))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda folder, stem: None, None),
+        (of_own_names, None),
+        (partly_mapped, " weights of a "),
         (pointer, "-00002-of-00003.safetensors' is a Git LFS pointer"),
         (lost, "-00003-of-00003.safetensors' is missing; complete the folder"),
         (swapped, ".safetensors.index.json places in it; download both again"),
