@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from bootpig.models.pretrained import sizes
+from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
@@ -94,6 +95,9 @@ class Synthesize(MapStage):
         if (refiner := c.refiner) is not None:
             lookups["refiner"] = lambda: resolve("synthesize.refiner", refiner, c.refiner_revision, PIPELINE)
         return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        return [problem for source in self.models().values() for problem in pipeline_problems(source)]
 
     def estimate(self, work: Workload) -> Estimate:
         c = self.config

@@ -12,7 +12,8 @@ from typing import Any
 
 from bootpig.flows.runs.records import read_config, read_run
 from bootpig.models.pipelines.card import model_card
-from bootpig.models.pretrained.source import PIPELINE, loading
+from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
+from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading
 from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Progress
@@ -20,7 +21,7 @@ from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.picture_files.masks import read_mask
 from bootpig.stages.picture_files.reader import on_white, read_picture, reference_problem
 from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures
-from bootpig.stages.segment.stage import SegmentConfig
+from bootpig.stages.segment.stage import Segment, SegmentConfig
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
 from bootpig.storage.jsonio import parse_json
@@ -143,10 +144,16 @@ def generate(
     pictures = [_reference(path) for path in references]
     painted = {} if inpaint is None else _inpaint_inputs(inpaint)
     info = model_info(model)
+    base = resolve("model.base", str(info.get("base") or ""), info.get("revision"), PIPELINE, BASE)
+    problems = trained_problems("model", model, base) + pipeline_problems(base)
+    if cutter is not None:
+        problems += Segment(cutter[0], seed=0).check_models()
+    if problems:
+        raise InputError("\n".join(problems))
     if cutter is not None:
         pictures = _cut_out(references, pictures, *cutter)
 
-    pipeline = _pipeline(model, info)
+    pipeline = _pipeline(model, base)
     prepared = None
     if pictures:
         try:
@@ -206,14 +213,13 @@ def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted
     return contact_sheet((*fixed, "after"), rows)
 
 
-def _pipeline(model: Path, info: dict[str, Any]) -> Any:
+def _pipeline(model: Path, base: ModelSource) -> Any:
     """The pipeline with the trained weights, on a GPU if there is one."""
     import torch
 
     from bootpig.models.devices import torch_device
     from bootpig.models.pipelines.bases import load_base
 
-    base = resolve("model.base", str(info.get("base") or ""), info.get("revision"), PIPELINE)
     device = torch_device("device", "auto")
     pipeline: Any = load_base(base, torch.float32 if device.type == "cpu" else torch.float16)
     with loading("model", str(model)):
@@ -282,7 +288,7 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
 
     stage = make_stage(config, "evaluate")
     assert isinstance(stage, Evaluate)
-    stage.models()
+    stage.check_trained(model)
     outputs = outputs.absolute()
     outputs.parent.mkdir(parents=True, exist_ok=True)
     # Pictures are written as they are drawn: the folder takes its name when it is whole.
