@@ -16,6 +16,7 @@ from bootpig.flows.loading import load_config
 from bootpig.models.devices import torch_device, torch_dtype
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.embedders import DinoEmbedder
+from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.evaluate.drawing import draw, drawings, prepared_references
 from bootpig.stages.evaluate.scoring import Scores
@@ -49,7 +50,7 @@ def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
         seconds[n] = time.perf_counter() - begin
     scores = Scores(subjects, rows, pictures)
     dino = stage.models()["dino"]
-    scores.add_likeness("dino", DinoEmbedder(dino.path, dino.revision, device=str(device)))
+    scores.add_likeness("dino", DinoEmbedder(fetch_folder(dino), device=str(device)))
     return [
         {
             "every": n,

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from bootpig.models.pipelines.reference_captions import ReferenceCaption, object_caption
 from bootpig.models.pretrained import sizes
-from bootpig.models.pretrained.source import PIPELINE, ModelSource
+from bootpig.models.pretrained.inspection import pipeline_problems
+from bootpig.models.pretrained.source import ENCODERS, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     Estimate,
@@ -73,7 +74,11 @@ class Encode(MapStage):
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config
-        return resolve_all(self.name, {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE)})
+        lookups = {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE, ENCODERS)}
+        return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        return pipeline_problems(self.models()["model"])
 
     def estimate(self, work: Workload) -> Estimate:
         pictures, pixels = 1 + work.above.references, work.above.pixels

@@ -282,7 +282,7 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
 
     stage = make_stage(config, "evaluate")
     assert isinstance(stage, Evaluate)
-    stage.models()
+    stage.check_trained(model)
     outputs = outputs.absolute()
     outputs.parent.mkdir(parents=True, exist_ok=True)
     # Pictures are written as they are drawn: the folder takes its name when it is whole.

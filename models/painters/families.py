@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bootpig.models.painters.family import Configs, Family, latent_factor, never, packed, patches
+from bootpig.models.painters.family import Configs, Family, always, latent_factor, never, packed, patches
 
 
 def _component(name: str, setting: str, configs: Configs) -> Any:
@@ -20,9 +20,13 @@ def _is_not_distilled(configs: Configs) -> bool:
     return not _component("", "is_distilled", configs)
 
 
-def _has_no_guidance_embedding(configs: Configs) -> bool:
-    """False for a UNet distilled from guidance: it reads the scale, and no negative prompt."""
-    return _component("unet", "time_cond_proj_dim", configs) is None
+def _unet_embeds_guidance(configs: Configs) -> bool:
+    """Whether the UNet was distilled from guidance: it reads the scale, and no negative prompt."""
+    return _component("unet", "time_cond_proj_dim", configs) is not None
+
+
+def _unet_is_guided_twice(configs: Configs) -> bool:
+    return not _unet_embeds_guidance(configs)
 
 
 def _has_guider(configs: Configs) -> bool:
@@ -61,27 +65,30 @@ FAMILIES = (
     Family(
         "Stable Diffusion 1, 2",
         ("StableDiffusionPipeline",),
-        negated=_has_no_guidance_embedding,
+        embedded=_unet_embeds_guidance,
+        negated=_unet_is_guided_twice,
         note="also v-prediction, LCM and Turbo weights",
     ),
     Family(
         "Stable Diffusion XL",
         ("StableDiffusionXLPipeline",),
-        negated=_has_no_guidance_embedding,
+        embedded=_unet_embeds_guidance,
+        negated=_unet_is_guided_twice,
         note="with or without a refiner; also LCM, Turbo and Lightning weights",
     ),
-    Family("LCM", ("LatentConsistencyModelPipeline",), negated=never),
-    Family("Kolors", ("KolorsPipeline",), negated=_has_no_guidance_embedding),
+    Family("LCM", ("LatentConsistencyModelPipeline",), embedded=always, negated=never),
+    Family("Kolors", ("KolorsPipeline",), embedded=_unet_embeds_guidance, negated=_unet_is_guided_twice),
     Family("Stable Diffusion 3, 3.5", ("StableDiffusion3Pipeline",), multiple=patches),
     Family(
         "FLUX.1",
         ("FluxPipeline",),
         multiple=packed,
         guided=_embeds_guidance,
+        embedded=always,
         negated=never,
         note="schnell: no guidance",
     ),
-    Family("FLUX.2", ("Flux2Pipeline",), multiple=packed, guided=_embeds_guidance, negated=never),
+    Family("FLUX.2", ("Flux2Pipeline",), multiple=packed, guided=_embeds_guidance, embedded=always, negated=never),
     Family(
         "FLUX.2 klein",
         ("Flux2KleinPipeline",),
@@ -93,7 +100,14 @@ FAMILIES = (
     Family("Qwen-Image", ("QwenImagePipeline",), multiple=packed, guidance="true_cfg_scale", empty=" "),
     Family("Z-Image", ("ZImagePipeline",), multiple=packed, off=0.0, note="Turbo: guidance_scale 0"),
     Family("Sana", ("SanaPipeline",), multiple=_thirty_two, fixed=_binned((16, 32, 64, 128))),
-    Family("Sana Sprint", ("SanaSprintPipeline",), multiple=_thirty_two, negated=never, fixed=_binned((32,))),
+    Family(
+        "Sana Sprint",
+        ("SanaSprintPipeline",),
+        multiple=_thirty_two,
+        embedded=always,
+        negated=never,
+        fixed=_binned((32,)),
+    ),
     Family("PixArt-α", ("PixArtAlphaPipeline",), multiple=_patches_unless_binned, fixed=_binned((32, 64, 128))),
     Family("PixArt-Σ", ("PixArtSigmaPipeline",), multiple=_patches_unless_binned, fixed=_binned((32, 64, 128, 256))),
     Family("Lumina 2", ("Lumina2Pipeline",), multiple=packed),
@@ -104,6 +118,7 @@ FAMILIES = (
         multiple=packed,
         guidance="distilled_guidance_scale",
         guided=lambda configs: _has_guider(configs) or _embeds_guidance(configs),
+        embedded=lambda configs: not _has_guider(configs),
         negated=_has_guider,
         note="distilled: no negative prompt",
     ),
@@ -128,4 +143,3 @@ REFINER = Family("SDXL refiner", ("StableDiffusionXLImg2ImgPipeline",))
 
 BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
 """Name of a pipeline class → its family."""
-

@@ -32,7 +32,7 @@ def packed(configs: Configs) -> int:
     return latent_factor(configs) * 2
 
 
-def _always(configs: Configs) -> bool:
+def always(configs: Configs) -> bool:
     return True
 
 
@@ -57,9 +57,11 @@ class Family:
     """The only (height, width) that the pipeline draws; any size if empty."""
     guidance: str = "guidance_scale"
     """The argument for the guidance scale."""
-    guided: Callable[[Configs], bool] = _always
+    guided: Callable[[Configs], bool] = always
     """Whether a guidance scale has an effect."""
-    negated: Callable[[Configs], bool] = _always
+    embedded: Callable[[Configs], bool] = never
+    """Whether the guidance scale is an input of the network, which then runs once per step instead of twice."""
+    negated: Callable[[Configs], bool] = always
     """Whether a negative prompt has an effect, with a guidance scale above `off`."""
     off: float = 1.0
     """Up to this guidance scale, the negative prompt is not read."""

@@ -57,10 +57,13 @@ class Painter:
         self.field = field
         self.pipeline = pipeline
         self.family = family_of(field, type(pipeline))
-        configs = {name: dict(part.config) for name, part in pipeline.components.items() if hasattr(part, "config")}
-        self.configs: Configs = {**{k: _plain(v) for k, v in configs.items()}, "": dict(pipeline.config)}
+        parts = {name: getattr(part, "config", None) for name, part in pipeline.components.items()}
+        configs = {name: config for name, config in parts.items() if isinstance(config, Mapping)}
+        self.configs: Configs = {**configs, "": pipeline.config}
 
-    def paint(self, captions: Sequence[str], generators: Sequence[torch.Generator], brush: Brush, **more: Any) -> Painted:
+    def paint(
+        self, captions: Sequence[str], generators: Sequence[torch.Generator], brush: Brush, **more: Any
+    ) -> Painted:
         """Draw one picture per caption. A picture depends on its caption and generator, not on the others.
 
         Args:
@@ -121,14 +124,14 @@ def family_of(field: str, pipeline: type) -> Family:
     if name in BY_CLASS:
         return BY_CLASS[name]
     parameters = inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
-    required = [
-        each.name for each in parameters.values() if each.default is each.empty and each.kind is not each.VAR_KEYWORD
-    ]
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    required = [each.name for each in parameters.values() if each.default is each.empty and each.kind not in variable]
+    besides = [each for each in (*_PICTURES, *required) if each in parameters and each not in ("self", "prompt")]
     reason = None
     if others := [each for each in _OTHER_MEDIA if each in parameters]:
         reason = f"draws no pictures (it has {others[0]})"
-    elif pictures := [each for each in (*_PICTURES, *required) if each in parameters and each not in ("self", "prompt")]:
-        reason = f"needs {pictures[0]} besides a caption"
+    elif besides:
+        reason = f"needs {besides[0]} besides a caption"
     elif missing := [each for each in _NEEDED if each not in parameters]:
         reason = f"takes no {missing[0]}"
     if reason is not None:
@@ -159,9 +162,7 @@ def setting_problems(field: str, pipeline: type, configs: Configs, brush: Brush)
     stage, name = field.rpartition(".")[0], pipeline.__name__
     problems = []
     if not family.guided(configs) and brush.guidance_scale != USUAL_GUIDANCE:
-        problems.append(
-            f"{stage}.guidance_scale: {brush.guidance_scale:g} has no effect on this {name}; remove it"
-        )
+        problems.append(f"{stage}.guidance_scale: {brush.guidance_scale:g} has no effect on this {name}; remove it")
     if brush.negative_prompt and not family.negated(configs):
         problems.append(f"{stage}.negative_prompt: has no effect on this {name}; remove it")
     elif brush.negative_prompt and brush.guidance_scale <= family.off:
@@ -186,7 +187,3 @@ def setting_problems(field: str, pipeline: type, configs: Configs, brush: Brush)
 def _pictures(drawn: Any) -> list[np.ndarray]:
     """HWC float32 pictures. A pipeline of the video kind gives one frame each."""
     return [np.asarray(each, np.float32).reshape(np.shape(each)[-3:]) for each in drawn]
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pipelines.xl import BootPIGXLPipeline
-from bootpig.models.pretrained.source import ModelError, ModelSource, loading
+from bootpig.models.pretrained.snapshots import fetch_folder
+from bootpig.models.pretrained.source import BASE, ModelError, ModelSource, loading
+from bootpig.models.pretrained.variants import variant_components
 
 
 def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | BootPIGXLPipeline:
@@ -20,17 +23,18 @@ def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | Boot
     Raises:
         ModelError: the files are incomplete or damaged, or BootPIG has no pipeline for this kind of model.
     """
-    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    folder = fetch_folder(replace(source, loads=BASE))
     with loading(source.field, source.source):
-        name = str(DiffusionPipeline.load_config(source.path, **options)["_class_name"])
+        name = str(DiffusionPipeline.load_config(str(folder))["_class_name"])
     if not name.startswith(("StableDiffusion", "BootPIG")):
         raise ModelError(f"{source.field}: {source.source!r} is a {name}; use a Stable Diffusion 1.x, 2.x or XL model")
-    options |= {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     with loading(source.field, source.source):
+        options |= variant_components(folder, dtype, without=BASE.without)
         if "XL" in name:
-            return BootPIGXLPipeline.from_pretrained(source.path, add_watermarker=False, **options)
+            return BootPIGXLPipeline.from_pretrained(str(folder), add_watermarker=False, **options)
         options |= {"safety_checker": None, "requires_safety_checker": False}
-        return BootPIGPipeline.from_pretrained(source.path, **options)
+        return BootPIGPipeline.from_pretrained(str(folder), **options)
 
 
 def empty_prompt(pipeline: BootPIGPipeline | BootPIGXLPipeline) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
+from bootpig.models.pretrained.variants import variant_of
+
 Embeddings = NDArray[np.float32]
 _T = TypeVar("_T")
 
@@ -18,18 +21,18 @@ _T = TypeVar("_T")
 class ClipEmbedder:
     """Embeds pictures and captions in CLIP's joint space."""
 
-    def __init__(self, source: str, revision: str | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
-        """Load `source`, a folder or hub id with a `CLIPModel` and its processor, in float32.
+    def __init__(self, source: str | Path, *, device: str = "cpu", batch_size: int = 32) -> None:
+        """Load `source`, a folder with a `CLIPModel` and its processor, in float32.
 
         Raises:
             ValueError: it is another kind of model.
         """
-        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False)
+        model = _model(source)
         if not isinstance(model, CLIPModel):
             raise ValueError(f"{source}: is a {type(model).__name__}, but a CLIPModel is needed")
         self.model = model.eval().requires_grad_(False).to(device)
-        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
-        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         self.batch_size = batch_size
 
     @torch.inference_mode()
@@ -59,17 +62,17 @@ class ClipEmbedder:
 class DinoEmbedder:
     """Embeds pictures by the class token of a self-supervised ViT (DINO ViT-S/16 in the paper; DINOv2 works too)."""
 
-    def __init__(self, source: str, revision: str | None = None, *, device: str = "cpu", batch_size: int = 32) -> None:
-        """Load `source`, a folder or hub id with a `ViTModel` or `Dinov2Model` and its processor, in float32.
+    def __init__(self, source: str | Path, *, device: str = "cpu", batch_size: int = 32) -> None:
+        """Load `source`, a folder with a `ViTModel` or `Dinov2Model` and its processor, in float32.
 
         Raises:
             ValueError: the model has no class token (a CLIP, a convolutional network).
         """
-        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32, trust_remote_code=False)
+        model = _model(source)
         self.model = model.eval().requires_grad_(False).to(device)
         if not hasattr(getattr(self.model, "embeddings", None), "cls_token"):
             raise ValueError(f"{source}: is a {type(self.model).__name__}, but a ViT with a class token is needed")
-        self.processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
+        self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         self.batch_size = batch_size
 
     @torch.inference_mode()
@@ -78,6 +81,13 @@ class DinoEmbedder:
         batches = _batches(images, self.batch_size)
         pixel_values = (_pixel_values(self.processor, batch, self.model.device) for batch in batches)
         return _array([self.model(pixel_values=values).last_hidden_state[:, 0] for values in pixel_values])
+
+
+def _model(folder: str | Path) -> Any:
+    """A model in float32, in its variant where it has no plain weights. Reads .bin files too, as weights only, because
+    the authors of some judges publish nothing else."""
+    variant = variant_of(Path(folder), "transformers", pickles=True)
+    return AutoModel.from_pretrained(folder, variant=variant, dtype=torch.float32, trust_remote_code=False)
 
 
 def _batches(rows: Sequence[_T], size: int) -> Iterator[list[_T]]:

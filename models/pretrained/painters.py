@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from bootpig.models.pretrained.source import ModelError, ModelSource, loading
-
-_ENCODERS = ("vae", "text_encoder", "tokenizer")
+from bootpig.models.pretrained.snapshots import fetch_folder
+from bootpig.models.pretrained.source import ENCODERS, ModelError, ModelSource, loading
+from bootpig.models.pretrained.variants import variant_components
 
 
 class LatentEncoder:
@@ -25,7 +26,7 @@ class LatentEncoder:
         Raises:
             ModelError: the files are incomplete or damaged, or the model has no VAE or no text encoder.
         """
-        self._pipeline = load_pipeline(source, dtype, only=_ENCODERS).to(device)
+        self._pipeline = load_pipeline(replace(source, loads=ENCODERS), dtype).to(device)
         self._device = device
         vae = getattr(self._pipeline, "vae", None)
         if vae is None or not hasattr(self._pipeline, "encode_prompt"):
@@ -71,18 +72,18 @@ class LatentEncoder:
         }
 
 
-def load_pipeline(source: ModelSource, dtype: torch.dtype, only: tuple[str, ...] | None = None) -> DiffusionPipeline:
-    """Load the pipeline class named in model_index.json, with all components or those whose names start with `only`."""
+def load_pipeline(source: ModelSource, dtype: torch.dtype) -> DiffusionPipeline:
+    """Load the pipeline class named in model_index.json, with the components that `source` loads."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    folder = fetch_folder(source)
     with loading(source.field, source.source):
-        if only is not None:
-            index = DiffusionPipeline.load_config(source.path, **options)
-            parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
-            options |= {name: None for name in parts if not name.startswith(only)}
-            if "requires_safety_checker" in index:
-                options["requires_safety_checker"] = False
+        index = DiffusionPipeline.load_config(str(folder))
+        parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+        options: dict[str, Any] = {name: None for name in parts if not source.loads.component(name)}
+        if "safety_checker" in options:
+            options["requires_safety_checker"] = False
+        options |= variant_components(folder, dtype, without=options)
         return DiffusionPipeline.from_pretrained(
-            source.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+            str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )

@@ -18,7 +18,10 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from bootpig.models.pretrained.downloads import fetch
+from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
+from bootpig.models.pretrained.variants import variant_of
+from bootpig.models.pretrained.weight_files import is_safetensors
 
 Box = tuple[float, float, float, float]
 """xyxy, pixels."""
@@ -52,18 +55,17 @@ class ZeroShotDetector:
             ModelError: the files are incomplete or damaged, or the model is not a zero-shot detector.
         """
         transformers_logging.disable_progress_bar()
+        folder = fetch_folder(source)
         with loading(source.field, source.source):
             model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
-                source.path,
-                revision=source.revision or "main",
+                folder,
+                variant=variant_of(folder, "transformers"),
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-            self._processor = AutoProcessor.from_pretrained(
-                source.path, revision=source.revision or "main", trust_remote_code=False
-            )
+            self._processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         if report["missing_keys"]:
             raise ModelError(
                 f"{source.field}: {source.source!r} lacks {len(report['missing_keys'])} weights, such as "
@@ -117,22 +119,17 @@ class BoxSegmenter:
         Raises:
             ModelError: the file cannot be downloaded, is damaged, or has the weights of another type.
         """
-        module, builder = _BUILDERS[sam_type]
-        build: Callable[[], Sam] = getattr(importlib.import_module(module), builder)
         path = fetch(source)
         with loading(source.field, str(path)):
-            if path.suffix == ".safetensors":
+            if is_safetensors(path):
                 weights = load_file(path)
             else:
                 weights = torch.load(path, map_location="cpu", weights_only=True)
-        self._sam = build()
+        self._sam = new_sam(sam_type)
         try:
             self._sam.load_state_dict(weights)
         except (RuntimeError, AttributeError, TypeError) as error:
-            raise ModelError(
-                f"{source.field}: {source.source!r} does not contain the weights of a {sam_type}; "
-                f"give another checkpoint or the sam_type that matches it ({', '.join(SAM_TYPES)})"
-            ) from error
+            raise ModelError(f"{source.field}: {source.source!r} {wrong_sam_type(sam_type)}") from error
         self._sam.to(device).eval()
         self._device = device
         self._dtype = dtype
@@ -166,6 +163,19 @@ class BoxSegmenter:
         with _autocast(self._device, self._dtype):
             outputs = self._sam(records, multimask_output=False)
         return [(o["masks"][0, 0].cpu().numpy(), float(o["iou_predictions"][0, 0])) for o in outputs]
+
+
+def new_sam(sam_type: str) -> Sam:
+    """A `Sam` with random weights; `sam_type` is one of `SAM_TYPES`."""
+    module, builder = _BUILDERS[sam_type]
+    build: Callable[[], Sam] = getattr(importlib.import_module(module), builder)
+    return build()
+
+
+def wrong_sam_type(sam_type: str, found: str | None = None) -> str:
+    """What is wrong with a checkpoint that is not one of `sam_type`, but perhaps one of the type `found`."""
+    fix = f"give another checkpoint or the sam_type that matches it ({found or ', '.join(SAM_TYPES)})"
+    return f"does not contain the weights of a {sam_type}; {fix}"
 
 
 def _best(result: dict[str, Any], image: Image.Image) -> Detection | None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bootpig.models.memory import is_out_of_memory
+from bootpig.models.pretrained.weight_files import DamagedFile
 
 PROJECT = Path(__file__).resolve().parents[2]
 """Relative paths are also looked up in this folder, so that the toy checkpoints are found from anywhere."""
@@ -33,6 +34,30 @@ class ModelError(ValueError):
 
 
 @dataclass(frozen=True)
+class Loads:
+    """Which files of a model are loaded."""
+
+    only: tuple[str, ...] = ()
+    """Beginnings of the names of a pipeline's components. Empty: all."""
+    without: tuple[str, ...] = ()
+    """Components of a pipeline that are left out."""
+    pickles: bool = False
+    """Whether .bin files are loaded, as weights only, where a model has no others."""
+
+    def component(self, name: str) -> bool:
+        return name not in self.without and (not self.only or name.startswith(self.only))
+
+
+WHOLE = Loads()
+ENCODERS = Loads(only=("vae", "text_encoder", "tokenizer"))
+"""What encodes pictures and captions."""
+BASE = Loads(without=("safety_checker",))
+"""A base model in training and in BootPIG's pipelines."""
+JUDGE = Loads(pickles=True)
+"""An embedder. The authors of some publish only .bin files."""
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """A model that was found."""
 
@@ -46,6 +71,7 @@ class ModelSource:
     """The hub commit, 40 hex digits; None for a local file or folder."""
     sha256: str | None = None
     """Set if `source` is a URL that is downloaded to `path`; see `bootpig.models.pretrained.downloads`."""
+    loads: Loads = WHOLE
 
     @property
     def is_local(self) -> bool:
@@ -64,9 +90,9 @@ class ModelSource:
         try:
             return {"digest": content_digest(Path(self.path))}
         except OSError as error:
-            raise ModelError(
-                f"{self.field}: {self.source!r} cannot be read ({first_line(error)}); check its permissions"
-            ) from error
+            what = f"the file {error.filename!r}" if error.filename else repr(self.source)
+            fix = "restore it" if isinstance(error, FileNotFoundError) else "check its permissions"
+            raise ModelError(f"{self.field}: {what} cannot be read ({first_line(error)}); {fix}") from error
 
 
 def local_path(source: str) -> Path | None:
@@ -74,7 +100,7 @@ def local_path(source: str) -> Path | None:
     given = os.path.expanduser(source)
     for path in (given, os.path.join(PROJECT, given)):
         if os.path.exists(path):
-            return Path(path).resolve()
+            return Path(path).absolute()  # links keep their names, which say what is in the file
     return None
 
 
@@ -103,6 +129,8 @@ def loading(field: str, source: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
+    except DamagedFile as error:
+        raise ModelError(f"{field}: {error}") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -135,10 +163,21 @@ def broken_file(path: Path) -> Path | None:
 def model_files(folder: Path) -> Iterator[Path]:
     """The model files in `folder`, unordered, without hidden files, Markdown and leftovers of downloads."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        above = os.path.realpath(parent)
+        # a link to a folder above would never end
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not (os.path.islink(path := os.path.join(parent, name)) and _holds(os.path.realpath(path), above))
+        ]
         for name in names:
             if not name.startswith(".") and not name.endswith(_UNHASHED_SUFFIXES):
                 yield Path(parent) / name
+
+
+def _holds(folder: str, path: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
 
 
 def _file_digest(path: Path) -> str:

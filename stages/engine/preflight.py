@@ -1,4 +1,4 @@
-"""Checks before a run: that models exist, the store is writable and the caption source is ready."""
+"""Checks before a run: that models exist and can be loaded, the store is writable and the caption source is ready."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from bootpig.models.pretrained.downloads import fetch
-from bootpig.models.pretrained.source import ModelSource
+from bootpig.models.pretrained.snapshots import fetch_folder
+from bootpig.models.pretrained.source import ModelError, ModelSource
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import Stage
 from bootpig.stages.engine.engine import Engine
@@ -27,15 +28,20 @@ def preflight(engine: Engine, stages: Iterable[str]) -> list[str]:
 def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -> dict[str, list[str]]:
     """The problems with the models of each stage, one line each. All stages are checked in parallel.
 
+    The files of models are opened for the stages with something to make. A complete stage loads none.
+
     Args:
         ready: also check that stages with something to make are ready.
     """
+
+    names = list(stages)
+    complete = _complete(engine, names)
 
     def look_up(name: str) -> list[str]:
         try:
             stage = engine.make(name)
             stage.models()
-            if problems := stage.check_models():
+            if name not in complete and (problems := stage.check_models()):
                 return problems
             if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
                 stage.check_ready()
@@ -43,7 +49,6 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
             return str(error).splitlines()
         return []
 
-    names = list(stages)
     with ThreadPoolExecutor(len(names) or 1) as pool:
         return dict(zip(names, pool.map(look_up, names), strict=True))
 
@@ -66,20 +71,41 @@ def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
 
 
 def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str], None]) -> None:
-    """Download the checkpoints that are given by URL, for the stages that are not complete.
+    """Download the hub models and the checkpoints given by URL of the stages that are not complete, and open their files.
 
-    Called before the first stage runs, so that a wrong sha256 is not found only after hours of generation.
+    Called before the first stage runs, so that a wrong sha256 or a damaged file is not found only after hours of
+    generation.
 
     Args:
         announce: called with one line before each download.
 
     Raises:
-        ModelError: a file cannot be downloaded, or its sha256 differs.
+        ModelError: a file cannot be downloaded, its sha256 differs, or it is damaged; one line per problem.
     """
+    problems = []
     for name in stages:
-        for source in engine.make(name).models().values():
-            if isinstance(source, ModelSource) and source.sha256 is not None and is_due(engine, name):
+        stage = engine.make(name)
+        sources = [source for source in stage.models().values() if isinstance(source, ModelSource)]
+        remote = [source for source in sources if not source.is_local]
+        if not remote or not is_due(engine, name):
+            continue
+        for source in remote:
+            if source.sha256 is not None:
                 fetch(source, announce)
+            else:
+                fetch_folder(source, announce)
+        problems += stage.check_models()
+    if problems:
+        raise ModelError("\n".join(dict.fromkeys(problems)))
+
+
+def _complete(engine: Engine, stages: Iterable[str]) -> set[str]:
+    """The stages that have nothing to make. None where the store or a model cannot be read: they are then checked."""
+    try:
+        surveys = engine.survey_all(stages)
+    except (ValueError, OSError):
+        return set()
+    return {name for name, survey in surveys.items() if all(state == "complete" for state in survey.units.values())}
 
 
 def is_due(engine: Engine, stage: str) -> bool:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from bootpig.models.pretrained import sizes
-from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelSource, loading, local_path
+from bootpig.models.pretrained.inspection import clip_problems, dino_problems, pipeline_problems, trained_problems
+from bootpig.models.pretrained.snapshots import fetch_folder
+from bootpig.models.pretrained.source import BASE, JUDGE, PIPELINE, TRANSFORMER, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     MODEL,
@@ -116,13 +118,30 @@ class Evaluate(ReduceStage):
     def models(self) -> Mapping[str, ModelSource]:
         c = self.config
         lookups = {
-            "clip": lambda: resolve("evaluate.clip", c.clip, c.clip_revision, TRANSFORMER),
-            "dino": lambda: resolve("evaluate.dino", c.dino, c.dino_revision, TRANSFORMER),
+            "clip": lambda: resolve("evaluate.clip", c.clip, c.clip_revision, TRANSFORMER, JUDGE),
+            "dino": lambda: resolve("evaluate.dino", c.dino, c.dino_revision, TRANSFORMER, JUDGE),
             "subjects": self._subjects_source,
         }
         if (model := c.model) is not None:
-            lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE)
+            lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
         return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        sources = self.models()
+        problems = pipeline_problems(sources["model"]) if "model" in sources else []
+        return problems + clip_problems(sources["clip"]) + dino_problems(sources["dino"])
+
+    def check_trained(self, model: Path) -> None:
+        """Check a trained model, its base and the judges, before anything is drawn.
+
+        Raises:
+            InputError, ModelError: one of them cannot be loaded; one line per problem.
+        """
+        base = self.base(model)
+        problems = self.check_models()
+        problems += [] if self.config.model is not None else pipeline_problems(base)
+        if problems := problems + trained_problems("model", model, base):
+            raise InputError("\n".join(problems))
 
     def estimate(self, work: Workload) -> Estimate:
         pixels = work.above.pixels
@@ -163,7 +182,7 @@ class Evaluate(ReduceStage):
             ) from None
         if self.config.model is not None:
             name, revision = self.config.model, self.config.revision
-        source = resolve("evaluate.model", name, revision, PIPELINE)
+        source = resolve("evaluate.model", name, revision, PIPELINE, BASE)
         known = models.get("model") if isinstance(models, dict) else None
         if known is not None and known != source.as_json():
             _LOG.warning("evaluate.model: %r is not the base that %s was trained on", name, model)
@@ -242,11 +261,11 @@ class Evaluate(ReduceStage):
         progress(total, total, "scores")
         scores = Scores(subjects, rows, pictures)
         with loading("evaluate.clip", self.config.clip):
-            clip = ClipEmbedder(sources["clip"].path, sources["clip"].revision, device=str(device))
+            clip = ClipEmbedder(fetch_folder(sources["clip"]), device=str(device))
         scores.add_fidelity("clip_t", clip)
         scores.add_likeness("clip_i", clip)
         with loading("evaluate.dino", self.config.dino):
-            dino = DinoEmbedder(sources["dino"].path, sources["dino"].revision, device=str(device))
+            dino = DinoEmbedder(fetch_folder(sources["dino"]), device=str(device))
         scores.add_likeness("dino", dino)
         metrics = scores.metrics(self.config.seed)
         _write(workdir, scores, references, metrics)
@@ -281,8 +300,8 @@ class Evaluate(ReduceStage):
     ) -> tuple[dict[str, PictureFiles], dict[str, PictureFiles]]:
         """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
+        from bootpig.models.painters.loading import set_scheduler
         from bootpig.models.pipelines.bases import load_base
-        from bootpig.models.pretrained.painters import set_scheduler
         from bootpig.stages.evaluate.drawing import (
             METHODS,
             WITH_REFERENCE,

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
+from bootpig.models.pretrained.inspection import detector_problems, sam_problems
 from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.engine.contract import MODEL, Estimate, MapStage, Sample, StageConfig, Workload
@@ -139,6 +140,10 @@ class Segment(MapStage):
                 "sam": lambda: resolve_file("segment.sam", c.sam, c.sam_sha256),
             },
         )
+
+    def check_models(self) -> list[str]:
+        sources = self.models()
+        return detector_problems(sources["detector"]) + sam_problems(sources["sam"], self.config.sam_type)
 
     def estimate(self, work: Workload) -> Estimate:
         return Estimate(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bootpig.models.pretrained import sizes
-from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading, local_path
+from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
+from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
 from bootpig.stages.engine.contract import (
@@ -55,10 +56,17 @@ class Train(ReduceStage):
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config
-        lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE)}
+        lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE, BASE)}
         if c.init_from is not None:
             lookups["init_from"] = self._init_from
         return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        sources = self.models()
+        problems = pipeline_problems(sources["model"])
+        if "init_from" in sources:
+            problems += trained_problems("train.init_from", Path(sources["init_from"].path), sources["model"])
+        return problems
 
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
