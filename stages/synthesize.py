@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 from pydantic import Field, model_validator
 
+from bootpig.models.painters.costs import step_tflop
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
@@ -25,6 +26,11 @@ from bootpig.stages.engine.contract import (
 )
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
+
+if TYPE_CHECKING:
+    import torch
+
+    from bootpig.models.painters.painter import Brush, Painter
 
 
 class SynthesizeConfig(StageConfig):
@@ -97,68 +103,81 @@ class Synthesize(MapStage):
         return resolve_all(self.name, lookups)
 
     def check_models(self) -> list[str]:
-        return [problem for source in self.models().values() for problem in pipeline_problems(source)]
+        from bootpig.models.painters.checks import painter_problems
+
+        sources = self.models()
+        problems = [problem for source in sources.values() for problem in pipeline_problems(source)]
+        return problems or painter_problems(
+            sources["model"], self._brush(), scheduler=self.config.scheduler, refiner=sources.get("refiner")
+        )
 
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
-        passes = 2 if c.guidance_scale > 1 else 1
         painted = c.height * c.width
         share = 1.0 if c.refiner is None else c.refiner_from
-        step = share * sizes.unet_tflop(c.model, painted)
+        step = share * step_tflop(c.model, painted, c.guidance_scale)
         if c.refiner is not None:
-            step += (1 - share) * sizes.refiner_tflop(c.refiner, painted)
+            step += (1 - share) * sizes.refiner_tflop(c.refiner, painted) * (2 if c.guidance_scale > 1 else 1)
         scale = 1.0 if c.resize is None else c.resize / min(c.height, c.width)
         kept = painted * scale**2
         return Estimate(
             SampleShape(kept),
-            tflop=work.samples * (c.steps * passes * step + sizes.vae_decode_tflop(c.model, painted)),
+            tflop=work.samples * (c.steps * step + sizes.vae_decode_tflop(c.model, painted)),
             stored_bytes=work.samples * PNG_BYTES * kept,
             assumptions=(sizes.ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
         )
 
     def setup(self) -> None:
         from bootpig.models.devices import torch_device, torch_dtype
-        from bootpig.models.pretrained.painters import load_refiner, load_text_to_image
+        from bootpig.models.painters.loading import load_refiner, load_text_to_image
+        from bootpig.models.painters.painter import Painter
 
         sources = self.models()
         device, dtype = torch_device("synthesize.device", self.config.device), torch_dtype(self.config.dtype)
-        self._pipeline: Any = load_text_to_image(
-            sources["model"], device=device, dtype=dtype, scheduler=self.config.scheduler
-        )
-        self._refiner: Any = None
+        pipeline = load_text_to_image(sources["model"], device=device, dtype=dtype, scheduler=self.config.scheduler)
+        self._painter: Painter = Painter("synthesize.model", pipeline)
+        self._refiner: Painter | None = None
         if "refiner" in sources:
-            self._refiner = load_refiner(sources["refiner"], self._pipeline, device=device, dtype=dtype)
+            refiner = load_refiner(sources["refiner"], pipeline, device=device, dtype=dtype)
+            self._refiner = Painter("synthesize.refiner", refiner)
 
     def teardown(self) -> None:
-        del self._pipeline, self._refiner
+        del self._painter, self._refiner
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        seeds = [sample_seed(self.seed, self.name, sample.id) for sample in samples]
-        sizes = {"height": self.config.height, "width": self.config.width}
+        brush, captions = self._brush(), [sample.meta["caption"] for sample in samples]
         if self._refiner is None:
-            output = self._paint(self._pipeline, samples, 0, output_type="np", **sizes)
+            painted = self._painter.paint(captions, self._generators(samples, 0), brush)
         else:
             end = self.config.refiner_from
-            latents = self._paint(self._pipeline, samples, 0, output_type="latent", denoising_end=end, **sizes).images
-            output = self._paint(self._refiner, samples, 1, output_type="np", denoising_start=end, image=latents)
-        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
-        painted = list(zip(samples, seeds, output.images, flags, strict=True))
-        return on_all_cores(lambda one: self._judge(*one), painted)
+            begun = self._painter.paint(
+                captions, self._generators(samples, 0), brush, output_type="latent", denoising_end=end
+            )
+            painted = self._refiner.paint(
+                captions, self._generators(samples, 1), brush, denoising_start=end, image=begun.pictures
+            )
+        seeds = [sample_seed(self.seed, self.name, sample.id) for sample in samples]
+        judged = list(zip(samples, seeds, painted.pictures, painted.flagged, strict=True))
+        return on_all_cores(lambda one: self._judge(*one), judged)
 
-    def _paint(self, pipeline: Any, samples: Sequence[Sample], draw: int, **options: Any) -> Any:
+    def _brush(self) -> Brush:
+        from bootpig.models.painters.painter import Brush
+
+        c = self.config
+        return Brush(
+            steps=c.steps,
+            guidance_scale=c.guidance_scale,
+            negative_prompt=c.negative_prompt,
+            height=c.height,
+            width=c.width,
+        )
+
+    def _generators(self, samples: Sequence[Sample], draw: int) -> list[torch.Generator]:
+        """On the CPU, so that a sample's noise does not depend on the device or the batch."""
         import torch
 
-        if self.config.negative_prompt:
-            options["negative_prompt"] = [self.config.negative_prompt] * len(samples)
         seeds = [sample_seed(self.seed, self.name, sample.id, draw) for sample in samples]
-        return pipeline(
-            [sample.meta["caption"] for sample in samples],
-            num_inference_steps=self.config.steps,
-            guidance_scale=self.config.guidance_scale,
-            # on the CPU, so that a sample's noise does not depend on the device or the batch
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            **options,
-        )
+        return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def _judge(self, sample: Sample, seed: int, picture: np.ndarray, flagged: bool) -> Sample:
         """Accept or reject a picture, HWC float32 in [0, 1]."""

@@ -1,13 +1,11 @@
-"""Loads pretrained diffusers pipelines: text-to-image, refiners, and encoders of pictures and captions."""
+"""Loads pretrained diffusers pipelines, whole, or only what encodes pictures and captions."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -19,61 +17,6 @@ from bootpig.models.pretrained.source import ENCODERS, ModelError, ModelSource, 
 from bootpig.models.pretrained.variants import variant_components
 
 
-def load_text_to_image(
-    source: ModelSource, *, device: torch.device, dtype: torch.dtype, scheduler: str | None = None
-) -> DiffusionPipeline:
-    """Load any diffusers text-to-image pipeline from safetensors to `device`.
-
-    Args:
-        scheduler: name of a diffusers scheduler class to use instead of the model's own, with the same settings.
-
-    Raises:
-        ModelError: the files are incomplete or damaged, or the scheduler does not exist or is not compatible.
-    """
-    pipeline = _load(source, dtype)
-    if scheduler is not None:
-        set_scheduler(pipeline, source, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def set_scheduler(pipeline: Any, source: ModelSource, name: str) -> None:
-    """Replace a pipeline's scheduler by another diffusers class with the same settings.
-
-    Raises:
-        ModelError: there is no such class, or it is not compatible.
-    """
-    scheduler_class = getattr(diffusers, name, None)
-    if scheduler_class is None or not hasattr(scheduler_class, "set_timesteps"):
-        raise ModelError(
-            f"{source.field}: diffusers has no scheduler {name!r}; "
-            f"choose one of {', '.join(sorted(c.__name__ for c in pipeline.scheduler.compatibles))}"
-        )
-    with loading(source.field, source.source):
-        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
-
-
-def load_refiner(
-    source: ModelSource, base: DiffusionPipeline, *, device: torch.device, dtype: torch.dtype
-) -> DiffusionPipeline:
-    """Load an SDXL image-to-image pipeline that continues from intermediate latents of `base`.
-
-    Raises:
-        ModelError: the files are incomplete or damaged, `base` cannot stop midway, or the refiner cannot start midway.
-    """
-    field = source.field.replace("refiner", "model")
-    if "denoising_end" not in inspect.signature(type(base).__call__).parameters:
-        raise ModelError(f"{field}: a {type(base).__name__} cannot stop midway for a refiner; use SDXL or no refiner")
-    pipeline = _load(source, dtype)
-    if "denoising_start" not in inspect.signature(type(pipeline).__call__).parameters:
-        raise ModelError(
-            f"{source.field}: {source.source!r} is a {type(pipeline).__name__}, which cannot start midway; "
-            "use an SDXL image-to-image pipeline"
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
 class LatentEncoder:
     """The VAE and text encoders of a pipeline, loaded without its denoiser."""
 
@@ -83,7 +26,7 @@ class LatentEncoder:
         Raises:
             ModelError: the files are incomplete or damaged, or the model has no VAE or no text encoder.
         """
-        self._pipeline = _load(replace(source, loads=ENCODERS), dtype).to(device)
+        self._pipeline = load_pipeline(replace(source, loads=ENCODERS), dtype).to(device)
         self._device = device
         vae = getattr(self._pipeline, "vae", None)
         if vae is None or not hasattr(self._pipeline, "encode_prompt"):
@@ -129,7 +72,7 @@ class LatentEncoder:
         }
 
 
-def _load(source: ModelSource, dtype: torch.dtype) -> DiffusionPipeline:
+def load_pipeline(source: ModelSource, dtype: torch.dtype) -> DiffusionPipeline:
     """Load the pipeline class named in model_index.json, with the components that `source` loads."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -52,6 +52,11 @@ def vae_decode_tflop(model: str, pixels: float) -> float:
     return _scaled(model, "vae", VAE_DECODE_TFLOP, VAE_PARAMETERS, pixels)
 
 
+def transformer_parameters(model: str) -> float:
+    """The number of weights of a pipeline's transformer; 0 if it has none or is not on this disk."""
+    return _parameters(model, "transformer", 0.0)
+
+
 def unet_parameters(model: str) -> float:
     """The number of weights of a pipeline's UNet."""
     return _parameters(model, "unet", XL_UNET_PARAMETERS if _is_xl(model) else UNET_PARAMETERS)

@@ -300,8 +300,8 @@ class Evaluate(ReduceStage):
     ) -> tuple[dict[str, PictureFiles], dict[str, PictureFiles]]:
         """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
+        from bootpig.models.painters.loading import set_scheduler
         from bootpig.models.pipelines.bases import load_base
-        from bootpig.models.pretrained.painters import set_scheduler
         from bootpig.stages.evaluate.drawing import (
             METHODS,
             WITH_REFERENCE,

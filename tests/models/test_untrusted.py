@@ -10,9 +10,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from bootpig.models.painters.loading import load_text_to_image
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
-from bootpig.models.pretrained.painters import LatentEncoder, load_text_to_image
+from bootpig.models.pretrained.painters import LatentEncoder
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 from bootpig.models.pretrained.sources import resolve

@@ -1,0 +1,1 @@
+"""Text-to-image pipelines of diffusers, each called as its family needs it."""
