@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
+from bootpig.models.pretrained.phrases import detector_problem
 from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.engine.contract import MODEL, Estimate, MapStage, Sample, StageConfig, Workload
@@ -32,7 +33,8 @@ class SegmentConfig(StageConfig):
     """The two models and the filters. Areas are fractions of the picture's area, the border is one of its side."""
 
     detector: ModelName = Field(
-        description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO): a local folder or a hub id."
+        description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO, MM Grounding DINO, LLMDet, "
+        "OmDet-Turbo): a local folder or a hub id."
     )
     detector_revision: Revision = None
     sam: ModelName = Field(
@@ -139,6 +141,10 @@ class Segment(MapStage):
                 "sam": lambda: resolve_file("segment.sam", c.sam, c.sam_sha256),
             },
         )
+
+    def check_models(self) -> list[str]:
+        problem = detector_problem(self.models()["detector"])
+        return [] if problem is None else [problem]
 
     def estimate(self, work: Workload) -> Estimate:
         return Estimate(
