@@ -27,13 +27,11 @@ class Family:
     """Whether pictures of different sizes are padded to one size. The padding changes the boxes."""
 
 
-_DINO = {"padding": True, "separators": ".?", "pads_pictures": True}
-
 FAMILIES = {
     "owlvit": Family("OWL-ViT"),
     "owlv2": Family("OWLv2"),
-    "grounding-dino": Family("Grounding DINO", **_DINO),
-    "mm-grounding-dino": Family("MM Grounding DINO or LLMDet", **_DINO),
+    "grounding-dino": Family("Grounding DINO", padding=True, separators=".?", pads_pictures=True),
+    "mm-grounding-dino": Family("MM Grounding DINO or LLMDet", padding=True, separators=".?", pads_pictures=True),
     "omdet-turbo": Family("OmDet-Turbo"),
 }
 """`model_type` in a model's config.json → family."""
@@ -59,9 +57,7 @@ def config_problem(source: ModelSource, config: dict[str, Any]) -> str | None:
     kind = config.get("model_type")
     if kind not in FAMILIES:
         known = ", ".join(family.name for family in FAMILIES.values())
-        return (
-            f"{source.field}: {source.source!r} is a {kind!r} model, which segment cannot ask for a phrase; use {known}"
-        )
+        return f"{source.field}: {source.source!r} is a {kind!r} model, which does not look for a phrase; use {known}"
     backbone = config.get("backbone_config")
     timm = config.get("use_timm_backbone") or (
         isinstance(backbone, dict) and backbone.get("model_type") == "timm_backbone"

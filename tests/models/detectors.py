@@ -130,9 +130,8 @@ def _save_dino(folder: Path, config_class, model_class) -> Path:
     # the model knows its separators by their ids in BERT's vocabulary
     words = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
     words |= {2000 + place: word for place, word in enumerate(_BERT_WORDS)}
-    (folder / "vocab.txt").write_text(
-        "\n".join(words.get(place, f"[unused{place}]") for place in range(max(words) + 1))
-    )
+    vocabulary = [words.get(place, f"[unused{place}]") for place in range(max(words) + 1)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
     tokenizer = BertTokenizer.from_pretrained(folder, model_max_length=512)
     torch.manual_seed(0)
     config = config_class(

@@ -16,11 +16,14 @@ from bootpig.models.pretrained.phrases import FAMILIES, detector_problem
 from bootpig.models.pretrained.segmenters import ZeroShotDetector
 from bootpig.models.pretrained.source import PROJECT, ModelError
 from bootpig.models.pretrained.sources import resolve
+from bootpig.stages.engine.contract import Sample
+from bootpig.stages.pictures import encode_png
 from bootpig.stages.segment.stage import Segment, SegmentConfig
 from tests.models.detectors import FAMILIES as SAVE
 from tests.models.tiny import save_clip, save_vit
 
 CHECKPOINTS = PROJECT / "models" / "toy" / "checkpoints"
+SAM = str(CHECKPOINTS / "sam" / "sam_vit_toy.safetensors")
 
 PHRASES = [
     "mug",
@@ -143,16 +146,25 @@ def test_the_toy_owlvit_is_given_the_same_text_as_ever():
 
 def test_a_model_that_cannot_be_asked_is_named_before_any_work(tmp_path: Path):
     for save, kind in ((save_clip, "clip"), (save_vit, "vit")):
-        config = SegmentConfig(
-            detector=str(save(tmp_path / kind)), sam=str(CHECKPOINTS / "sam/sam_vit_toy.safetensors")
-        )
-        (line,) = Segment(config, 0).check_models()
-        assert line.startswith(f"segment.detector: '{tmp_path / kind}' is a '{kind}' model, which segment cannot ask")
+        (line,) = Segment(SegmentConfig(detector=str(save(tmp_path / kind)), sam=SAM), 0).check_models()
+        assert line.startswith(f"segment.detector: '{tmp_path / kind}' is a '{kind}' model, which does not look for")
         with pytest.raises(ModelError, match="OWLv2"):
             load(tmp_path / kind)
 
 
-def test_a_missing_package_is_named_before_any_work(tmp_path: Path):
+@pytest.mark.parametrize("family", SAVE)
+def test_the_stage_judges_a_phrase_with_dots_in_any_query(family, tmp_path: Path):
+    settings = {"detector": str(SAVE[family](tmp_path)), "sam": SAM, "sam_type": "vit_toy", "device": "cpu"}
+    stage = Segment(SegmentConfig(**settings, query='A photo of "{object}".', detection_threshold=0), 0)
+    stage.setup()
+    pictures = [encode_png(image) for image in noise(2, (64, 64))]
+    phrases = ("St. Bernard", "No. 5 perfume bottle")
+    rows = [Sample(p, 0, {"object": p}, {"png": png}) for p, png in zip(phrases, pictures, strict=True)]
+    assert {row.status for row in stage.process(rows)} <= {"ok", "rejected"}
+
+
+def test_a_missing_package_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     folder = SAVE["omdet-turbo"](tmp_path)
     file = folder / "config.json"
     settings = json.loads(file.read_text())
