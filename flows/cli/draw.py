@@ -76,6 +76,7 @@ def generate(asked: argparse.Namespace) -> int:
                     inpaint=inpaint,
                     cutter=cutter,
                     sheet=sheet,
+                    dtype=asked.dtype,
                 )
             except FatalError as error:
                 print(f"generate: {error}", file=sys.stderr)

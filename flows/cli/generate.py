@@ -115,6 +115,7 @@ def generate(
     inpaint: InpaintFiles | None = None,
     cutter: tuple[SegmentConfig, str] | None = None,
     sheet: Path | None = None,
+    dtype: str | None = None,
 ) -> list[Written]:
     """Generate pictures of the references' subject for each prompt. References are prepared once for all prompts.
 
@@ -128,6 +129,7 @@ def generate(
         inpaint: a picture to paint into, instead of generating a whole picture.
         cutter: the segment stage's settings and the object phrase, to cut the subject out of plain photos first.
         sheet: a .png file with all pictures next to their inputs: before | mask | reference | after.
+        dtype: float32, float16 or bfloat16. None: float16 on a GPU, else float32.
 
     Returns:
         The pictures that were written. A picture depends only on its seed, prompt, references and number, not on the
@@ -146,7 +148,7 @@ def generate(
     if cutter is not None:
         pictures = _cut_out(references, pictures, *cutter)
 
-    pipeline = _pipeline(model, info)
+    pipeline = _pipeline(model, info, dtype)
     prepared = None
     if pictures:
         try:
@@ -206,19 +208,21 @@ def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted
     return contact_sheet((*fixed, "after"), rows)
 
 
-def _pipeline(model: Path, info: dict[str, Any]) -> Any:
-    """The pipeline with the trained weights, on a GPU if there is one."""
-    import torch
-
-    from bootpig.models.devices import torch_device
+def _pipeline(model: Path, info: dict[str, Any], dtype: str | None) -> Any:
+    """The pipeline with the trained weights, on a GPU if there is one. By default in float16 there, else in float32."""
+    from bootpig.models.devices import torch_device, torch_dtype
     from bootpig.models.pipelines.bases import load_base
+    from bootpig.models.pretrained.finite import check_pipeline, check_trained
 
     base = resolve("model.base", str(info.get("base") or ""), info.get("revision"), PIPELINE)
     device = torch_device("device", "auto")
-    pipeline: Any = load_base(base, torch.float32 if device.type == "cpu" else torch.float16)
+    name = dtype or ("float32" if device.type == "cpu" else "float16")
+    pipeline: Any = load_base(base, torch_dtype(name)).to(device)
+    check_pipeline(base, pipeline)
     with loading("model", str(model)):
         pipeline.load_bootpig(model)
-    return pipeline.to(device)
+    check_trained("model", model, pipeline)
+    return pipeline
 
 
 def _reference(path: Path) -> Any:

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
 _ENCODERS = ("vae", "text_encoder", "tokenizer")
@@ -33,7 +34,9 @@ def load_text_to_image(
     if scheduler is not None:
         set_scheduler(pipeline, source, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to(device)
+    check_pipeline(source, pipeline)
+    return pipeline
 
 
 def set_scheduler(pipeline: Any, source: ModelSource, name: str) -> None:
@@ -70,7 +73,9 @@ def load_refiner(
             "use an SDXL image-to-image pipeline"
         )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to(device)
+    check_pipeline(source, pipeline)
+    return pipeline
 
 
 class LatentEncoder:
@@ -83,6 +88,7 @@ class LatentEncoder:
             ModelError: the files are incomplete or damaged, or the model has no VAE or no text encoder.
         """
         self._pipeline = _load(source, dtype, only=_ENCODERS).to(device)
+        check_pipeline(source, self._pipeline)
         self._device = device
         vae = getattr(self._pipeline, "vae", None)
         if vae is None or not hasattr(self._pipeline, "encode_prompt"):

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 from transformers.utils import logging as transformers_logging
 
 from bootpig.models.pretrained.downloads import fetch
+from bootpig.models.pretrained.finite import check_weights
 from bootpig.models.pretrained.phrases import Phrases, config_problem
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
@@ -76,6 +77,7 @@ class ZeroShotDetector:
                 f"{min(report['missing_keys'])!r}; give a model trained for detection"
             )
         self._model = model.to(device).eval()
+        check_weights(source.field, source.source, self._model)
         self._device = device
         self._dtype = dtype
         self._phrases = Phrases(self._processor.tokenizer, model.config)
@@ -150,6 +152,7 @@ class BoxSegmenter:
                 f"give another checkpoint or the sam_type that matches it ({', '.join(SAM_TYPES)})"
             ) from error
         self._sam.to(device).eval()
+        check_weights(source.field, source.source, self._sam)
         self._device = device
         self._dtype = dtype
         self._resize = ResizeLongestSide(self._sam.image_encoder.img_size)

@@ -224,6 +224,7 @@ class Evaluate(ReduceStage):
 
         from bootpig.models.devices import torch_device
         from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+        from bootpig.models.pretrained.finite import check_weights
         from bootpig.stages.evaluate.drawing import METHODS, drawings
         from bootpig.stages.evaluate.scoring import Scores
 
@@ -233,6 +234,12 @@ class Evaluate(ReduceStage):
         rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
         base = self.base(model)
         pieces = None if checkpoints is None else checkpoints.pieces(self._key(base, rows, device))
+        with loading("evaluate.clip", self.config.clip):
+            clip = ClipEmbedder(sources["clip"].path, sources["clip"].revision)
+            check_weights("evaluate.clip", self.config.clip, clip.model)
+        with loading("evaluate.dino", self.config.dino):
+            dino = DinoEmbedder(sources["dino"].path, sources["dino"].revision)
+            check_weights("evaluate.dino", self.config.dino, dino.model)
         references, pictures = self._draw(model, base, subjects, rows, device, workdir / "images", pieces, progress)
         gc.collect()
         if device.type == "cuda":
@@ -241,12 +248,10 @@ class Evaluate(ReduceStage):
         total = len(METHODS) * len(rows)
         progress(total, total, "scores")
         scores = Scores(subjects, rows, pictures)
-        with loading("evaluate.clip", self.config.clip):
-            clip = ClipEmbedder(sources["clip"].path, sources["clip"].revision, device=str(device))
+        clip.model.to(device)
         scores.add_fidelity("clip_t", clip)
         scores.add_likeness("clip_i", clip)
-        with loading("evaluate.dino", self.config.dino):
-            dino = DinoEmbedder(sources["dino"].path, sources["dino"].revision, device=str(device))
+        dino.model.to(device)
         scores.add_likeness("dino", dino)
         metrics = scores.metrics(self.config.seed)
         _write(workdir, scores, references, metrics)
@@ -282,6 +287,7 @@ class Evaluate(ReduceStage):
         """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
         from bootpig.models.pipelines.bases import load_base
+        from bootpig.models.pretrained.finite import check_pipeline, check_trained
         from bootpig.models.pretrained.painters import set_scheduler
         from bootpig.stages.evaluate.drawing import (
             METHODS,
@@ -297,6 +303,7 @@ class Evaluate(ReduceStage):
         if self.config.scheduler is not None:
             set_scheduler(pipeline, base, self.config.scheduler)
         pipeline.to(device)
+        check_pipeline(base, pipeline)
         pipeline.set_progress_bar_config(disable=True)
         references: dict[str, PictureFiles] = {}
         (folder / "reference").mkdir(parents=True)
@@ -314,6 +321,7 @@ class Evaluate(ReduceStage):
             if method == "bootpig":
                 with loading("evaluate: the trained model", str(model)):
                     pipeline.load_bootpig(model)
+                    check_trained("evaluate: the trained model", model, pipeline)
             pictures = DrawnPictures(method, folder / method, rows, sampling.batch_size, pieces)
             text = method.replace("_", " ")
             progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
