@@ -82,10 +82,12 @@ def generate(asked: argparse.Namespace) -> int:
                 print(f"generate: {error}", file=sys.stderr)
                 return 1
     for picture in written:
+        if not picture.finite:
+            continue
         print(picture.file)
         if picture.known_psnr_db is not None:
             print(f"{picture.file}: known region {picture.known_psnr_db:.1f} dB before pasting", file=sys.stderr)
-    return 0
+    return int(not all(picture.finite for picture in written))
 
 
 def _prompts(given: list[str], file: str | None) -> list[str]:

@@ -19,7 +19,7 @@ from bootpig.stages.engine.contract import InputError, Progress
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.picture_files.masks import read_mask
 from bootpig.stages.picture_files.reader import on_white, read_picture, reference_problem
-from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures
+from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures, fix_of_not_finite
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
@@ -51,9 +51,11 @@ class InpaintFiles:
 
 @dataclass(frozen=True)
 class Written:
-    """A picture that was written."""
+    """A picture that was drawn."""
 
     file: Path
+    finite: bool
+    """False: it holds NaN or infinity, and no file was written."""
     known_psnr_db: float | None
     """See `bootpig.stages.sampling.Drawn`."""
 
@@ -132,7 +134,7 @@ def generate(
         dtype: float32, float16 or bfloat16. None: float16 on a GPU, else float32.
 
     Returns:
-        The pictures that were written. A picture depends only on its seed, prompt, references and number, not on the
+        The pictures, in order. A picture depends only on its seed, prompt, references and number, not on the
         batch.
 
     Raises:
@@ -185,13 +187,23 @@ def generate(
     try:
         for batch in draw_pictures(pipeline, seeds, inputs, sampling, setting="--batch-size", progress=progress):
             for picture in batch:
-                picture.image.save(files[len(drawn)])
+                if picture.image is not None:
+                    picture.image.save(files[len(drawn)])
                 drawn.append(picture)
     except ValueError as error:
         raise InputError(f"generate: {error}") from None
-    if sheet is not None:
-        _sheet(rows, [picture.image for picture in drawn], pictures, painted).save(sheet)
-    return [Written(file, picture.known_psnr_db) for file, picture in zip(files, drawn, strict=True)]
+    found = [(text, picture.image) for text, picture in zip(rows, drawn, strict=True) if picture.image is not None]
+    if sheet is not None and found:
+        _sheet([text for text, _ in found], [image for _, image in found], pictures, painted).save(sheet)
+    written = [Written(f, p.image is not None, p.known_psnr_db) for f, p in zip(files, drawn, strict=True)]
+    if bad := [each.file.name for each in written if not each.finite]:
+        names = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
+        fix = fix_of_not_finite(pipeline.unet.dtype, "--dtype")
+        print(
+            f"generate: {len(bad)} of {len(rows)} pictures hold NaN or infinity and were not written ({names}); {fix}",
+            file=sys.stderr,
+        )
+    return written
 
 
 def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from bootpig.stages.evaluate.drawing import Drawing
-    from bootpig.stages.evaluate.gallery import PictureFiles
+    from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
     from bootpig.stages.evaluate.scoring import Scores
 
 SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
@@ -219,6 +219,7 @@ class Evaluate(ReduceStage):
 
         Raises:
             InputError, ModelError: the subjects, the trained weights or a model cannot be used.
+            FatalError: a method has no picture of a subject that is finite.
         """
         import torch
 
@@ -247,7 +248,12 @@ class Evaluate(ReduceStage):
 
         total = len(METHODS) * len(rows)
         progress(total, total, "scores")
-        scores = Scores(subjects, rows, pictures)
+        scores = Scores(
+            subjects,
+            rows,
+            {method: drawn.files for method, drawn in pictures.items()},
+            {method: drawn.not_finite for method, drawn in pictures.items()},
+        )
         clip.model.to(device)
         scores.add_fidelity("clip_t", clip)
         scores.add_likeness("clip_i", clip)
@@ -283,7 +289,7 @@ class Evaluate(ReduceStage):
         folder: Path,
         pieces: Pieces | None,
         progress: Progress,
-    ) -> tuple[dict[str, PictureFiles], dict[str, PictureFiles]]:
+    ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
         """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
         from bootpig.models.pipelines.bases import load_base
@@ -297,7 +303,7 @@ class Evaluate(ReduceStage):
             warn_of_blank,
         )
         from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-        from bootpig.stages.sampling import Sampling, latent_shape
+        from bootpig.stages.sampling import Sampling, fix_of_not_finite, latent_shape
 
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
         if self.config.scheduler is not None:
@@ -316,7 +322,7 @@ class Evaluate(ReduceStage):
         sampling = Sampling(
             self.config.steps, self.config.guidance_scale, self.config.reference_guidance_scale, self.config.batch_size
         )
-        drawn: dict[str, PictureFiles] = {}
+        drawn: dict[str, DrawnPictures] = {}
         for done, method in enumerate(METHODS):
             if method == "bootpig":
                 with loading("evaluate: the trained model", str(model)):
@@ -329,7 +335,8 @@ class Evaluate(ReduceStage):
                 pictures.add(batch)
                 progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
             warn_of_blank(method, pictures.blank, len(rows))
-            drawn[method] = pictures.files
+            pictures.check_finite(fix_of_not_finite(pipeline.unet.dtype, "evaluate.dtype"))
+            drawn[method] = pictures
         return references, drawn
 
 
@@ -339,7 +346,7 @@ def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles]
     import pyarrow.parquet as pq
 
     from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
-    from bootpig.stages.evaluate.gallery import PictureFiles
+    from bootpig.stages.evaluate.gallery import PictureFiles, read_drawn_or_grey
 
     images = workdir / "images"
     firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
@@ -351,7 +358,8 @@ def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles]
             SheetRow(
                 row.prompt,
                 PictureFiles(
-                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)]
+                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)],
+                    read_drawn_or_grey,
                 ),
             )
             for row in shown
