@@ -44,8 +44,8 @@ class Seeds:
 class Drawn:
     """One picture."""
 
-    image: Image.Image
-    """RGB."""
+    image: Image.Image | None
+    """RGB. None if it is not finite, which would be stored as black."""
     known_psnr_db: float | None
     """Inpainting: PSNR in dB of the known part as the network rendered it, before the original is pasted over it."""
 
@@ -77,6 +77,7 @@ def draw_pictures(
         FatalError: memory runs out with a single picture.
         ValueError: the pipeline cannot use the inputs.
     """
+    import numpy as np
     import torch
 
     total = len(seeds) * sampling.steps
@@ -96,25 +97,41 @@ def draw_pictures(
             return {}
 
         latents, generators = _noise([seeds[place] for place in batch], latent_shape(pipeline, size))
+        arguments = inputs(batch)
         output = pipeline(
-            **inputs(batch),
+            **arguments,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             reference_guidance_scale=sampling.reference_guidance_scale,
             reference_refresh_steps=sampling.reference_refresh_steps,
             latents=torch.cat(latents).to(pipeline.unet.device, pipeline.unet.dtype),
             generator=generators,
+            output_type="pil" if "mask_image" in arguments else "np",
             callback_on_step_end=None if progress is None else count,
             **options,
         )
         advance((batch[-1] + 1) * sampling.steps)
-        psnr = getattr(output, "known_psnr_db", [None] * len(batch))
-        return [Drawn(image, known) for image, known in zip(output.images, psnr, strict=True)]
+        if "mask_image" in arguments:
+            found = zip(output.images, output.known_psnr_db, strict=True)
+            return [Drawn(None if np.isnan(known) else image, known) for image, known in found]
+        finite = np.isfinite(output.images).all(axis=(1, 2, 3))
+        images = pipeline.image_processor.numpy_to_pil(np.nan_to_num(output.images))
+        return [Drawn(image if whole else None, None) for image, whole in zip(images, finite, strict=True)]
 
     def halved(pictures: int) -> None:
         _LOG.warning("out of memory; continuing with batches of %d (%s)", pictures, setting)
 
     yield from halving(range(len(seeds)), sampling.batch_size, paint, halved)
+
+
+def fix_of_not_finite(dtype: torch.dtype, setting: str) -> str:
+    """What to do about pictures that are not finite, given the dtype of the networks and the name of its setting."""
+    name = str(dtype).removeprefix("torch.")
+    if name == "float16":
+        return f"{name} overflows; set {setting} to bfloat16 or float32"
+    if name == "bfloat16":
+        return f"set {setting} to float32"
+    return "the networks diverge even in float32; lower the guidance scales, or use another scheduler or model"
 
 
 def latent_shape(pipeline: Any, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:

@@ -80,15 +80,18 @@ def generate(asked: argparse.Namespace) -> int:
                     inpaint=inpaint,
                     cutter=cutter,
                     sheet=sheet,
+                    dtype=asked.dtype,
                 )
             except FatalError as error:
                 print(f"generate: {error}", file=sys.stderr)
                 return 1
     for picture in written:
+        if not picture.finite:
+            continue
         print(picture.file)
         if picture.known_psnr_db is not None:
             print(f"{picture.file}: known region {picture.known_psnr_db:.1f} dB before pasting", file=sys.stderr)
-    return 0
+    return int(not all(picture.finite for picture in written))
 
 
 def _prompts(given: list[str], file: str | None) -> list[str]:

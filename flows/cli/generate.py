@@ -20,7 +20,7 @@ from bootpig.stages.engine.contract import InputError, Progress
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.picture_files.masks import read_mask
 from bootpig.stages.picture_files.reader import on_white, read_picture, reference_problem
-from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures
+from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures, fix_of_not_finite
 from bootpig.stages.segment.stage import Segment, SegmentConfig
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
@@ -52,9 +52,11 @@ class InpaintFiles:
 
 @dataclass(frozen=True)
 class Written:
-    """A picture that was written."""
+    """A picture that was drawn."""
 
     file: Path
+    finite: bool
+    """False: it holds NaN or infinity, and no file was written."""
     known_psnr_db: float | None
     """See `bootpig.stages.sampling.Drawn`."""
 
@@ -116,6 +118,7 @@ def generate(
     inpaint: InpaintFiles | None = None,
     cutter: tuple[SegmentConfig, str] | None = None,
     sheet: Path | None = None,
+    dtype: str | None = None,
 ) -> list[Written]:
     """Generate pictures of the references' subject for each prompt. References are prepared once for all prompts.
 
@@ -129,9 +132,10 @@ def generate(
         inpaint: a picture to paint into, instead of generating a whole picture.
         cutter: the segment stage's settings and the object phrase, to cut the subject out of plain photos first.
         sheet: a .png file with all pictures next to their inputs: before | mask | reference | after.
+        dtype: float32, float16 or bfloat16. None: float16 on a GPU, else float32.
 
     Returns:
-        The pictures that were written. A picture depends only on its seed, prompt, references and number, not on the
+        The pictures, in order. A picture depends only on its seed, prompt, references and number, not on the
         batch.
 
     Raises:
@@ -153,7 +157,7 @@ def generate(
     if cutter is not None:
         pictures = _cut_out(references, pictures, *cutter)
 
-    pipeline = _pipeline(model, base)
+    pipeline = _pipeline(model, base, dtype)
     prepared = None
     if pictures:
         try:
@@ -190,13 +194,23 @@ def generate(
     try:
         for batch in draw_pictures(pipeline, seeds, inputs, sampling, setting="--batch-size", progress=progress):
             for picture in batch:
-                picture.image.save(files[len(drawn)])
+                if picture.image is not None:
+                    picture.image.save(files[len(drawn)])
                 drawn.append(picture)
     except ValueError as error:
         raise InputError(f"generate: {error}") from None
-    if sheet is not None:
-        _sheet(rows, [picture.image for picture in drawn], pictures, painted).save(sheet)
-    return [Written(file, picture.known_psnr_db) for file, picture in zip(files, drawn, strict=True)]
+    found = [(text, picture.image) for text, picture in zip(rows, drawn, strict=True) if picture.image is not None]
+    if sheet is not None and found:
+        _sheet([text for text, _ in found], [image for _, image in found], pictures, painted).save(sheet)
+    written = [Written(f, p.image is not None, p.known_psnr_db) for f, p in zip(files, drawn, strict=True)]
+    if bad := [each.file.name for each in written if not each.finite]:
+        names = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
+        fix = fix_of_not_finite(pipeline.unet.dtype, "--dtype")
+        print(
+            f"generate: {len(bad)} of {len(rows)} pictures hold NaN or infinity and were not written ({names}); {fix}",
+            file=sys.stderr,
+        )
+    return written
 
 
 def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted: dict[str, Any]) -> Any:
@@ -213,18 +227,20 @@ def _sheet(prompts: list[str], images: list[Any], references: list[Any], painted
     return contact_sheet((*fixed, "after"), rows)
 
 
-def _pipeline(model: Path, base: ModelSource) -> Any:
-    """The pipeline with the trained weights, on a GPU if there is one."""
-    import torch
-
-    from bootpig.models.devices import torch_device
+def _pipeline(model: Path, base: ModelSource, dtype: str | None) -> Any:
+    """The pipeline with the trained weights, on a GPU if there is one. By default in float16 there, else in float32."""
+    from bootpig.models.devices import torch_device, torch_dtype
     from bootpig.models.pipelines.bases import load_base
+    from bootpig.models.pretrained.finite import check_pipeline, check_trained
 
     device = torch_device("device", "auto")
-    pipeline: Any = load_base(base, torch.float32 if device.type == "cpu" else torch.float16)
+    name = dtype or ("float32" if device.type == "cpu" else "float16")
+    pipeline: Any = load_base(base, torch_dtype(name)).to(device)
+    check_pipeline(base, pipeline)
     with loading("model", str(model)):
         pipeline.load_bootpig(model)
-    return pipeline.to(device)
+    check_trained("model", model, pipeline)
+    return pipeline
 
 
 def _reference(path: Path) -> Any:

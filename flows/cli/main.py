@@ -209,6 +209,11 @@ def _generate(generate: argparse.ArgumentParser) -> None:
     )
     generate.add_argument("--count", type=int, default=1, help="pictures per prompt (1)")
     generate.add_argument("--batch-size", type=int, default=4, help="batch size (4)")
+    generate.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="dtype in which the networks compute (float16 on a GPU, else float32)",
+    )
     generate.add_argument("--steps", type=int, help="denoising steps (default: as the run evaluates, else 50)")
     generate.add_argument(
         "--guidance-scale", type=_number, help="text guidance scale (default: as the run evaluates, else 7.5)"

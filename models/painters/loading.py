@@ -9,6 +9,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
+from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.painters import load_pipeline
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
@@ -28,7 +29,9 @@ def load_text_to_image(
     if scheduler is not None:
         set_scheduler(pipeline, source, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to(device)
+    check_pipeline(source, pipeline)
+    return pipeline
 
 
 def set_scheduler(pipeline: Any, source: ModelSource, name: str) -> None:
@@ -87,7 +90,9 @@ def load_refiner(
     if problem := starting_problem(source, type(pipeline)):
         raise ModelError(problem)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to(device)
+    check_pipeline(source, pipeline)
+    return pipeline
 
 
 def stopping_problem(field: str, base: type) -> str | None:

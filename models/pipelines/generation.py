@@ -153,8 +153,10 @@ class GenerationMixin(BootPIGMixin):
         """Convert the VAE's pixels to pictures in the request's format.
 
         With a task, they are pasted into its pictures, and the second value is the PSNR of the known part, see
-        `InpaintTask.paste`. Without a task, that list is empty.
+        `InpaintTask.paste`. Without a task, that list is empty. A picture that is not finite is NaN everywhere.
         """
+        # infinity would be clamped to white
+        pixels = pixels.where(pixels.isfinite().flatten(1).all(dim=1)[:, None, None, None], torch.nan)
         if task is None:
             return self.image_processor.postprocess(pixels, r.output_type, denormalize), []
         generated = self.image_processor.postprocess(pixels, "np", denormalize)

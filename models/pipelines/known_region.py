@@ -149,13 +149,14 @@ class InpaintTask:
 
         Returns:
             B pictures of the original sizes, and for each the PSNR (dB, peak 255) of the known part as the network
-            rendered it, before pasting. It tells how well the new part fits the picture.
+            rendered it, before pasting. It tells how well the new part fits the picture. NaN if the generated pixels
+            are not finite; the picture is then worthless.
         """
         each = len(generated) // len(self.pictures)
         pasted, psnr = [], []
         for row, array in enumerate(generated):
             picture, mask, box = self.pictures[row // each], self.masks[row // each], self.boxes[row // each]
-            view = Image.fromarray((array * 255).round().astype(np.uint8))
+            view = Image.fromarray((np.nan_to_num(array) * 255).round().astype(np.uint8))
             view = view.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
             repainted = picture.copy()
             repainted.paste(view, box[:2])
@@ -164,7 +165,8 @@ class InpaintTask:
             known = np.asarray(mask.crop(inside)) == 0
             error = np.asarray(seen, float)[known] - np.asarray(picture.crop(inside), float)[known]
             mean = float(np.mean(error**2)) if error.size else 0.0
-            psnr.append(float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean)))
+            decibel = float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean))
+            psnr.append(decibel if np.isfinite(array).all() else float("nan"))
             pasted.append(Image.composite(repainted, picture, mask))
         return pasted, psnr
 

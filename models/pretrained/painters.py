@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.models.pretrained.source import ENCODERS, ModelError, ModelSource, loading
 from bootpig.models.pretrained.variants import variant_components
@@ -27,6 +28,7 @@ class LatentEncoder:
             ModelError: the files are incomplete or damaged, or the model has no VAE or no text encoder.
         """
         self._pipeline = load_pipeline(replace(source, loads=ENCODERS), dtype).to(device)
+        check_pipeline(source, self._pipeline)
         self._device = device
         vae = getattr(self._pipeline, "vae", None)
         if vae is None or not hasattr(self._pipeline, "encode_prompt"):

@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from bootpig.models.pretrained.downloads import fetch
+from bootpig.models.pretrained.finite import check_weights
+from bootpig.models.pretrained.phrases import Phrases, config_problem
 from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 from bootpig.models.pretrained.variants import variant_of
@@ -46,17 +48,22 @@ class Detection:
 
 
 class ZeroShotDetector:
-    """Finds the object named by a phrase with OWL-ViT, OWLv2 or Grounding DINO from transformers."""
+    """Finds the object named by a phrase with a detector of one of the `phrases.FAMILIES`, from transformers."""
 
     def __init__(self, source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> None:
         """Load model and processor. Weights stay float32; `dtype` is used for computation (autocast).
 
         Raises:
-            ModelError: the files are incomplete or damaged, or the model is not a zero-shot detector.
+            ModelError: the files are incomplete or damaged, or the model is not of a known family.
         """
         transformers_logging.disable_progress_bar()
         folder = fetch_folder(source)
         with loading(source.field, source.source):
+            config = AutoConfig.from_pretrained(
+                source.path, revision=source.revision or "main", trust_remote_code=False
+            )
+            if problem := config_problem(source, config.to_dict()):
+                raise ModelError(problem)
             model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
                 folder,
                 variant=variant_of(folder, "transformers"),
@@ -71,31 +78,42 @@ class ZeroShotDetector:
                 f"{source.field}: {source.source!r} lacks {len(report['missing_keys'])} weights, such as "
                 f"{min(report['missing_keys'])!r}; give a model trained for detection"
             )
-        if not hasattr(self._processor, "post_process_grounded_object_detection"):
-            raise ModelError(
-                f"{source.field}: {source.source!r} has no grounded post-processing; "
-                "give an OWL-ViT, OWLv2 or Grounding DINO model"
-            )
         self._model = model.to(device).eval()
+        check_weights(source.field, source.source, self._model)
         self._device = device
         self._dtype = dtype
-        # OWL's processor pads each phrase separately, so they can only be stacked if padded to the maximum length
-        self._padding: str | bool = "max_length" if model.config.model_type.startswith("owl") else True
+        self._phrases = Phrases(self._processor.tokenizer, model.config)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float) -> list[Detection | None]:
         """The best box in each picture for its phrase, or None if no box scores above `threshold`.
 
+        A picture's box does not depend on the others, up to rounding.
+
         Args:
             images: N RGB pictures.
-            phrases: N phrases, one per picture.
+            phrases: N phrases, one per picture. One without a word, such as "?" for Grounding DINO, finds nothing.
             threshold: in [0, 1).
         """
+        texts = [self._phrases.text(phrase) for phrase in phrases]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, (image, text) in enumerate(zip(images, texts, strict=True)):
+            if text:
+                groups.setdefault(image.size if self._phrases.family.pads_pictures else (0, 0), []).append(place)
+        found: list[Detection | None] = [None] * len(texts)
+        for places in groups.values():
+            boxes = self._detect([images[place] for place in places], [texts[place] for place in places], threshold)
+            for place, detection in zip(places, boxes, strict=True):
+                found[place] = detection
+        return found
+
+    def _detect(self, images: list[Image.Image], texts: list[str], threshold: float) -> list[Detection | None]:
         inputs = self._processor(
-            images=list(images),
-            text=[[phrase] for phrase in phrases],
-            padding=self._padding,
+            images=images,
+            text=[[text] for text in texts],
+            padding=self._phrases.family.padding,
             truncation=True,
+            max_length=self._phrases.length,
             return_tensors="pt",
         ).to(self._device)
         with _autocast(self._device, self._dtype):
@@ -131,6 +149,7 @@ class BoxSegmenter:
         except (RuntimeError, AttributeError, TypeError) as error:
             raise ModelError(f"{source.field}: {source.source!r} {wrong_sam_type(sam_type)}") from error
         self._sam.to(device).eval()
+        check_weights(source.field, source.source, self._sam)
         self._device = device
         self._dtype = dtype
         self._resize = ResizeLongestSide(self._sam.image_encoder.img_size)

@@ -87,8 +87,8 @@ def draw(
     rows: Sequence[Drawing],
     references: Mapping[str, Sequence[Image.Image]] | None,
     sampling: Sampling,
-) -> Iterator[list[Image.Image]]:
-    """Draw `rows` in batches, RGB, in order.
+) -> Iterator[list[Image.Image | None]]:
+    """Draw `rows` in batches, RGB, in order. None in place of a picture that is not finite.
 
     Args:
         pipeline: a `BootPIGPipeline`.

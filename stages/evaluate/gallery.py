@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
 
 from PIL import Image
 
-from bootpig.stages.engine.contract import Pieces
+from bootpig.stages.engine.contract import FatalError, Pieces
 from bootpig.stages.evaluate.drawing import Drawing, is_blank
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard, write_shard
+
+_LOG = logging.getLogger(__name__)
+
+NOT_FINITE = "not_finite"
+"""Extension of the empty member of a piece in place of a picture that is not finite. Also the reason in its row."""
 
 
 def read_drawn(path: Path) -> Image.Image:
     """Read a picture that was written here, as RGB."""
     with Image.open(path) as opened:
         return opened.convert("RGB")
+
+
+def read_drawn_or_grey(path: Path) -> Image.Image:
+    """The same, for a contact sheet: grey in place of a picture that is not finite and has no file."""
+    return read_drawn(path) if path.exists() else Image.new("RGB", (1, 1), "grey")
 
 
 class PictureFiles(Sequence[Image.Image]):
@@ -60,6 +71,8 @@ class DrawnPictures:
         self.files = PictureFiles([folder / row.file for row in rows])
         self.blank = 0
         """Number of pictures with a single colour."""
+        self.not_finite: set[int] = set()
+        """Rows whose picture is not finite. They have no file."""
         self._pieces = pieces
         self._batch_size = batch_size
         batches = [self._batch(begin) for begin in range(0, len(rows), batch_size)]
@@ -75,16 +88,33 @@ class DrawnPictures:
         """Number of pictures that exist."""
         return len(self.rows) - len(self._missing) + self._added
 
-    def add(self, pictures: Sequence[Image.Image]) -> None:
-        """Write pictures, for the first rows of `missing`."""
+    def add(self, pictures: Sequence[Image.Image | None]) -> None:
+        """Write pictures, for the first rows of `missing`. None: not finite, nothing is written."""
         for picture in pictures:
             index = self._missing[self._added]
-            picture.save(self.files.paths[index])
-            self.blank += is_blank(picture)
+            if picture is None:
+                self.not_finite.add(index)
+            else:
+                picture.save(self.files.paths[index])
+                self.blank += is_blank(picture)
             self._added += 1
             batch = self._batch(index)
             if index == batch[-1]:
                 self._pack(batch)
+
+    def check_finite(self, fix: str) -> None:
+        """Log a warning if pictures are not finite. `fix` says what to do about it.
+
+        Raises:
+            FatalError: none of a subject's pictures is finite, so methods could not be compared on the same subjects.
+        """
+        if not self.not_finite:
+            return
+        problem = f"{len(self.not_finite)} of {len(self.rows)} pictures of {self.method} hold NaN or infinity"
+        left = {row.subject.name for index, row in enumerate(self.rows) if index not in self.not_finite}
+        if lacking := [row.subject.name for row in self.rows if row.subject.name not in left]:
+            raise FatalError(f"{problem}, among them all of {lacking[0]}; {fix}")
+        _LOG.warning("evaluate: %s; %s", problem, fix)
 
     def _batch(self, index: int) -> range:
         begin = index - index % self._batch_size
@@ -96,8 +126,12 @@ class DrawnPictures:
 
     def _pack(self, batch: range) -> None:
         if self._pieces is not None:
-            members = ((f"{self._name(index)}.png", self.files.paths[index].read_bytes()) for index in batch)
-            self._pieces.put(self._name(batch.start), write_shard(members))
+            self._pieces.put(self._name(batch.start), write_shard(self._member(index) for index in batch))
+
+    def _member(self, index: int) -> tuple[str, bytes]:
+        if index in self.not_finite:
+            return f"{self._name(index)}.{NOT_FINITE}", b""
+        return f"{self._name(index)}.png", self.files.paths[index].read_bytes()
 
     def _unpack(self, batch: range) -> bool:
         """Unpack a batch that was drawn earlier and update `blank`. False if there is no usable piece."""
@@ -107,10 +141,13 @@ class DrawnPictures:
         except CorruptPart:
             return False
         if [*members] != [self._name(index) for index in batch] or any(
-            [*files] != ["png"] for files in members.values()
+            [*files] not in (["png"], [NOT_FINITE]) for files in members.values()
         ):
             return False
         for index, files in zip(batch, members.values(), strict=True):
+            if NOT_FINITE in files:
+                self.not_finite.add(index)
+                continue
             self.files.paths[index].write_bytes(files["png"])
             self.blank += is_blank(self.files[index])
         return True

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
 
     from bootpig.stages.evaluate.drawing import Drawing
-    from bootpig.stages.evaluate.gallery import PictureFiles
+    from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
     from bootpig.stages.evaluate.scoring import Scores
 
 SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
@@ -238,11 +238,13 @@ class Evaluate(ReduceStage):
 
         Raises:
             InputError, ModelError: the subjects, the trained weights or a model cannot be used.
+            FatalError: a method has no picture of a subject that is finite.
         """
         import torch
 
         from bootpig.models.devices import torch_device
         from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+        from bootpig.models.pretrained.finite import check_weights
         from bootpig.stages.evaluate.drawing import METHODS, drawings
         from bootpig.stages.evaluate.scoring import Scores
 
@@ -252,6 +254,12 @@ class Evaluate(ReduceStage):
         rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
         base = self.base(model)
         pieces = None if checkpoints is None else checkpoints.pieces(self._key(base, rows, device))
+        with loading("evaluate.clip", self.config.clip):
+            clip = ClipEmbedder(fetch_folder(sources["clip"]))
+            check_weights("evaluate.clip", self.config.clip, clip.model)
+        with loading("evaluate.dino", self.config.dino):
+            dino = DinoEmbedder(fetch_folder(sources["dino"]))
+            check_weights("evaluate.dino", self.config.dino, dino.model)
         references, pictures = self._draw(model, base, subjects, rows, device, workdir / "images", pieces, progress)
         gc.collect()
         if device.type == "cuda":
@@ -259,13 +267,16 @@ class Evaluate(ReduceStage):
 
         total = len(METHODS) * len(rows)
         progress(total, total, "scores")
-        scores = Scores(subjects, rows, pictures)
-        with loading("evaluate.clip", self.config.clip):
-            clip = ClipEmbedder(fetch_folder(sources["clip"]), device=str(device))
+        scores = Scores(
+            subjects,
+            rows,
+            {method: drawn.files for method, drawn in pictures.items()},
+            {method: drawn.not_finite for method, drawn in pictures.items()},
+        )
+        clip.model.to(device)
         scores.add_fidelity("clip_t", clip)
         scores.add_likeness("clip_i", clip)
-        with loading("evaluate.dino", self.config.dino):
-            dino = DinoEmbedder(fetch_folder(sources["dino"]), device=str(device))
+        dino.model.to(device)
         scores.add_likeness("dino", dino)
         metrics = scores.metrics(self.config.seed)
         _write(workdir, scores, references, metrics)
@@ -297,11 +308,12 @@ class Evaluate(ReduceStage):
         folder: Path,
         pieces: Pieces | None,
         progress: Progress,
-    ) -> tuple[dict[str, PictureFiles], dict[str, PictureFiles]]:
+    ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
         """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
         from bootpig.models.painters.loading import set_scheduler
         from bootpig.models.pipelines.bases import load_base
+        from bootpig.models.pretrained.finite import check_pipeline, check_trained
         from bootpig.stages.evaluate.drawing import (
             METHODS,
             WITH_REFERENCE,
@@ -310,12 +322,13 @@ class Evaluate(ReduceStage):
             warn_of_blank,
         )
         from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-        from bootpig.stages.sampling import Sampling, latent_shape
+        from bootpig.stages.sampling import Sampling, fix_of_not_finite, latent_shape
 
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
         if self.config.scheduler is not None:
             set_scheduler(pipeline, base, self.config.scheduler)
         pipeline.to(device)
+        check_pipeline(base, pipeline)
         pipeline.set_progress_bar_config(disable=True)
         references: dict[str, PictureFiles] = {}
         (folder / "reference").mkdir(parents=True)
@@ -328,11 +341,12 @@ class Evaluate(ReduceStage):
         sampling = Sampling(
             self.config.steps, self.config.guidance_scale, self.config.reference_guidance_scale, self.config.batch_size
         )
-        drawn: dict[str, PictureFiles] = {}
+        drawn: dict[str, DrawnPictures] = {}
         for done, method in enumerate(METHODS):
             if method == "bootpig":
                 with loading("evaluate: the trained model", str(model)):
                     pipeline.load_bootpig(model)
+                    check_trained("evaluate: the trained model", model, pipeline)
             pictures = DrawnPictures(method, folder / method, rows, sampling.batch_size, pieces)
             text = method.replace("_", " ")
             progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
@@ -340,7 +354,8 @@ class Evaluate(ReduceStage):
                 pictures.add(batch)
                 progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
             warn_of_blank(method, pictures.blank, len(rows))
-            drawn[method] = pictures.files
+            pictures.check_finite(fix_of_not_finite(pipeline.unet.dtype, "evaluate.dtype"))
+            drawn[method] = pictures
         return references, drawn
 
 
@@ -350,7 +365,7 @@ def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles]
     import pyarrow.parquet as pq
 
     from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
-    from bootpig.stages.evaluate.gallery import PictureFiles
+    from bootpig.stages.evaluate.gallery import PictureFiles, read_drawn_or_grey
 
     images = workdir / "images"
     firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
@@ -362,7 +377,8 @@ def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles]
             SheetRow(
                 row.prompt,
                 PictureFiles(
-                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)]
+                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)],
+                    read_drawn_or_grey,
                 ),
             )
             for row in shown

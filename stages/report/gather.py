@@ -280,10 +280,11 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
     try:
         rows = pq.read_table(io.BytesIO(root.read(f"{folder}/scores.parquet"))).to_pylist()
         rows = [row for row in rows if row["method"] in titles and row["file"].endswith("-00.png")]
+        rows = [row for row in rows if row.get("status", "ok") == "ok"]
         captions: dict[tuple[str, str], dict[str, Any]] = {}
         for row in rows:
             captions.setdefault((row["subject"], row["prompt"]), {})[row["method"]] = row
-        keys = list(captions)
+        keys = [key for key, drawn in captions.items() if drawn.keys() == titles.keys()]
         shown = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
         entries = []
         for subject, prompt in shown:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from bootpig.stages.engine.contract import InputError, Sample
+from bootpig.stages.engine.slices import Slices
 from bootpig.stages.pictures import decode_cut_out, encode_png
 from bootpig.stages.segment.stage import Segment, SegmentConfig
 
@@ -24,16 +25,21 @@ def cut_out(
             and have any size.
 
     Raises:
-        InputError: the detector or SAM finds no subject in a picture.
+        InputError: the detector or SAM finds no subject in a picture, or fails on it.
         ModelError: a model cannot be used.
+        FatalError: memory runs out.
     """
     stage = Segment(config.model_copy(update={"border": 0.0, "min_area": 0.0, "max_area": 1.0}), seed=0)
+    if problems := stage.check_models():
+        raise InputError("\n".join(problems))
     stage.setup()
     found = []
     try:
         for picture, name in zip(pictures, names, strict=True):
             sample = Sample(name, 0, {"object": phrase}, {"png": encode_png(picture)})
-            (judged,) = stage.process([sample])
+            (judged,) = Slices(stage, 0).process(stage, [sample])
+            if judged.status == "failed":
+                raise InputError(f"--ref: {name!r} → cannot be cut out ({judged.message}); give a cut-out PNG")
             if judged.status != "ok":
                 problem = f"{stage.reasons[judged.reason]} ({phrase!r})"
                 raise InputError(f"--ref: {name!r} → {problem}; name it with --object, or give a cut-out PNG")

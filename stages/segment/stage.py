@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from scipy import ndimage
 
 from bootpig.models.pretrained.inspection import judge_problems, sam_problems
+from bootpig.models.pretrained.phrases import detector_problem
 from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.engine.contract import MODEL, Estimate, MapStage, Sample, StageConfig, Workload
@@ -33,7 +34,8 @@ class SegmentConfig(StageConfig):
     """The two models and the filters. Areas are fractions of the picture's area, the border is one of its side."""
 
     detector: ModelName = Field(
-        description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO): a local folder or a hub id."
+        description="A transformers zero-shot detector (OWL-ViT, OWLv2, Grounding DINO, MM Grounding DINO, LLMDet, "
+        "OmDet-Turbo): a local folder or a hub id."
     )
     detector_revision: Revision = None
     sam: ModelName = Field(
@@ -143,7 +145,9 @@ class Segment(MapStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
-        return judge_problems(sources["detector"], "detector") + sam_problems(sources["sam"], self.config.sam_type)
+        other = detector_problem(sources["detector"])
+        detector = [other] if other is not None else judge_problems(sources["detector"], "detector")
+        return detector + sam_problems(sources["sam"], self.config.sam_type)
 
     def estimate(self, work: Workload) -> Estimate:
         return Estimate(

@@ -97,7 +97,9 @@ class SampleGrid:
             setting="train: sample pictures",
             size=(height * side, width * side),
         )
-        return [picture.image for drawn in batches for picture in drawn]
+        size = (width * side, height * side)
+        # grey, because a picture that is not finite has no colours
+        return [picture.image or Image.new("RGB", size, "grey") for drawn in batches for picture in drawn]
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae

@@ -218,11 +218,14 @@ def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootP
     import torch
 
     from bootpig.models.pipelines.bases import load_base
+    from bootpig.models.pretrained.finite import check_pipeline, check_trained
 
     pipeline = load_base(sources["model"], torch.float32)
+    check_pipeline(sources["model"], pipeline)
     if "init_from" in sources:
         with loading("train.init_from", sources["init_from"].source):
             pipeline.load_bootpig(sources["init_from"].path)
+            check_trained("train.init_from", Path(sources["init_from"].path), pipeline)
     return pipeline
 
 
