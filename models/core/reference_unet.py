@@ -130,7 +130,7 @@ def copy_as_reference(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def record_features(
     reference_unet: UNet2DConditionModel,
-    noisy_references: Tensor,
+    references: Tensor,
     timesteps: Tensor,
     prompt_embeds: Tensor,
     attends: Sequence[Sequence[int]],
@@ -140,7 +140,7 @@ def record_features(
 
     Args:
         reference_unet: a truncated UNet.
-        noisy_references: (R, C, h, w), noised to `timesteps`.
+        references: (R, C, h, w), noised to `timesteps`.
         timesteps: scalar or (R,).
         prompt_embeds: (R, S, D), the embeds of each reference's caption.
         attends: for each row of the base batch, the references that it will attend to.
@@ -148,7 +148,7 @@ def record_features(
     """
     recorder = FeatureRecorder(feature_count(reference_unet))
     reference_unet(
-        noisy_references,
+        references,
         timesteps,
         encoder_hidden_states=prompt_embeds,
         cross_attention_kwargs={"reference": recorder},

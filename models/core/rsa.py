@@ -32,6 +32,9 @@ class ReferenceFeatures:
     that layer in the Reference UNet, after norm1."""
     attends: Sequence[Sequence[int]]
     """For each row of the base batch, the references that it attends to. If empty: plain self-attention."""
+    projected: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Where the layers keep the keys and values of the references, (references, heads, tokens, c) each, by index of the
+    layer, for features that are the same at each step. None: they are not kept."""
     copies: int = 1
     """How many concatenated copies of the same rows the base batch consists of, at the input of the first RSA layer.
     Copies differ only after text or pooled text has entered the UNet, which happens after that layer."""
@@ -46,7 +49,7 @@ class ReferenceFeatures:
             keys = [(row % period, tuple(refs)) for row, refs in enumerate(self.attends)]
             firsts = {key: keys.index(key) for key in keys}
             rows = list(firsts.values())
-            features = ReferenceFeatures(self.layers[:1], [self.attends[row] for row in rows])
+            features = ReferenceFeatures(self.layers[:1], [self.attends[row] for row in rows], self.projected)
             self.distinct = Distinct(rows, features, [rows.index(firsts[key]) for key in keys])
 
 
@@ -111,13 +114,10 @@ class RSAProcessor(AttnProcessor2_0):
             raise ValueError(
                 f"the reference features are for {len(reference.attends)} rows, the batch has {hidden_states.shape[0]}"
             )
-        features = reference.layers[self.layer]
         query = _heads(attn, attn.to_q(hidden_states))
         key = _heads(attn, attn.to_k(hidden_states))
         value = _heads(attn, attn.to_v(hidden_states))
-        # Computed once for all rows: all guidance branches and all images of a prompt share them.
-        reference_key = _heads(attn, attn.to_k(features if self.key_scale == 1.0 else features * self.key_scale))
-        reference_value = _heads(attn, attn.to_v(features))
+        reference_key, reference_value = self._projected(attn, reference)
 
         outputs = []
         for run in reference.runs:
@@ -134,6 +134,18 @@ class RSAProcessor(AttnProcessor2_0):
             else:
                 outputs.append(_attend(attn, q, [k, *(rk for rk, _ in slots)], [v, *(rv for _, rv in slots)]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _projected(self, attn: Attention, reference: ReferenceFeatures) -> tuple[Tensor, Tensor]:
+        """The keys and values of the references, (references, heads, tokens, c) each. Computed once for all rows: all
+        guidance branches and all images of a prompt share them."""
+        if reference.projected is not None and self.layer in reference.projected:
+            return reference.projected[self.layer]
+        features = reference.layers[self.layer]
+        key = _heads(attn, attn.to_k(features if self.key_scale == 1.0 else features * self.key_scale))
+        value = _heads(attn, attn.to_v(features))
+        if reference.projected is not None:
+            reference.projected[self.layer] = key, value
+        return key, value
 
 
 class TextAttentionProcessor(AttnProcessor2_0):

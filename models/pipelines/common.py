@@ -16,6 +16,7 @@ from torch import Tensor
 from bootpig.models.core.reference_unet import copy_as_reference, restore, truncate
 from bootpig.models.core.rsa import install_rsa
 from bootpig.models.pipelines.card import base_licence
+from bootpig.models.pipelines.clean_references import ReferenceTimestep
 from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
 from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
@@ -52,13 +53,21 @@ class BootPIGMixin(DiffusersParts):
         key_scale: float,
         pooling: str,
         reference_caption: str,
+        reference_timestep: str,
     ) -> None:
         if reference_caption not in get_args(ReferenceCaption):
             raise ValueError(f"reference_caption: {reference_caption!r} is unknown; use caption or object")
+        if reference_timestep not in get_args(ReferenceTimestep):
+            raise ValueError(f"reference_timestep: {reference_timestep!r} is unknown; use same or zero")
         install_rsa(self.unet, key_scale, pooling)
         reference = copy_as_reference(self.unet) if reference_unet is None else truncate(reference_unet)
         self.register_modules(reference_unet=reference)
-        self.register_to_config(key_scale=key_scale, pooling=pooling, reference_caption=reference_caption)
+        self.register_to_config(
+            key_scale=key_scale,
+            pooling=pooling,
+            reference_caption=reference_caption,
+            reference_timestep=reference_timestep,
+        )
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -74,7 +83,7 @@ class BootPIGMixin(DiffusersParts):
 
     def load_bootpig(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Load a trained model: its Reference UNet, the trained attn1 of its base, and the settings that must match
-        training (key scale, pooling, reference caption, noise schedule).
+        training (key scale, pooling, reference caption and timestep, noise schedule).
 
         Args:
             folder: a folder written by `save_bootpig`.
@@ -86,17 +95,17 @@ class BootPIGMixin(DiffusersParts):
             ValueError: a part is missing or damaged, or does not fit this pipeline's UNet.
         """
         reference_unet, info = load_trained(Path(folder), self.unet)
-        self._register_bootpig(
-            reference_unet,
-            info.get("key_scale", 1.0),
-            info.get("pooling", "softmax"),
-            info.get("reference_caption", "caption"),
-        )
+        self._register_bootpig(reference_unet, **_reading(info))
         schedule = {name: value for name, value in info.get("noise_schedule", {}).items() if value is not None}
         known = {name: value for name, value in schedule.items() if name in self.scheduler.config}
         if any(self.scheduler.config[name] != value for name, value in known.items()):
             self.register_modules(scheduler=type(self.scheduler).from_config(self.scheduler.config, **known))
         return info
+
+    def read_like(self, info: Mapping[str, Any]) -> None:
+        """Read references in the same way as a trained model, without its weights: for comparisons with the untrained
+        model. `info` is the content of its `bootpig.json`."""
+        self._register_bootpig(self.reference_unet, **_reading(info))
 
     def save_bootpig(
         self,
@@ -112,7 +121,8 @@ class BootPIGMixin(DiffusersParts):
         Args:
             folder: created if missing.
             info: more JSON values for `bootpig.json`, such as base, revision, data fingerprint and recipe. key_scale,
-                pooling, reference_caption, prediction_type and noise_schedule come from this pipeline.
+                pooling, reference_caption, reference_timestep, prediction_type and noise_schedule come from this
+                pipeline.
             train_base: "all" writes the whole base instead of its attn1.
             dtype: dtype of the written weights. None keeps the current one.
         """
@@ -125,6 +135,7 @@ class BootPIGMixin(DiffusersParts):
             "key_scale": self.config.key_scale,
             "pooling": self.config.pooling,
             "reference_caption": self.config.reference_caption,
+            "reference_timestep": self.config.reference_timestep,
             "prediction_type": config.get("prediction_type", "epsilon"),
             "noise_schedule": {name: config.get(name) for name in NOISE_SCHEDULE},
             **(info or {}),
@@ -201,7 +212,8 @@ class BootPIGMixin(DiffusersParts):
             conditions: SDXL's conditions, one row per prompt.
         """
         device, dtype = self._execution_device, self.unet.dtype
-        draws = _noise_draws(generator, len(captions), images_per_prompt)
+        clean = self.config.reference_timestep == "zero"
+        draws = [0] * len(captions) if clean else _noise_draws(generator, len(captions), images_per_prompt)
         rows: dict[tuple[int, str, int], int] = {}
         sources: list[tuple[int, int]] = []
         attends: list[tuple[int, ...]] = []
@@ -218,10 +230,19 @@ class BootPIGMixin(DiffusersParts):
         return ReferenceRows(
             latents=prepared.latents[[reference for reference, _ in sources]].to(device, dtype),
             prompt_embeds=embeds[which].to(device, dtype),
-            noise_keys=[f"{draws[prompt]}/{prepared.keys[reference]}" for reference, prompt in sources],
+            noise_keys=[prepared.keys[reference] for reference, _ in sources]
+            if clean
+            else [f"{draws[prompt]}/{prepared.keys[reference]}" for reference, prompt in sources],
             attends=attends,
             conditions=conditions and {name: tensor[which] for name, tensor in conditions.items()},
+            kept=prepared.kept if clean else None,
         )
+
+
+def _reading(info: Mapping[str, Any]) -> dict[str, Any]:
+    """How a trained model reads references. Fields that old models lack have the value that they were trained with."""
+    usual = {"key_scale": 1.0, "pooling": "softmax", "reference_caption": "caption", "reference_timestep": "same"}
+    return {name: info.get(name, value) for name, value in usual.items()}
 
 
 def _noise_draws(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from bootpig.models.pipelines.known_region import InpaintTask, KnownRegion, Pict
 from bootpig.models.pipelines.reference_captions import reference_captions
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.request import Request, Sizes
+
+_LOG = logging.getLogger(__name__)
 
 Texts = tuple[str | None, str | None]
 """One text per text encoder of the base. None as the first one is SDXL's own empty prompt, zeros."""
@@ -73,6 +76,11 @@ class GenerationMixin(BootPIGMixin):
             raise ValueError("reference_prompt: has no effect because there are no reference_images; remove it")
         if r.reference_refresh_steps < 1:
             raise ValueError(f"reference_refresh_steps: {r.reference_refresh_steps} is below 1; use 1 or more")
+        if r.reference_refresh_steps > 1 and self.config.reference_timestep == "zero":
+            _LOG.warning(
+                "reference_refresh_steps: %d has no effect; this model reads references once per call",
+                r.reference_refresh_steps,
+            )
         if r.reference_prompt is not None and r.reference_prompt_embeds is not None:
             raise ValueError("reference_prompt and reference_prompt_embeds: give only one of them")
         self._guidance_scale = r.guidance_scale

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bootpig.stages.engine.contract import MODEL, SPEED, StageConfig
+from bootpig.stages.engine.contract import ADDED, MODEL, SPEED, StageConfig
 from bootpig.stages.engine.fields import ModelName, Revision
 
 
@@ -68,6 +68,12 @@ class TrainConfig(StageConfig):
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
     clip: float = Field(default=1.0, gt=0, description="Maximum norm of the gradients of all trained weights.")
+    reference_timestep: Literal["same", "zero"] = Field(
+        default="same",
+        json_schema_extra=ADDED,
+        description="How the Reference UNet reads a reference: noised to the timestep of the target (same, paper), or "
+        "without noise at timestep 0 (zero). Saved with the model, which then reads references in this way.",
+    )
     drop_caption: float = Field(
         default=0.15,
         ge=0,

@@ -24,16 +24,16 @@ class Inputs:
     """(B, C, h, w) latents."""
     noise: torch.Tensor
     """(B, C, h, w), noise for the target."""
-    reference_noise: torch.Tensor
-    """(B, C, h, w), independent of `noise`."""
     timesteps: torch.Tensor
-    """(B,) int64, shared by target and reference."""
+    """(B,) int64, of the target."""
     prompt_embeds: torch.Tensor
     """(B, S, D); those of the empty prompt if the caption is dropped."""
     reference_prompt_embeds: torch.Tensor
     """(B, S, D), never dropped."""
     use_reference: tuple[bool, ...]
     """B booleans, kept on the host so that no step waits for the device."""
+    reference_noise: torch.Tensor | None = None
+    """(B, C, h, w), independent of `noise`. None: the reference is read without noise, at timestep 0."""
     pooled_prompt_embeds: torch.Tensor | None = None
     """(B, P), dropped with the caption; SDXL only."""
     pooled_reference_prompt_embeds: torch.Tensor | None = None
@@ -80,6 +80,7 @@ class Draws:
         drop_reference: float,
         drop_reference_per: Literal["sample", "step"],
         empty_pooled: torch.Tensor | None = None,
+        clean_references: bool = False,
     ) -> None:
         """
         Args:
@@ -88,6 +89,7 @@ class Draws:
             empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): embeds that replace a dropped caption.
             drop_caption, drop_reference: probabilities.
             drop_reference_per: drop the reference per sample or for the whole step.
+            clean_references: draw no noise for references. The other draws stay the same.
         """
         self.seed = seed
         self.timesteps = timesteps
@@ -96,10 +98,12 @@ class Draws:
         self.drop_caption = drop_caption
         self.drop_reference = drop_reference
         self.per_step = drop_reference_per == "step"
+        self.clean_references = clean_references
 
     def __call__(self, step: int, batch: Batch) -> Inputs:
         target = batch.tensors["target"]
-        noise, reference_noise = torch.empty(2, *target.shape)
+        noise = torch.empty(target.shape)
+        reference_noise = None if self.clean_references else torch.empty(target.shape)
         timesteps = torch.empty(len(batch.ids), dtype=torch.long)
         chances = torch.empty(len(batch.ids), 2)
         for row, seed in enumerate(batch.seeds):
@@ -107,7 +111,8 @@ class Draws:
             torch.randint(self.timesteps, (1,), generator=generator, out=timesteps[row : row + 1])
             torch.rand(2, generator=generator, out=chances[row])
             torch.randn(target.shape[1:], generator=generator, out=noise[row])
-            torch.randn(target.shape[1:], generator=generator, out=reference_noise[row])
+            if reference_noise is not None:
+                torch.randn(target.shape[1:], generator=generator, out=reference_noise[row])
         if self.per_step:
             generator = torch.Generator().manual_seed(sample_seed(self.seed, "train.step", str(step)))
             chances[:, 1] = torch.rand(1, generator=generator)
@@ -159,35 +164,46 @@ class Objective(nn.Module):
         target: torch.Tensor,
         reference: torch.Tensor,
         noise: torch.Tensor,
-        reference_noise: torch.Tensor,
         timesteps: torch.Tensor,
         prompt_embeds: torch.Tensor,
         reference_prompt_embeds: torch.Tensor,
         use_reference: tuple[bool, ...],
+        reference_noise: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
         pooled_reference_prompt_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Arguments as in `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
         noisy = self.scheduler.add_noise(target, noise, timesteps)
-        noisy_reference = self.scheduler.add_noise(reference, reference_noise, timesteps)
+        if reference_noise is None:
+            read, reference_timesteps = reference, torch.zeros_like(timesteps)
+        else:
+            read, reference_timesteps = self.scheduler.add_noise(reference, reference_noise, timesteps), timesteps
         if self.scheduler.config.prediction_type == "v_prediction":
             goal = self.scheduler.get_velocity(target, noise, timesteps)
         else:
             goal = noise
-        batch = (noisy, timesteps, prompt_embeds, noisy_reference, reference_prompt_embeds)
+        batch = {
+            "noisy_latents": noisy,
+            "timesteps": timesteps,
+            "prompt_embeds": prompt_embeds,
+            "references": read,
+            "reference_prompt_embeds": reference_prompt_embeds,
+            "reference_timesteps": reference_timesteps,
+        }
         conditions = {}
         if pooled_prompt_embeds is not None and pooled_reference_prompt_embeds is not None:
             conditions["added_cond_kwargs"] = self._conditions(pooled_prompt_embeds, target)
             conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
         if len(set(use_reference)) == 1:
-            prediction = self.model(*batch, use_reference=use_reference[0], **conditions)
+            prediction = self.model(**batch, use_reference=use_reference[0], **conditions)
             return mse_loss(prediction.float(), goal)
         # samples with and without a reference go through the networks separately
         total = torch.zeros((), device=target.device)
         for kept in (True, False):
             rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=target.device)
             chosen = {name: {key: tensor[rows] for key, tensor in given.items()} for name, given in conditions.items()}
-            prediction = self.model(*(tensor[rows] for tensor in batch), use_reference=kept, **chosen)
+            part = {name: tensor[rows] for name, tensor in batch.items()}
+            prediction = self.model(**part, use_reference=kept, **chosen)
             total = total + mse_loss(prediction.float(), goal[rows]) * len(rows)
         return total / len(use_reference)
 

@@ -23,6 +23,7 @@ from bootpig.stages.engine.contract import (
 )
 from bootpig.stages.train.config import TrainConfig
 from bootpig.storage.fingerprint import digest
+from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,7 +81,14 @@ class Train(ReduceStage):
         name = str(self.config.init_from)
         if local_path(name) is None:
             raise InputError(f"train.init_from: {name!r} is not a folder; give the folder of a trained model")
-        return resolve("train.init_from", name)
+        source = resolve("train.init_from", name)
+        reads, wanted = _reference_timestep(Path(source.path)), self.config.reference_timestep
+        if reads not in (None, wanted):
+            raise InputError(
+                f"train.reference_timestep: {wanted!r}, but train.init_from was trained with {reads!r}; set "
+                f"reference_timestep to {reads}, or start from another model"
+            )
+        return source
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         """Train until `steps`, starting from the newest checkpoint if there is one.
@@ -147,7 +155,9 @@ class Train(ReduceStage):
         check_fit(config.model, pipeline, samples[0])
         # the pipeline shares its UNets with the model in training, so it always samples with and saves current weights
         reads = data.config.get("reference_caption", "caption")  # encode's setting, which inference must follow
-        pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reads)
+        pipeline.register_to_config(
+            key_scale=config.key_scale, reference_caption=reads, reference_timestep=config.reference_timestep
+        )
         empty, empty_pooled = empty_prompt(pipeline)
         model = BootPIG(
             pipeline.unet,
@@ -170,6 +180,7 @@ class Train(ReduceStage):
             drop_caption=config.drop_caption,
             drop_reference=config.drop_reference,
             drop_reference_per=config.drop_reference_per,
+            clean_references=config.reference_timestep == "zero",
         )
         facts = {
             "recipe": config.hashed(),
@@ -199,6 +210,15 @@ class Train(ReduceStage):
             }
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
         accelerator.wait_for_everyone()
+
+
+def _reference_timestep(model: Path) -> str | None:
+    """How a trained model reads references. None if it does not say, which loading will report."""
+    try:
+        info = parse_json((model / "bootpig.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(info.get("reference_timestep", "same")) if isinstance(info, dict) else None
 
 
 def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootPIGXLPipeline:

@@ -51,6 +51,14 @@ def test_draws_follow_from_the_visit_alone() -> None:
     assert not torch.equal(whole.noise, other.noise)
 
 
+def test_clean_references_change_no_other_draw() -> None:
+    noised, clean = draws()(0, batch()), draws(clean_references=True)(0, batch())
+    assert clean.reference_noise is None
+    assert torch.equal(noised.noise, clean.noise)
+    assert torch.equal(noised.timesteps, clean.timesteps)
+    assert noised.use_reference == clean.use_reference
+
+
 def test_noise_is_normal_and_independent() -> None:
     inputs = [draws()(0, batch(range(i * B, i * B + B))) for i in range(60)]
     noise = torch.cat([i.noise for i in inputs]).flatten()
@@ -108,31 +116,45 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
 
-    def forward(self, *arguments: torch.Tensor, use_reference: bool) -> torch.Tensor:
-        self.calls.append((*arguments, use_reference))
-        noisy, _, _, noisy_reference, _ = arguments
-        return 0.5 * noisy + (0.25 * noisy_reference if use_reference else 0.0)
+    def forward(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        references: torch.Tensor,
+        reference_prompt_embeds: torch.Tensor,
+        *,
+        use_reference: bool,
+        reference_timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        self.calls.append((timesteps, reference_timesteps, use_reference))
+        return 0.5 * noisy_latents + (0.25 * references if use_reference else 0.0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("per", ["sample", "step"])
-def test_loss_is_the_formula(prediction_type: str, per: str) -> None:
+@pytest.mark.parametrize("clean", [False, True])
+def test_loss_is_the_formula(prediction_type: str, per: str, clean: bool) -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
-    inputs = draws(drop_reference=0.5, drop_reference_per=per)(0, batch())
+    inputs = draws(drop_reference=0.5, drop_reference_per=per, clean_references=clean)(0, batch())
     given = inputs.on(torch.device("cpu"))
     model = Recorder()
     loss = Objective(model, scheduler)(**given)
 
     alpha = scheduler.alphas_cumprod[given["timesteps"]].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * given["target"] + (1 - alpha).sqrt() * given["noise"]
-    noisy_reference = alpha.sqrt() * given["reference"] + (1 - alpha).sqrt() * given["reference_noise"]
+    noisy_reference = given["reference"]
+    if not clean:
+        noisy_reference = alpha.sqrt() * given["reference"] + (1 - alpha).sqrt() * given["reference_noise"]
     velocity = alpha.sqrt() * given["noise"] - (1 - alpha).sqrt() * given["target"]
     goal = given["noise"] if prediction_type == "epsilon" else velocity
     uses = torch.tensor(inputs.use_reference).view(-1, 1, 1, 1)
     prediction = 0.5 * noisy + 0.25 * noisy_reference * uses
     torch.testing.assert_close(loss, (prediction - goal).square().mean())
     assert len(model.calls) == len(set(inputs.use_reference)) == (2 if per == "sample" else 1)
-    assert all(torch.equal(call[1], given["timesteps"][list_of(inputs, call[-1])]) for call in model.calls)
+    for timesteps, reference_timesteps, kept in model.calls:
+        assert torch.equal(timesteps, given["timesteps"][list_of(inputs, kept)])
+        assert torch.equal(reference_timesteps, torch.zeros_like(timesteps) if clean else timesteps)
 
 
 def list_of(inputs: Inputs, kept: bool) -> list[int]:
