@@ -209,6 +209,25 @@ def test_model_loads_and_another_goes_on_from_it(base: Path, data: ReduceInput, 
     assert Train(frozen, 0).models().keys() == {"model", "init_from"}
 
 
+def test_clean_references_are_trained_saved_and_not_mixed(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    same = train(recipe(base, steps=2), data, tmp_path / "same")
+    zero = train(recipe(base, steps=2, reference_timestep="zero"), data, tmp_path / "zero")
+    assert not equal(same, zero)
+    pipeline = BootPIGPipeline.from_pretrained(base)
+    assert pipeline.load_bootpig(tmp_path / "zero/model")["recipe"]["reference_timestep"] == "zero"
+    assert pipeline.config.reference_timestep == "zero"
+    Train(recipe(base, init_from=str(tmp_path / "zero/model"), reference_timestep="zero"), 0).models()
+    for wanted, model in (("same", "zero"), ("zero", "same")):
+        mixed = recipe(base, init_from=str(tmp_path / model / "model"), reference_timestep=wanted)
+        with pytest.raises(ValueError, match=f"train.reference_timestep: '{wanted}', but .* trained with '{model}'"):
+            Train(mixed, 0).models()
+
+
+def test_the_choice_of_the_paper_leaves_fingerprints_as_they_were(base: Path) -> None:
+    assert "reference_timestep" not in recipe(base).hashed()
+    assert recipe(base, reference_timestep="zero").hashed()["reference_timestep"] == "zero"
+
+
 def test_it_learns(data: ReduceInput, tmp_path: Path) -> None:
     # From noise about noise only epsilon can be told: the velocity is independent of what the network sees.
     base = save_base(tmp_path / "base", "epsilon")
