@@ -85,6 +85,28 @@ class TrainConfig(StageConfig):
         default="step",
         description="Drop the reference for each sample separately, or for all samples of an update (published code).",
     )
+    timestep_distribution: Literal["uniform", "logit_normal"] = Field(
+        default="uniform",
+        json_schema_extra=ADDED,
+        description="Distribution of the timesteps: uniform (paper), or logit_normal, the sigmoid of a standard normal "
+        "number times the number of timesteps (Stable Diffusion 3).",
+    )
+    min_snr_gamma: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        json_schema_extra=ADDED,
+        description="Weight each sample's loss by min(SNR, gamma) / SNR, so that timesteps with little noise do not "
+        "dominate (Min-SNR-gamma; 5 is usual). null: no weights (paper).",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        json_schema_extra=ADDED,
+        description="Export an exponential moving average of the trained weights with this decay, such as 0.999. null: "
+        "export the weights of the last update (paper).",
+    )
     trainable: Trainable = Field(default=Trainable(), description="Which weights are trained.")
     key_scale: float = Field(
         default=1.0,

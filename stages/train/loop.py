@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -97,6 +98,9 @@ class Trainer:
         # advance the schedule once per process.
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.base_rates = [group["lr"] for group in groups]
+        self.average: EMAModel | None = None
+        if config.ema_decay is not None:
+            self.average = EMAModel(self._trained(), decay=config.ema_decay)
 
     def fit(
         self,
@@ -154,6 +158,15 @@ class Trainer:
                     uploads.wait()
                     raise Interrupted(128 + stop)
 
+    def _trained(self) -> list[torch.nn.Parameter]:
+        """The trained parameters, in the order of `BootPIG.trained_state`."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def use_average(self) -> None:
+        """Replace the trained weights by their moving average, if there is one."""
+        if self.average is not None:
+            self.average.copy_to(self._trained())
+
     def _picture(self, log: TrainingLog, done: int, picture: Callable[[], Image.Image]) -> None:
         """Add sample pictures to the log. A failure is only a warning and does not stop training."""
         try:
@@ -175,6 +188,8 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.step(self._trained())
         return loss
 
     def _gradients(self, step: int, inputs: Inputs) -> torch.Tensor | None:
@@ -241,7 +256,7 @@ class Trainer:
             return
 
         def write(folder: Path) -> None:
-            save_state(folder, self.model, self.optimizer.optimizer, position, identity)
+            save_state(folder, self.model, self.optimizer.optimizer, position, identity, self.average)
             if log:
                 log.save(folder)
 
@@ -260,7 +275,7 @@ class Trainer:
         if found is None:
             return Position(0, 0.0, 0)
         step, folder = found
-        position = load_state(folder, self.model, self.optimizer.optimizer, identity)
+        position = load_state(folder, self.model, self.optimizer.optimizer, identity, self.average)
         if position.step != step:
             raise InputError(f"train: checkpoint {folder.name} claims to be from step {position.step}; remove it")
         if log:

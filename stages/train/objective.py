@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import torch
+from diffusers.training_utils import compute_snr
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -81,15 +82,18 @@ class Draws:
         drop_reference_per: Literal["sample", "step"],
         empty_pooled: torch.Tensor | None = None,
         clean_references: bool = False,
+        distribution: Literal["uniform", "logit_normal"] = "uniform",
     ) -> None:
         """
         Args:
             seed: the seed of the train stage.
-            timesteps: number of timesteps of the noise schedule; t ~ U{0 .. timesteps − 1}.
+            timesteps: number of timesteps T of the noise schedule.
             empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): embeds that replace a dropped caption.
             drop_caption, drop_reference: probabilities.
             drop_reference_per: drop the reference per sample or for the whole step.
             clean_references: draw no noise for references. The other draws stay the same.
+            distribution: of a sample's timestep: uniform over 0 … T - 1, or ⌊T · sigmoid(n)⌋ with n standard normal
+                (Stable Diffusion 3, section 3.1).
         """
         self.seed = seed
         self.timesteps = timesteps
@@ -99,6 +103,7 @@ class Draws:
         self.drop_reference = drop_reference
         self.per_step = drop_reference_per == "step"
         self.clean_references = clean_references
+        self.uniform = distribution == "uniform"
 
     def __call__(self, step: int, batch: Batch) -> Inputs:
         target = batch.tensors["target"]
@@ -108,7 +113,11 @@ class Draws:
         chances = torch.empty(len(batch.ids), 2)
         for row, seed in enumerate(batch.seeds):
             generator = torch.Generator().manual_seed(seed)
-            torch.randint(self.timesteps, (1,), generator=generator, out=timesteps[row : row + 1])
+            if self.uniform:
+                torch.randint(self.timesteps, (1,), generator=generator, out=timesteps[row : row + 1])
+            else:
+                place = torch.randn(1, generator=generator, dtype=torch.float64).sigmoid()
+                timesteps[row] = int(place * self.timesteps)
             torch.rand(2, generator=generator, out=chances[row])
             torch.randn(target.shape[1:], generator=generator, out=noise[row])
             if reference_noise is not None:
@@ -139,6 +148,7 @@ class NoiseSchedule(Protocol):
     """The part of a diffusers scheduler that training needs."""
 
     config: Any
+    alphas_cumprod: torch.Tensor
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor: ...
 
@@ -152,9 +162,20 @@ class Objective(nn.Module):
     v-prediction. Unlike the paper's pseudo-code, the target is not the noisy latent.
     """
 
-    def __init__(self, model: nn.Module, scheduler: NoiseSchedule, vae_scale_factor: int = 8) -> None:
-        """`vae_scale_factor`: picture pixels per latent pixel, for SDXL's size conditioning."""
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler: NoiseSchedule,
+        vae_scale_factor: int = 8,
+        min_snr_gamma: float | None = None,
+    ) -> None:
+        """
+        Args:
+            vae_scale_factor: picture pixels per latent pixel, for SDXL's size conditioning.
+            min_snr_gamma: weight the loss of each sample by its noise level, see `_weights`. None: no weights.
+        """
         super().__init__()
+        self.min_snr_gamma = min_snr_gamma
         self.model = model
         self.scheduler = scheduler
         self.vae_scale_factor = vae_scale_factor
@@ -196,7 +217,7 @@ class Objective(nn.Module):
             conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
         if len(set(use_reference)) == 1:
             prediction = self.model(**batch, use_reference=use_reference[0], **conditions)
-            return mse_loss(prediction.float(), goal)
+            return self._loss(prediction, goal, timesteps)
         # samples with and without a reference go through the networks separately
         total = torch.zeros((), device=target.device)
         for kept in (True, False):
@@ -204,8 +225,22 @@ class Objective(nn.Module):
             chosen = {name: {key: tensor[rows] for key, tensor in given.items()} for name, given in conditions.items()}
             part = {name: tensor[rows] for name, tensor in batch.items()}
             prediction = self.model(**part, use_reference=kept, **chosen)
-            total = total + mse_loss(prediction.float(), goal[rows]) * len(rows)
+            total = total + self._loss(prediction, goal[rows], timesteps[rows]) * len(rows)
         return total / len(use_reference)
+
+    def _loss(self, prediction: torch.Tensor, goal: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.min_snr_gamma is None:
+            return mse_loss(prediction.float(), goal)
+        each = (prediction.float() - goal).square().flatten(1).mean(1)
+        return (each * self._weights(timesteps, self.min_snr_gamma)).mean()
+
+    def _weights(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+        """The factor of each sample's loss: min(SNR, γ) / SNR for noise, min(SNR, γ) / (SNR + 1) for the velocity
+        (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4)."""
+        snr = compute_snr(self.scheduler, timesteps)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return snr.clamp(max=gamma) / (snr + 1)
+        return gamma / snr.clamp(min=gamma)  # the same as min(SNR, γ) / SNR, and defined for SNR = 0
 
     def _conditions(self, pooled: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         """SDXL's added conditions: pooled embeds, and original size, crop and target size of the uncropped picture."""

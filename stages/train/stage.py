@@ -171,7 +171,8 @@ class Train(ReduceStage):
         model.train()
         lowered = FrozenInBfloat16(model.unet, model.reference_unet) if config.mixed_precision == "bf16" else None
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        trainer = Trainer(config, model, Objective(model, scheduler, pipeline.vae_scale_factor), loader, accelerator)
+        objective = Objective(model, scheduler, pipeline.vae_scale_factor, config.min_snr_gamma)
+        trainer = Trainer(config, model, objective, loader, accelerator)
         draws = Draws(
             seed=config.seed,
             timesteps=scheduler.config.num_train_timesteps,
@@ -181,6 +182,7 @@ class Train(ReduceStage):
             drop_reference=config.drop_reference,
             drop_reference_per=config.drop_reference_per,
             clean_references=config.reference_timestep == "zero",
+            distribution=config.timestep_distribution,
         )
         facts = {
             "recipe": config.hashed(),
@@ -197,6 +199,7 @@ class Train(ReduceStage):
             if log:
                 log.close()
         if accelerator.is_main_process:
+            trainer.use_average()
             check_finite(model.trained_state(), config.steps)
             if lowered:
                 model.cpu()  # its weights have their full size again

@@ -157,5 +157,37 @@ def test_loss_is_the_formula(prediction_type: str, per: str, clean: bool) -> Non
         assert torch.equal(reference_timesteps, torch.zeros_like(timesteps) if clean else timesteps)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_min_snr_weights_each_sample(prediction_type: str, zero_snr: bool) -> None:
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr
+    )
+    given = draws(drop_reference=0.0)(0, batch()).on(torch.device("cpu"))
+    given["timesteps"][0] = 999  # no signal is left here, if the schedule ends with zero SNR
+    objective = Objective(Recorder(), scheduler, min_snr_gamma=5.0)
+    one_by_one = []
+    for row in range(B):
+        part = {name: value[row : row + 1] for name, value in given.items()}
+        alpha = scheduler.alphas_cumprod[part["timesteps"]]
+        snr = alpha / (1 - alpha)
+        weight = torch.minimum(snr, torch.tensor(5.0)) / (snr + (prediction_type == "v_prediction"))
+        if prediction_type == "epsilon" and snr == 0:
+            weight = torch.ones(1)  # the limit
+        one_by_one.append(weight * Objective(Recorder(), scheduler)(**part))
+    torch.testing.assert_close(objective(**given), torch.stack(one_by_one).mean())
+
+
+def test_logit_normal_timesteps() -> None:
+    seen = torch.cat(
+        [draws(distribution="logit_normal")(0, batch(range(i * B, i * B + B))).timesteps for i in range(60)]
+    ).double()
+    assert 0 <= seen.min() < 100
+    assert 900 < seen.max() <= 999
+    places = ((seen + 0.5) / 1000).logit()
+    assert abs(places.mean()) < 0.1
+    assert abs(places.std() - 1) < 0.1
+
+
 def list_of(inputs: Inputs, kept: bool) -> list[int]:
     return [row for row, use in enumerate(inputs.use_reference) if use == kept]

@@ -86,10 +86,19 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", ["killed", "sigterm"])
-def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: str) -> None:
+CURRENT = {
+    "reference_timestep": "zero",
+    "timestep_distribution": "logit_normal",
+    "min_snr_gamma": 5.0,
+    "ema_decay": 0.9,
+}
+"""What a current recipe has and the paper's does not."""
+
+
+@pytest.mark.parametrize(("stop", "more"), [("killed", {}), ("sigterm", {}), ("killed", CURRENT)])
+def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: str, more: dict[str, object]) -> None:
     # The third step lies between two lines of the log.
-    config = recipe(base, checkpoint_every=3, sample_every=2, schedule="linear_tail", warmup_steps=2)
+    config = recipe(base, checkpoint_every=3, sample_every=2, schedule="linear_tail", warmup_steps=2, **more)
     straight = train(config, data, tmp_path / "straight")
 
     def progress(done: int, total: int, text: str) -> None:
@@ -223,9 +232,27 @@ def test_clean_references_are_trained_saved_and_not_mixed(base: Path, data: Redu
             Train(mixed, 0).models()
 
 
-def test_the_choice_of_the_paper_leaves_fingerprints_as_they_were(base: Path) -> None:
-    assert "reference_timestep" not in recipe(base).hashed()
-    assert recipe(base, reference_timestep="zero").hashed()["reference_timestep"] == "zero"
+def test_the_choices_of_the_paper_leave_fingerprints_as_they_were(base: Path) -> None:
+    assert not CURRENT.keys() & recipe(base).hashed().keys()
+    assert CURRENT.items() <= recipe(base, **CURRENT).hashed().items()
+
+
+def test_the_average_is_exported_and_saved(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    """diffusers' average starts as the first update's weights, and then moves by 1 - decay, at most (1 + k) / (10 + k)
+    at update k."""
+    last = [train(recipe(base, steps=steps), data, tmp_path / str(steps)) for steps in (1, 2, 3)]
+    config = recipe(base, steps=3, ema_decay=0.15, checkpoint_every=2)
+    averaged = train(config, data, tmp_path / "out", tmp_path / "kept")
+    for name, weight in averaged.items():
+        one, two, three = (weights[name] for weights in last)
+        expected = one
+        for update, weights in ((2, two), (3, three)):
+            decay = min(update / (9 + update), 0.15)
+            expected = decay * expected + (1 - decay) * weights
+        torch.testing.assert_close(weight, expected)
+    assert not equal(averaged, last[2])
+    kept = load_file(tmp_path / "kept/checkpoint-00002/average.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
 def test_it_learns(data: ReduceInput, tmp_path: Path) -> None:
