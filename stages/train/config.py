@@ -123,6 +123,21 @@ class TrainConfig(StageConfig):
         le=10**9,
         description="Samples shuffled together. About two such windows are kept in memory.",
     )
+    validation: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        json_schema_extra=ADDED,
+        description="Fraction of the samples that are never trained on, chosen by their ids. The log compares their "
+        "loss with the reference and without. 0: none.",
+    )
+    validate_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        json_schema_extra=SPEED,
+        description="Updates between validations. null: as often as takes about 2 % of the training.",
+    )
     gradient_checkpointing: bool = Field(
         default=False, json_schema_extra=SPEED, description="Use less memory at the cost of a second forward pass."
     )
@@ -170,6 +185,8 @@ class TrainConfig(StageConfig):
             problems.append(
                 f"{', '.join(ignored)}: no effect while schedule is constant; set schedule to linear_tail or remove it"
             )
+        if self.validate_every is not None and not self.validation:
+            problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
         if problems:
             raise ValueError("; ".join(problems))
         return self

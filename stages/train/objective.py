@@ -180,7 +180,28 @@ class Objective(nn.Module):
         self.scheduler = scheduler
         self.vae_scale_factor = vae_scale_factor
 
-    def forward(
+    def forward(self, **given: Any) -> torch.Tensor:
+        """The mean loss of a batch, a float32 scalar. Arguments as `Inputs.on` returns them."""
+        use_reference: tuple[bool, ...] = given["use_reference"]
+        timesteps = given["timesteps"]
+        if len(set(use_reference)) == 1:
+            return self._loss(*self._predicted(**given), timesteps)
+        # samples with and without a reference go through the networks separately
+        total = torch.zeros((), device=timesteps.device)
+        for kept in (True, False):
+            rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=timesteps.device)
+            part = {name: value[rows] for name, value in given.items() if isinstance(value, torch.Tensor)}
+            predicted = self._predicted(**part, use_reference=(kept,) * len(rows))
+            total = total + self._loss(*predicted, timesteps[rows]) * len(rows)
+        return total / len(use_reference)
+
+    def losses(self, **given: Any) -> torch.Tensor:
+        """The loss of each sample, without weights, (B,) float32. Arguments as `Inputs.on` returns them; either all or
+        none of the samples use their reference."""
+        prediction, goal = self._predicted(**given)
+        return (prediction.float() - goal).square().flatten(1).mean(1)
+
+    def _predicted(
         self,
         target: torch.Tensor,
         reference: torch.Tensor,
@@ -192,41 +213,31 @@ class Objective(nn.Module):
         reference_noise: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
         pooled_reference_prompt_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Arguments as in `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's prediction and what it should be, (B, C, h, w) each. All or none of the samples use their
+        reference."""
         noisy = self.scheduler.add_noise(target, noise, timesteps)
         if reference_noise is None:
             read, reference_timesteps = reference, torch.zeros_like(timesteps)
         else:
             read, reference_timesteps = self.scheduler.add_noise(reference, reference_noise, timesteps), timesteps
-        if self.scheduler.config.prediction_type == "v_prediction":
-            goal = self.scheduler.get_velocity(target, noise, timesteps)
-        else:
-            goal = noise
-        batch = {
-            "noisy_latents": noisy,
-            "timesteps": timesteps,
-            "prompt_embeds": prompt_embeds,
-            "references": read,
-            "reference_prompt_embeds": reference_prompt_embeds,
-            "reference_timesteps": reference_timesteps,
-        }
         conditions = {}
         if pooled_prompt_embeds is not None and pooled_reference_prompt_embeds is not None:
             conditions["added_cond_kwargs"] = self._conditions(pooled_prompt_embeds, target)
             conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
-        if len(set(use_reference)) == 1:
-            prediction = self.model(**batch, use_reference=use_reference[0], **conditions)
-            return self._loss(prediction, goal, timesteps)
-        # samples with and without a reference go through the networks separately
-        total = torch.zeros((), device=target.device)
-        for kept in (True, False):
-            rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=target.device)
-            chosen = {name: {key: tensor[rows] for key, tensor in given.items()} for name, given in conditions.items()}
-            part = {name: tensor[rows] for name, tensor in batch.items()}
-            prediction = self.model(**part, use_reference=kept, **chosen)
-            total = total + self._loss(prediction, goal[rows], timesteps[rows]) * len(rows)
-        return total / len(use_reference)
+        prediction = self.model(
+            noisy,
+            timesteps,
+            prompt_embeds,
+            read,
+            reference_prompt_embeds,
+            use_reference=use_reference[0],
+            reference_timesteps=reference_timesteps,
+            **conditions,
+        )
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return prediction, self.scheduler.get_velocity(target, noise, timesteps)
+        return prediction, noise
 
     def _loss(self, prediction: torch.Tensor, goal: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         if self.min_snr_gamma is None:

@@ -137,6 +137,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.objective import Draws, Objective
         from bootpig.stages.train.precision import FrozenInBfloat16
         from bootpig.stages.train.state import check_finite
+        from bootpig.stages.train.validation import MEASURED, Validation
 
         config = self.config
         loader = ShardLoader(
@@ -148,6 +149,7 @@ class Train(ReduceStage):
             workers=config.num_workers,
             rank=accelerator.process_index,
             ranks=accelerator.num_processes,
+            held_out=config.validation,
         )
         samples = loader.first(SampleGrid.ROWS)
         sources = self.models()
@@ -191,10 +193,19 @@ class Train(ReduceStage):
             "dataset": digest([[unit.unit, unit.digest] for unit in data.units]),
             "samples": loader.order.samples,
         }
+        validation = None
+        if config.validation and accelerator.is_main_process:
+            validation = Validation(
+                objective,
+                loader.held_samples(MEASURED),
+                timesteps=scheduler.config.num_train_timesteps,
+                seed=config.seed,
+                clean=config.reference_timestep == "zero",
+            )
         grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every else None
         log = TrainingLog(workdir) if accelerator.is_main_process else None
         try:
-            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid)
+            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid, validation)
         finally:
             if log:
                 log.close()
