@@ -16,6 +16,7 @@ from bootpig.models.core.rsa import (
     PLAIN,
     ReferenceFeatures,
     TextAttentionProcessor,
+    is_a,
     self_attention_blocks,
     uncompiled,
 )
@@ -96,7 +97,7 @@ class LastFeature(nn.Module):
 
 def is_truncated(unet: nn.Module) -> bool:
     """Whether `truncate` was applied to this UNet."""
-    return any(isinstance(module, LastFeature) for module in unet.modules())
+    return any(is_a(module, LastFeature) for module in unet.modules())
 
 
 def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -136,7 +137,7 @@ def keep_recorders(reference_unet: nn.Module) -> None:
     # the last layer is the one that `truncate` replaced
     blocks = [m for m in uncompiled(reference_unet).modules() if isinstance(m, BasicTransformerBlock)]
     held = [block.attn1.processor for block in blocks]
-    replaced = [type(each).__name__ for each in held if type(each) not in (*PLAIN, RecordingProcessor)]
+    replaced = [type(p).__name__ for p in held if type(p) not in PLAIN and not is_a(p, RecordingProcessor)]
     if replaced:
         raise ValueError(
             f"{len(replaced)} self-attention layers of the Reference UNet have {replaced[0]} in place of "
@@ -191,7 +192,9 @@ def record_features(
 
 def feature_count(reference_unet: nn.Module) -> int:
     """The number of features that a truncated UNet returns: one per self-attention layer of the base."""
-    return sum(isinstance(module, (BasicTransformerBlock, LastFeature)) for module in reference_unet.modules())
+    return sum(
+        isinstance(module, BasicTransformerBlock) or is_a(module, LastFeature) for module in reference_unet.modules()
+    )
 
 
 def restore(

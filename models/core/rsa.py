@@ -180,6 +180,12 @@ def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
     return pooled
 
 
+def is_a(thing: object, kind: type) -> bool:
+    """Whether `thing` is of class `kind`, or of its copy in the single file that a saved pipeline brings along: both can
+    be loaded in one process and share networks."""
+    return type(thing).__name__ == kind.__name__
+
+
 def uncompiled(module: nn.Module) -> Any:
     """The module inside a `torch.compile` wrapper, or `module` itself. The wrapper would prefix all names."""
     return getattr(module, "_orig_mod", module)
@@ -224,7 +230,7 @@ def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax
 
 def has_rsa(unet: nn.Module) -> bool:
     """Whether `install_rsa` was applied to this UNet."""
-    return any(isinstance(held, RSAProcessor) for held in uncompiled(unet).attn_processors.values())
+    return any(is_a(held, RSAProcessor) for held in uncompiled(unet).attn_processors.values())
 
 
 def keep_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") -> None:
@@ -239,10 +245,10 @@ def keep_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") 
     as_wanted = True
     for layer, (name, block) in enumerate(blocks):
         own, text = block.attn1.processor, block.attn2 and block.attn2.processor
-        ours = isinstance(own, RSAProcessor)
+        ours = is_a(own, RSAProcessor)
         if not ours and type(own) not in PLAIN:
             replaced[f"{name}.attn1"] = type(own).__name__
-        elif ours and own.layer == -1 and type(text) not in (*PLAIN, TextAttentionProcessor):
+        elif ours and own.layer == -1 and not (type(text) in PLAIN or is_a(text, TextAttentionProcessor)):
             replaced[f"{name}.attn1"] = "an empty processor"
         settings = (own.layer, own.key_scale, own.pooling) if ours else None
         as_wanted &= settings == (layer, key_scale, pooling) and type(text) not in PLAIN

@@ -19,6 +19,7 @@ from bootpig.models.pipelines.reference_captions import reference_captions
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.request import Request, Sizes
 from bootpig.models.pipelines.schedule import run_schedule
+from bootpig.models.pipelines.shapes import check_lengths, check_shapes
 
 Texts = tuple[str | None, str | None]
 """One text per text encoder of the base. None as the first one is SDXL's own empty prompt, zeros."""
@@ -70,6 +71,7 @@ class GenerationMixin(BootPIGMixin):
         self._check_parts(r)
         size = self._size(r)
         r = replace(r, height=size[0], width=size[1], callback_on_step_end_tensor_inputs=r.tensor_inputs())
+        check_shapes(self, r, size)
         self._check(r)
         check_callback(r.callback_on_step_end)
         keep_rsa(self.unet, self.config.key_scale, self.config.pooling)
@@ -107,7 +109,7 @@ class GenerationMixin(BootPIGMixin):
             prompt.embeds.dtype,
             device,
             r.generator,
-            r.latents,
+            r.latents if r.latents is None else r.latents.to(prompt.embeds.dtype),
         )
         region = None
         if task is not None:
@@ -236,6 +238,7 @@ class GenerationMixin(BootPIGMixin):
             negative = self._stacked([encoded[texts] for texts in negatives]) or self._given(
                 "negative_prompt", r.negative_prompt_embeds, r.negative_pooled_prompt_embeds, count
             )
+        check_lengths(prompt.embeds, negative.embeds)
         caption = self._stacked([encoded[texts] for texts in captioned]) or prompt
         if r.reference_prompt_embeds is not None:
             caption = self._given(
@@ -256,8 +259,6 @@ class GenerationMixin(BootPIGMixin):
     def _given(self, name: str, embeds: Tensor | None, pooled: Tensor | None, count: int) -> Encoded:
         if embeds is None:
             raise ValueError(f"{name}: missing; give {name} or {name}_embeds")
-        if len(embeds) != count:
-            raise ValueError(f"{name}_embeds: {len(embeds)} rows for {count} prompts; give one row per prompt")
         device, dtype = self._execution_device, self.unet.dtype
         return Encoded(embeds.to(device, dtype), None if pooled is None else pooled.to(device, dtype))
 
