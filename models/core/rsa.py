@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from bootpig.models.core.attention import attention_with_lse, gives_lse, joined
@@ -74,12 +74,16 @@ class Run:
     """Slot i holds the index of reference i of each row."""
 
 
+PLAIN = (AttnProcessor, AttnProcessor2_0)
+"""The processors that diffusers sets by default, and again when another kind is undone."""
+
+
 class RSAProcessor(AttnProcessor2_0):
     """Self-attention that also attends to references. Uses the layer's projections and has no parameters of its own.
 
     Args:
         layer: index among the UNet's RSA layers, in the order in which the UNet runs them. -1: not set. When diffusers
-            loads an IP-Adapter, it replaces the processors by new ones with that default; `check_rsa` detects this.
+            loads an IP-Adapter, it replaces the processors by new ones with that default; `keep_rsa` detects this.
         key_scale: factor on the reference features before the key projection (1.1 in the published code). Values are
             not scaled.
         pooling: how the outputs for several references are combined, see `Pooling`.
@@ -188,6 +192,12 @@ def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
     return pooled
 
 
+def is_a(thing: object, kind: type) -> bool:
+    """Whether `thing` is of class `kind`, or of its copy in the single file that a saved pipeline brings along: both can
+    be loaded in one process and share networks."""
+    return type(thing).__name__ == kind.__name__
+
+
 def uncompiled(module: nn.Module) -> Any:
     """The module inside a `torch.compile` wrapper, or `module` itself. The wrapper would prefix all names."""
     return getattr(module, "_orig_mod", module)
@@ -230,25 +240,38 @@ def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax
             block.attn2.set_processor(TextAttentionProcessor())
 
 
-def check_rsa(unet: nn.Module) -> None:
-    """Check that the processors set by `install_rsa` are still in place.
+def has_rsa(unet: nn.Module) -> bool:
+    """Whether `install_rsa` was applied to this UNet."""
+    return any(is_a(held, RSAProcessor) for held in uncompiled(unet).attn_processors.values())
+
+
+def keep_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") -> None:
+    """Install RSA again where diffusers has put its plain processors, as it does when attention slicing, xformers,
+    fused projections or an IP-Adapter are undone, and where the settings are those of another pipeline on this UNet.
 
     Raises:
-        ValueError: attention slicing, xformers, fused projections or an IP-Adapter replaced them.
+        ValueError: attention slicing, xformers, fused projections or an IP-Adapter are in use.
     """
+    blocks = self_attention_blocks(unet)
     replaced = {}
-    for layer, (name, block) in enumerate(self_attention_blocks(unet)):
-        held = block.attn1.processor
-        if not isinstance(held, RSAProcessor):
-            replaced[f"{name}.attn1"] = type(held).__name__
-        elif held.layer != layer:
+    as_wanted = True
+    for layer, (name, block) in enumerate(blocks):
+        own, text = block.attn1.processor, block.attn2 and block.attn2.processor
+        ours = is_a(own, RSAProcessor)
+        if not ours and type(own) not in PLAIN:
+            replaced[f"{name}.attn1"] = type(own).__name__
+        elif ours and own.layer == -1 and not (type(text) in PLAIN or is_a(text, TextAttentionProcessor)):
             replaced[f"{name}.attn1"] = "an empty processor"
+        settings = (own.layer, own.key_scale, own.pooling) if ours else None
+        as_wanted &= settings == (layer, key_scale, pooling) and type(text) not in PLAIN
     if replaced:
         name, kind = next(iter(replaced.items()))
         raise ValueError(
             f"{name} and {len(replaced) - 1} more have {kind} in place of RSAProcessor: attention slicing, xformers, "
-            "fused projections and IP-Adapters do not work with reference self-attention; reload the pipeline"
+            "fused projections and IP-Adapters do not work with reference self-attention; undo them or load again"
         )
+    if not as_wanted:
+        install_rsa(unet, key_scale, pooling)
 
 
 def _runs(attends: Sequence[Sequence[int]]) -> Iterator[Run]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +13,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from bootpig.models.core.reference_unet import copy_as_reference, restore, truncate
-from bootpig.models.core.rsa import install_rsa
+from bootpig.models.core.rsa import has_rsa, install_rsa, uncompiled
 from bootpig.models.pipelines.card import base_licence
 from bootpig.models.pipelines.clean_references import ReferenceTimestep
 from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
+from bootpig.models.pipelines.fixed_attention import FixedAttention
 from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
 from bootpig.models.pipelines.reference_captions import ReferenceCaption
 from bootpig.models.pipelines.references import (
@@ -41,7 +44,7 @@ NOISE_SCHEDULE = (
 """The fields of a scheduler's config that must match training. Sampling uses the trained values with any scheduler."""
 
 
-class BootPIGMixin(DiffusersParts):
+class BootPIGMixin(FixedAttention, DiffusersParts):
     """Mixin for a diffusers pipeline class with the components `unet`, `reference_unet`, `vae` and `scheduler`."""
 
     # Both UNets run at every step: swapping them in and out of the device would cost more than it saves.
@@ -59,9 +62,11 @@ class BootPIGMixin(DiffusersParts):
             raise ValueError(f"reference_caption: {reference_caption!r} is unknown; use caption or object")
         if reference_timestep not in get_args(ReferenceTimestep):
             raise ValueError(f"reference_timestep: {reference_timestep!r} is unknown; use same or zero")
-        install_rsa(self.unet, key_scale, pooling)
-        reference = copy_as_reference(self.unet) if reference_unet is None else truncate(reference_unet)
-        self.register_modules(reference_unet=reference)
+        # A pipeline that only encodes text has no UNet.
+        if self.unet is not None:
+            install_rsa(self.unet, key_scale, pooling)
+            reference_unet = copy_as_reference(self.unet) if reference_unet is None else reference_unet
+        self.register_modules(reference_unet=None if reference_unet is None else truncate(reference_unet))
         self.register_to_config(
             key_scale=key_scale,
             pooling=pooling,
@@ -71,15 +76,42 @@ class BootPIGMixin(DiffusersParts):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """As in diffusers. Also records the commit of a base from the hub, for `save_bootpig` to write."""
+        """As in diffusers. Also records the commit of a base from the hub, for `save_bootpig` to write. A pipeline that
+        was saved with `reference_unet` None has none again."""
         pipeline: Self = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
+        index: object = Path(name, "model_index.json")
         if not Path(name).is_dir():
-            file = try_to_load_from_cache(
+            index = try_to_load_from_cache(
                 str(name), "model_index.json", cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
             )
-            if isinstance(file, str):
-                pipeline.register_to_config(base_revision=Path(file).parent.name)
+            if isinstance(index, str):
+                pipeline.register_to_config(base_revision=Path(index).parent.name)
+        if isinstance(index, (str, Path)) and "reference_unet" not in kwargs:
+            saved = json.loads(Path(index).read_text(encoding="utf-8")).get("reference_unet")
+            if saved == [None, None]:
+                pipeline.register_modules(reference_unet=None)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
+        """As in diffusers, but `pipeline` keeps its attention processors and dtypes: of an ordinary UNet only
+        the weights are shared, and nothing is cast unless `dtype` is given."""
+        unet = pipeline.components.get("unet")
+        if unet is not None and "unet" not in kwargs and not has_rsa(unet):
+            kwargs["unet"] = _sharing_weights(uncompiled(unet))
+        parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        dtypes = {name: part.dtype for name, part in parts.items()}
+        if {"dtype", "torch_dtype"} & kwargs.keys() or not dtypes:
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc, no-any-return]
+        if len(set(dtypes.values())) == 1:
+            return super().from_pipe(pipeline, dtype=next(iter(dtypes.values())), **kwargs)  # type: ignore[misc, no-any-return]
+        # diffusers casts all parts to one dtype; float32 holds the values of all others
+        made: Self = super().from_pipe(pipeline, dtype=torch.float32, **kwargs)  # type: ignore[misc]
+        for name, part in parts.items():
+            part.to(dtypes[name])
+        if "reference_unet" not in parts and made.reference_unet is not None:
+            made.reference_unet.to(dtypes["unet"])
+        return made
 
     def load_bootpig(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Load a trained model: its Reference UNet, the trained attn1 of its base, and the settings that must match
@@ -126,6 +158,7 @@ class BootPIGMixin(DiffusersParts):
             train_base: "all" writes the whole base instead of its attn1.
             dtype: dtype of the written weights. None keeps the current one.
         """
+        self._refuse_lora("save_bootpig")
         config = self.scheduler.config
         base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
         written = {
@@ -146,13 +179,23 @@ class BootPIGMixin(DiffusersParts):
         """As in diffusers, with the Reference UNet written as an ordinary, complete UNet. Adds a `pipeline.py`, so that
         the folder loads without this package:
         `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`."""
+        self._refuse_lora("save_pretrained")
         truncated = self.reference_unet
-        self.reference_unet = restore(truncated, self.unet)
+        if truncated is not None:
+            if self.unet is None:
+                raise ValueError("save_pretrained: unet is missing; the Reference UNet is only saved along with it")
+            self.reference_unet = restore(uncompiled(truncated), uncompiled(self.unet))
         try:
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         finally:
-            self.reference_unet = truncated
+            if truncated is not None:
+                self.reference_unet = truncated
         Path(save_directory, "pipeline.py").write_text(standalone_source(type(self)), encoding="utf-8")
+
+    def _refuse_lora(self, method: str) -> None:
+        """A LoRA's layers change the names of the weights around them."""
+        if any(getattr(uncompiled(part), "peft_config", None) for part in (self.unet, self.reference_unet)):
+            raise ValueError(f"{method}: a LoRA is loaded; call fuse_lora and unload_lora_weights, or only the latter")
 
     @torch.no_grad()
     def prepare_references(self, images: ReferencesOfPrompts, prompts: int = 1) -> PreparedReferences:
@@ -243,6 +286,12 @@ def _reading(info: Mapping[str, Any]) -> dict[str, Any]:
     """How a trained model reads references. Fields that old models lack have the value that they were trained with."""
     usual = {"key_scale": 1.0, "pooling": "softmax", "reference_caption": "caption", "reference_timestep": "same"}
     return {name: info.get(name, value) for name, value in usual.items()}
+
+
+def _sharing_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the modules around the same parameters and buffers."""
+    tensors = [*unet.parameters(), *unet.buffers()]
+    return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
 
 
 def _noise_draws(

@@ -98,6 +98,8 @@ class Denoiser:
     cross_attention_kwargs: Mapping[str, Any] | None = None
     reference_refresh_steps: int = 1
     """Run the Reference UNet every N steps and reuse its features in between."""
+    guided: bool = True
+    """False: no guidance, the prediction is that of the text branch alone."""
     _layers: Sequence[Tensor] = field(default=(), init=False, repr=False)
     _ready: bool = field(default=False, init=False, repr=False)
     """Whether the features of references that are read without noise are those of this call."""
@@ -121,7 +123,9 @@ class Denoiser:
             reference_guidance_scale: eta_im of eq. 4. Ignored without references.
             guidance_rescale: phi of "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4.
         """
-        weights = branch_weights(guidance_scale, reference_guidance_scale if self.references else None)
+        weights: dict[Branch, float] = {"text": 1.0}
+        if self.guided:
+            weights = branch_weights(guidance_scale, reference_guidance_scale if self.references else None)
         scaled = latents
         if hasattr(self.scheduler, "scale_model_input"):
             scaled = self.scheduler.scale_model_input(latents, timestep)
@@ -142,7 +146,7 @@ class Denoiser:
         branches = prediction.chunk(len(weights))
         guided = sum(weight * branch for weight, branch in zip(weights.values(), branches, strict=True))
         assert isinstance(guided, Tensor)
-        return _rescaled(guided, branches[-1], guidance_rescale) if guidance_rescale > 0 else guided
+        return _rescaled(guided, branches[-1], guidance_rescale) if guidance_rescale > 0 and self.guided else guided
 
     def _features(self, timestep: Tensor, step: int, branches: list[Branch]) -> ReferenceFeatures:
         rows = self.references

@@ -259,7 +259,7 @@ def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapp
 
 
 def read_curve(root: Root, folder: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) for one value, such as "loss", in the `log.jsonl` of a training result. Empty when there is none."""
+    """(step, value) for a value such as "loss" in the `log.jsonl` of a training result. Empty when there is none."""
     try:
         lines = [parse_json(line) for line in root.read(f"{folder}/log.jsonl").splitlines() if line.strip()]
         return [(int(line["step"]), float(line[name])) for line in lines if name in line]

@@ -129,8 +129,7 @@ def cast(pipeline: BootPIGPipeline) -> None:
 
 
 def scaled(pipeline: BootPIGPipeline) -> None:
-    for _, block in self_attention_blocks(pipeline.unet):
-        block.attn1.processor.key_scale = 1.2
+    pipeline.register_to_config(key_scale=1.2)
 
 
 def another_caption(pipeline: BootPIGPipeline) -> dict[str, str]:
