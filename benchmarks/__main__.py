@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cached, inference, loader, overhead, tar, train_step
+from benchmarks import cached, inference, loader, overhead, picture, tar, train_step
 
 Measurement = dict[str, float | str]
 
@@ -27,6 +27,9 @@ BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
     "inference_one_reference": (inference.one_reference, "≥ 1.1"),
     "inference_four_references": (inference.four_references, "≥ 1.2"),
     "inference_subject_batch": (inference.subject_batch, "≥ 1.4"),
+    "picture_one_reference": (picture.one_reference, "≥ 1.4"),
+    "picture_four_references": (picture.four_references, "≥ 2.2"),
+    "picture_subject_batch": (picture.subject_batch, "≥ 1.55"),
     "train_step": (train_step.measure, "≥ 1.4"),
 }
 """Name → function that measures it, and its goal."""

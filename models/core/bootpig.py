@@ -87,10 +87,11 @@ class BootPIG(nn.Module):
         noisy_latents: Tensor,
         timesteps: Tensor,
         prompt_embeds: Tensor,
-        noisy_references: Tensor,
+        references: Tensor,
         reference_prompt_embeds: Tensor,
         *,
         use_reference: bool,
+        reference_timesteps: Tensor | None = None,
         added_cond_kwargs: dict[str, Tensor] | None = None,
         reference_added_cond_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
@@ -98,12 +99,13 @@ class BootPIG(nn.Module):
 
         Args:
             noisy_latents: (B, C, h, w), the targets noised to `timesteps`.
-            timesteps: (B,), used for both a target and its reference.
+            timesteps: (B,), of the targets.
             prompt_embeds: (B, S, D) for the base UNet; those of the empty prompt where the caption is dropped.
-            noisy_references: (B, C, h', w'), one reference per target, with independent noise.
+            references: (B, C, h', w'), one per target, noised to `reference_timesteps` with independent noise.
             reference_prompt_embeds: (B, S, D) for the Reference UNet.
             use_reference: False in a step that drops the references: plain self-attention; the Reference UNet is not
                 run, and its gradients are zero. Must be the same on all ranks.
+            reference_timesteps: (B,), of the references. None: `timesteps`, as in the paper.
             added_cond_kwargs, reference_added_cond_kwargs: SDXL's pooled embeds and time ids.
         """
         kwargs: dict[str, Any] | None = None
@@ -111,8 +113,8 @@ class BootPIG(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_reference):
                 features = record_features(
                     self.reference_unet,
-                    noisy_references,
-                    timesteps,
+                    references,
+                    timesteps if reference_timesteps is None else reference_timesteps,
                     reference_prompt_embeds,
                     [(row,) for row in range(noisy_latents.shape[0])],
                     reference_added_cond_kwargs,

@@ -12,7 +12,14 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from bootpig.models.core.rsa import ReferenceFeatures, TextAttentionProcessor, self_attention_blocks
+from bootpig.models.core.rsa import (
+    PLAIN,
+    ReferenceFeatures,
+    TextAttentionProcessor,
+    is_a,
+    self_attention_blocks,
+    uncompiled,
+)
 
 
 class FeatureRecorder:
@@ -90,7 +97,7 @@ class LastFeature(nn.Module):
 
 def is_truncated(unet: nn.Module) -> bool:
     """Whether `truncate` was applied to this UNet."""
-    return any(isinstance(module, LastFeature) for module in unet.modules())
+    return any(is_a(module, LastFeature) for module in unet.modules())
 
 
 def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -107,10 +114,7 @@ def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     place = last_name.split(".")
     if place[0] != "up_blocks" or place[2] != "attentions":
         raise ValueError(f"incompatible UNet: its last self-attention layer, {last_name}.attn1, is not in an up block")
-    for layer, (_, block) in enumerate(blocks[:-1]):
-        block.attn1.set_processor(RecordingProcessor(layer))
-        if block.attn2 is not None:
-            block.attn2.set_processor(TextAttentionProcessor())
+    _set_recorders([block for _, block in blocks[:-1]])
     unet.set_submodule(last_name, LastFeature(last.norm1, len(blocks) - 1))
 
     up = int(place[1])
@@ -123,6 +127,34 @@ def truncate(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
+def keep_recorders(reference_unet: nn.Module) -> None:
+    """Let the layers of a truncated UNet record again where diffusers has put its plain processors, as it does when
+    attention slicing or xformers are undone.
+
+    Raises:
+        ValueError: attention slicing or xformers are in use.
+    """
+    # the last layer is the one that `truncate` replaced
+    blocks = [m for m in uncompiled(reference_unet).modules() if isinstance(m, BasicTransformerBlock)]
+    held = [block.attn1.processor for block in blocks]
+    replaced = [type(p).__name__ for p in held if type(p) not in PLAIN and not is_a(p, RecordingProcessor)]
+    if replaced:
+        raise ValueError(
+            f"{len(replaced)} self-attention layers of the Reference UNet have {replaced[0]} in place of "
+            "RecordingProcessor: attention slicing and xformers do not work with references; undo it or reload the "
+            "pipeline"
+        )
+    if any(type(each) in PLAIN for each in held):
+        _set_recorders([block for _, block in self_attention_blocks(reference_unet)])
+
+
+def _set_recorders(blocks: Sequence[BasicTransformerBlock]) -> None:
+    for layer, block in enumerate(blocks):
+        block.attn1.set_processor(RecordingProcessor(layer))
+        if block.attn2 is not None:
+            block.attn2.set_processor(TextAttentionProcessor())
+
+
 def copy_as_reference(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A Reference UNet with the base UNet's weights, the starting point of training (BootPIG, section 3.2)."""
     return truncate(copy.deepcopy(unet))
@@ -130,7 +162,7 @@ def copy_as_reference(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def record_features(
     reference_unet: UNet2DConditionModel,
-    noisy_references: Tensor,
+    references: Tensor,
     timesteps: Tensor,
     prompt_embeds: Tensor,
     attends: Sequence[Sequence[int]],
@@ -140,7 +172,7 @@ def record_features(
 
     Args:
         reference_unet: a truncated UNet.
-        noisy_references: (R, C, h, w), noised to `timesteps`.
+        references: (R, C, h, w), noised to `timesteps`.
         timesteps: scalar or (R,).
         prompt_embeds: (R, S, D), the embeds of each reference's caption.
         attends: for each row of the base batch, the references that it will attend to.
@@ -148,7 +180,7 @@ def record_features(
     """
     recorder = FeatureRecorder(feature_count(reference_unet))
     reference_unet(
-        noisy_references,
+        references,
         timesteps,
         encoder_hidden_states=prompt_embeds,
         cross_attention_kwargs={"reference": recorder},
@@ -160,7 +192,9 @@ def record_features(
 
 def feature_count(reference_unet: nn.Module) -> int:
     """The number of features that a truncated UNet returns: one per self-attention layer of the base."""
-    return sum(isinstance(module, (BasicTransformerBlock, LastFeature)) for module in reference_unet.modules())
+    return sum(
+        isinstance(module, BasicTransformerBlock) or is_a(module, LastFeature) for module in reference_unet.modules()
+    )
 
 
 def restore(

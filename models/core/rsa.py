@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from bootpig.models.core.attention import attention_with_lse, gives_lse, joined
@@ -32,6 +32,9 @@ class ReferenceFeatures:
     that layer in the Reference UNet, after norm1."""
     attends: Sequence[Sequence[int]]
     """For each row of the base batch, the references that it attends to. If empty: plain self-attention."""
+    projected: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Where the layers keep the keys and values of the references, (references, heads, tokens, c) each, by index of the
+    layer, for features that are the same at each step. None: they are not kept."""
     copies: int = 1
     """How many concatenated copies of the same rows the base batch consists of, at the input of the first RSA layer.
     Copies differ only after text or pooled text has entered the UNet, which happens after that layer."""
@@ -46,7 +49,7 @@ class ReferenceFeatures:
             keys = [(row % period, tuple(refs)) for row, refs in enumerate(self.attends)]
             firsts = {key: keys.index(key) for key in keys}
             rows = list(firsts.values())
-            features = ReferenceFeatures(self.layers[:1], [self.attends[row] for row in rows])
+            features = ReferenceFeatures(self.layers[:1], [self.attends[row] for row in rows], self.projected)
             self.distinct = Distinct(rows, features, [rows.index(firsts[key]) for key in keys])
 
 
@@ -71,12 +74,16 @@ class Run:
     """Slot i holds the index of reference i of each row."""
 
 
+PLAIN = (AttnProcessor, AttnProcessor2_0)
+"""The processors that diffusers sets by default, and again when another kind is undone."""
+
+
 class RSAProcessor(AttnProcessor2_0):
     """Self-attention that also attends to references. Uses the layer's projections and has no parameters of its own.
 
     Args:
         layer: index among the UNet's RSA layers, in the order in which the UNet runs them. -1: not set. When diffusers
-            loads an IP-Adapter, it replaces the processors by new ones with that default; `check_rsa` detects this.
+            loads an IP-Adapter, it replaces the processors by new ones with that default; `keep_rsa` detects this.
         key_scale: factor on the reference features before the key projection (1.1 in the published code). Values are
             not scaled.
         pooling: how the outputs for several references are combined, see `Pooling`.
@@ -111,13 +118,10 @@ class RSAProcessor(AttnProcessor2_0):
             raise ValueError(
                 f"the reference features are for {len(reference.attends)} rows, the batch has {hidden_states.shape[0]}"
             )
-        features = reference.layers[self.layer]
         query = _heads(attn, attn.to_q(hidden_states))
         key = _heads(attn, attn.to_k(hidden_states))
         value = _heads(attn, attn.to_v(hidden_states))
-        # Computed once for all rows: all guidance branches and all images of a prompt share them.
-        reference_key = _heads(attn, attn.to_k(features if self.key_scale == 1.0 else features * self.key_scale))
-        reference_value = _heads(attn, attn.to_v(features))
+        reference_key, reference_value = self._projected(attn, reference)
 
         outputs = []
         for run in reference.runs:
@@ -134,6 +138,18 @@ class RSAProcessor(AttnProcessor2_0):
             else:
                 outputs.append(_attend(attn, q, [k, *(rk for rk, _ in slots)], [v, *(rv for _, rv in slots)]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _projected(self, attn: Attention, reference: ReferenceFeatures) -> tuple[Tensor, Tensor]:
+        """The keys and values of the references, (references, heads, tokens, c) each. Computed once for all rows: all
+        guidance branches and all images of a prompt share them."""
+        if reference.projected is not None and self.layer in reference.projected:
+            return reference.projected[self.layer]
+        features = reference.layers[self.layer]
+        key = _heads(attn, attn.to_k(features if self.key_scale == 1.0 else features * self.key_scale))
+        value = _heads(attn, attn.to_v(features))
+        if reference.projected is not None:
+            reference.projected[self.layer] = key, value
+        return key, value
 
 
 class TextAttentionProcessor(AttnProcessor2_0):
@@ -174,6 +190,12 @@ def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
     for weight, output in zip(weights.to(own.dtype), outputs, strict=True):
         pooled = pooled + weight * (output - own)
     return pooled
+
+
+def is_a(thing: object, kind: type) -> bool:
+    """Whether `thing` is of class `kind`, or of its copy in the single file that a saved pipeline brings along: both can
+    be loaded in one process and share networks."""
+    return type(thing).__name__ == kind.__name__
 
 
 def uncompiled(module: nn.Module) -> Any:
@@ -218,25 +240,38 @@ def install_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax
             block.attn2.set_processor(TextAttentionProcessor())
 
 
-def check_rsa(unet: nn.Module) -> None:
-    """Check that the processors set by `install_rsa` are still in place.
+def has_rsa(unet: nn.Module) -> bool:
+    """Whether `install_rsa` was applied to this UNet."""
+    return any(is_a(held, RSAProcessor) for held in uncompiled(unet).attn_processors.values())
+
+
+def keep_rsa(unet: nn.Module, key_scale: float = 1.0, pooling: str = "softmax") -> None:
+    """Install RSA again where diffusers has put its plain processors, as it does when attention slicing, xformers,
+    fused projections or an IP-Adapter are undone, and where the settings are those of another pipeline on this UNet.
 
     Raises:
-        ValueError: attention slicing, xformers, fused projections or an IP-Adapter replaced them.
+        ValueError: attention slicing, xformers, fused projections or an IP-Adapter are in use.
     """
+    blocks = self_attention_blocks(unet)
     replaced = {}
-    for layer, (name, block) in enumerate(self_attention_blocks(unet)):
-        held = block.attn1.processor
-        if not isinstance(held, RSAProcessor):
-            replaced[f"{name}.attn1"] = type(held).__name__
-        elif held.layer != layer:
+    as_wanted = True
+    for layer, (name, block) in enumerate(blocks):
+        own, text = block.attn1.processor, block.attn2 and block.attn2.processor
+        ours = is_a(own, RSAProcessor)
+        if not ours and type(own) not in PLAIN:
+            replaced[f"{name}.attn1"] = type(own).__name__
+        elif ours and own.layer == -1 and not (type(text) in PLAIN or is_a(text, TextAttentionProcessor)):
             replaced[f"{name}.attn1"] = "an empty processor"
+        settings = (own.layer, own.key_scale, own.pooling) if ours else None
+        as_wanted &= settings == (layer, key_scale, pooling) and type(text) not in PLAIN
     if replaced:
         name, kind = next(iter(replaced.items()))
         raise ValueError(
             f"{name} and {len(replaced) - 1} more have {kind} in place of RSAProcessor: attention slicing, xformers, "
-            "fused projections and IP-Adapters do not work with reference self-attention; reload the pipeline"
+            "fused projections and IP-Adapters do not work with reference self-attention; undo them or load again"
         )
+    if not as_wanted:
+        install_rsa(unet, key_scale, pooling)
 
 
 def _runs(attends: Sequence[Sequence[int]]) -> Iterator[Run]:

@@ -68,7 +68,7 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield ""
     yield "What must match training comes with it and is set by `load_bootpig`:"
     yield ""
-    for name in ("prediction_type", "key_scale", "pooling", "reference_caption"):
+    for name in ("prediction_type", "key_scale", "pooling", "reference_caption", "reference_timestep"):
         yield f"- {name}: {info.get(name)}"
     if info.get("dataset"):
         yield ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +13,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from bootpig.models.core.reference_unet import copy_as_reference, restore, truncate
-from bootpig.models.core.rsa import install_rsa
+from bootpig.models.core.rsa import has_rsa, install_rsa, uncompiled
 from bootpig.models.pipelines.card import base_licence
+from bootpig.models.pipelines.clean_references import ReferenceTimestep
 from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
+from bootpig.models.pipelines.fixed_attention import FixedAttention
 from bootpig.models.pipelines.guidance import Conditions, ReferenceRows
 from bootpig.models.pipelines.reference_captions import ReferenceCaption
 from bootpig.models.pipelines.references import (
@@ -40,7 +44,7 @@ NOISE_SCHEDULE = (
 """The fields of a scheduler's config that must match training. Sampling uses the trained values with any scheduler."""
 
 
-class BootPIGMixin(DiffusersParts):
+class BootPIGMixin(FixedAttention, DiffusersParts):
     """Mixin for a diffusers pipeline class with the components `unet`, `reference_unet`, `vae` and `scheduler`."""
 
     # Both UNets run at every step: swapping them in and out of the device would cost more than it saves.
@@ -52,29 +56,66 @@ class BootPIGMixin(DiffusersParts):
         key_scale: float,
         pooling: str,
         reference_caption: str,
+        reference_timestep: str,
     ) -> None:
         if reference_caption not in get_args(ReferenceCaption):
             raise ValueError(f"reference_caption: {reference_caption!r} is unknown; use caption or object")
-        install_rsa(self.unet, key_scale, pooling)
-        reference = copy_as_reference(self.unet) if reference_unet is None else truncate(reference_unet)
-        self.register_modules(reference_unet=reference)
-        self.register_to_config(key_scale=key_scale, pooling=pooling, reference_caption=reference_caption)
+        if reference_timestep not in get_args(ReferenceTimestep):
+            raise ValueError(f"reference_timestep: {reference_timestep!r} is unknown; use same or zero")
+        # A pipeline that only encodes text has no UNet.
+        if self.unet is not None:
+            install_rsa(self.unet, key_scale, pooling)
+            reference_unet = copy_as_reference(self.unet) if reference_unet is None else reference_unet
+        self.register_modules(reference_unet=None if reference_unet is None else truncate(reference_unet))
+        self.register_to_config(
+            key_scale=key_scale,
+            pooling=pooling,
+            reference_caption=reference_caption,
+            reference_timestep=reference_timestep,
+        )
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """As in diffusers. Also records the commit of a base from the hub, for `save_bootpig` to write."""
+        """As in diffusers. Also records the commit of a base from the hub, for `save_bootpig` to write. A pipeline that
+        was saved with `reference_unet` None has none again."""
         pipeline: Self = super().from_pretrained(name, **kwargs)  # type: ignore[misc]
+        index: object = Path(name, "model_index.json")
         if not Path(name).is_dir():
-            file = try_to_load_from_cache(
+            index = try_to_load_from_cache(
                 str(name), "model_index.json", cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
             )
-            if isinstance(file, str):
-                pipeline.register_to_config(base_revision=Path(file).parent.name)
+            if isinstance(index, str):
+                pipeline.register_to_config(base_revision=Path(index).parent.name)
+        if isinstance(index, (str, Path)) and "reference_unet" not in kwargs:
+            saved = json.loads(Path(index).read_text(encoding="utf-8")).get("reference_unet")
+            if saved == [None, None]:
+                pipeline.register_modules(reference_unet=None)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
+        """As in diffusers, but `pipeline` keeps its attention processors and dtypes: of an ordinary UNet only
+        the weights are shared, and nothing is cast unless `dtype` is given."""
+        unet = pipeline.components.get("unet")
+        if unet is not None and "unet" not in kwargs and not has_rsa(unet):
+            kwargs["unet"] = _sharing_weights(uncompiled(unet))
+        parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        dtypes = {name: part.dtype for name, part in parts.items()}
+        if {"dtype", "torch_dtype"} & kwargs.keys() or not dtypes:
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc, no-any-return]
+        if len(set(dtypes.values())) == 1:
+            return super().from_pipe(pipeline, dtype=next(iter(dtypes.values())), **kwargs)  # type: ignore[misc, no-any-return]
+        # diffusers casts all parts to one dtype; float32 holds the values of all others
+        made: Self = super().from_pipe(pipeline, dtype=torch.float32, **kwargs)  # type: ignore[misc]
+        for name, part in parts.items():
+            part.to(dtypes[name])
+        if "reference_unet" not in parts and made.reference_unet is not None:
+            made.reference_unet.to(dtypes["unet"])
+        return made
 
     def load_bootpig(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Load a trained model: its Reference UNet, the trained attn1 of its base, and the settings that must match
-        training (key scale, pooling, reference caption, noise schedule).
+        training (key scale, pooling, reference caption and timestep, noise schedule).
 
         Args:
             folder: a folder written by `save_bootpig`.
@@ -86,17 +127,17 @@ class BootPIGMixin(DiffusersParts):
             ValueError: a part is missing or damaged, or does not fit this pipeline's UNet.
         """
         reference_unet, info = load_trained(Path(folder), self.unet)
-        self._register_bootpig(
-            reference_unet,
-            info.get("key_scale", 1.0),
-            info.get("pooling", "softmax"),
-            info.get("reference_caption", "caption"),
-        )
+        self._register_bootpig(reference_unet, **_reading(info))
         schedule = {name: value for name, value in info.get("noise_schedule", {}).items() if value is not None}
         known = {name: value for name, value in schedule.items() if name in self.scheduler.config}
         if any(self.scheduler.config[name] != value for name, value in known.items()):
             self.register_modules(scheduler=type(self.scheduler).from_config(self.scheduler.config, **known))
         return info
+
+    def read_like(self, info: Mapping[str, Any]) -> None:
+        """Read references in the same way as a trained model, without its weights: for comparisons with the untrained
+        model. `info` is the content of its `bootpig.json`."""
+        self._register_bootpig(self.reference_unet, **_reading(info))
 
     def save_bootpig(
         self,
@@ -112,10 +153,12 @@ class BootPIGMixin(DiffusersParts):
         Args:
             folder: created if missing.
             info: more JSON values for `bootpig.json`, such as base, revision, data fingerprint and recipe. key_scale,
-                pooling, reference_caption, prediction_type and noise_schedule come from this pipeline.
+                pooling, reference_caption, reference_timestep, prediction_type and noise_schedule come from this
+                pipeline.
             train_base: "all" writes the whole base instead of its attn1.
             dtype: dtype of the written weights. None keeps the current one.
         """
+        self._refuse_lora("save_bootpig")
         config = self.scheduler.config
         base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
         written = {
@@ -125,6 +168,7 @@ class BootPIGMixin(DiffusersParts):
             "key_scale": self.config.key_scale,
             "pooling": self.config.pooling,
             "reference_caption": self.config.reference_caption,
+            "reference_timestep": self.config.reference_timestep,
             "prediction_type": config.get("prediction_type", "epsilon"),
             "noise_schedule": {name: config.get(name) for name in NOISE_SCHEDULE},
             **(info or {}),
@@ -135,13 +179,23 @@ class BootPIGMixin(DiffusersParts):
         """As in diffusers, with the Reference UNet written as an ordinary, complete UNet. Adds a `pipeline.py`, so that
         the folder loads without this package:
         `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`."""
+        self._refuse_lora("save_pretrained")
         truncated = self.reference_unet
-        self.reference_unet = restore(truncated, self.unet)
+        if truncated is not None:
+            if self.unet is None:
+                raise ValueError("save_pretrained: unet is missing; the Reference UNet is only saved along with it")
+            self.reference_unet = restore(uncompiled(truncated), uncompiled(self.unet))
         try:
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         finally:
-            self.reference_unet = truncated
+            if truncated is not None:
+                self.reference_unet = truncated
         Path(save_directory, "pipeline.py").write_text(standalone_source(type(self)), encoding="utf-8")
+
+    def _refuse_lora(self, method: str) -> None:
+        """A LoRA's layers change the names of the weights around them."""
+        if any(getattr(uncompiled(part), "peft_config", None) for part in (self.unet, self.reference_unet)):
+            raise ValueError(f"{method}: a LoRA is loaded; call fuse_lora and unload_lora_weights, or only the latter")
 
     @torch.no_grad()
     def prepare_references(self, images: ReferencesOfPrompts, prompts: int = 1) -> PreparedReferences:
@@ -201,7 +255,8 @@ class BootPIGMixin(DiffusersParts):
             conditions: SDXL's conditions, one row per prompt.
         """
         device, dtype = self._execution_device, self.unet.dtype
-        draws = _noise_draws(generator, len(captions), images_per_prompt)
+        clean = self.config.reference_timestep == "zero"
+        draws = [0] * len(captions) if clean else _noise_draws(generator, len(captions), images_per_prompt)
         rows: dict[tuple[int, str, int], int] = {}
         sources: list[tuple[int, int]] = []
         attends: list[tuple[int, ...]] = []
@@ -218,10 +273,25 @@ class BootPIGMixin(DiffusersParts):
         return ReferenceRows(
             latents=prepared.latents[[reference for reference, _ in sources]].to(device, dtype),
             prompt_embeds=embeds[which].to(device, dtype),
-            noise_keys=[f"{draws[prompt]}/{prepared.keys[reference]}" for reference, prompt in sources],
+            noise_keys=[prepared.keys[reference] for reference, _ in sources]
+            if clean
+            else [f"{draws[prompt]}/{prepared.keys[reference]}" for reference, prompt in sources],
             attends=attends,
             conditions=conditions and {name: tensor[which] for name, tensor in conditions.items()},
+            kept=prepared.kept if clean else None,
         )
+
+
+def _reading(info: Mapping[str, Any]) -> dict[str, Any]:
+    """How a trained model reads references. Fields that old models lack have the value that they were trained with."""
+    usual = {"key_scale": 1.0, "pooling": "softmax", "reference_caption": "caption", "reference_timestep": "same"}
+    return {name: info.get(name, value) for name, value in usual.items()}
+
+
+def _sharing_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the modules around the same parameters and buffers."""
+    tensors = [*unet.parameters(), *unet.buffers()]
+    return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
 
 
 def _noise_draws(

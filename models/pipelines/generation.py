@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from torch import Tensor
 
-from bootpig.models.core.rsa import check_rsa
+from bootpig.models.core.reference_unet import keep_recorders
+from bootpig.models.core.rsa import keep_rsa
+from bootpig.models.pipelines.callbacks import call_back, check_callback
 from bootpig.models.pipelines.common import BootPIGMixin
 from bootpig.models.pipelines.guidance import Conditions, Denoiser
 from bootpig.models.pipelines.known_region import InpaintTask, KnownRegion, Pictures
 from bootpig.models.pipelines.reference_captions import reference_captions
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.request import Request, Sizes
+from bootpig.models.pipelines.schedule import run_schedule
+from bootpig.models.pipelines.shapes import check_lengths, check_shapes
+
+_LOG = logging.getLogger(__name__)
 
 Texts = tuple[str | None, str | None]
 """One text per text encoder of the base. None as the first one is SDXL's own empty prompt, zeros."""
@@ -65,14 +71,24 @@ class GenerationMixin(BootPIGMixin):
             ValueError: arguments contradict each other or differ in number, a reference is unusable, or attention
                 processors were replaced.
         """
+        self._check_parts(r)
         size = self._size(r)
         r = replace(r, height=size[0], width=size[1], callback_on_step_end_tensor_inputs=r.tensor_inputs())
+        check_shapes(self, r, size)
         self._check(r)
-        check_rsa(self.unet)
+        check_callback(r.callback_on_step_end)
+        keep_rsa(self.unet, self.config.key_scale, self.config.pooling)
+        if r.reference_images is not None:
+            keep_recorders(self.reference_unet)
         if r.reference_images is None and (r.reference_prompt is not None or r.reference_prompt_embeds is not None):
             raise ValueError("reference_prompt: has no effect because there are no reference_images; remove it")
         if r.reference_refresh_steps < 1:
             raise ValueError(f"reference_refresh_steps: {r.reference_refresh_steps} is below 1; use 1 or more")
+        if r.reference_refresh_steps > 1 and self.config.reference_timestep == "zero":
+            _LOG.warning(
+                "reference_refresh_steps: %d has no effect; this model reads references once per call",
+                r.reference_refresh_steps,
+            )
         if r.reference_prompt is not None and r.reference_prompt_embeds is not None:
             raise ValueError("reference_prompt and reference_prompt_embeds: give only one of them")
         self._guidance_scale = r.guidance_scale
@@ -82,6 +98,10 @@ class GenerationMixin(BootPIGMixin):
         self._cross_attention_kwargs = r.cross_attention_kwargs
         self._interrupt = False
 
+        device = self._execution_device
+        noised = r.reference_images is not None and self.config.reference_timestep == "same"
+        noises = task is not None or noised
+        timesteps, steps = run_schedule(self.scheduler, r, device, task and task.strength, noises)
         count, each = r.count(), r.num_images_per_prompt
         prepared = r.reference_images
         if prepared is not None and not isinstance(prepared, PreparedReferences):
@@ -91,8 +111,6 @@ class GenerationMixin(BootPIGMixin):
             captions = reference_captions(self.config.reference_caption, r.prompts(), r.reference_prompt, count)
         prompt, negative, caption = self._encode_all(r, captions)
 
-        device = self._execution_device
-        timesteps, steps = retrieve_timesteps(self.scheduler, r.num_inference_steps, device, r.timesteps, r.sigmas)
         latents = self.prepare_latents(
             count * each,
             self.unet.config.in_channels,
@@ -100,11 +118,10 @@ class GenerationMixin(BootPIGMixin):
             prompt.embeds.dtype,
             device,
             r.generator,
-            r.latents,
+            r.latents if r.latents is None else r.latents.to(prompt.embeds.dtype),
         )
         region = None
         if task is not None:
-            timesteps, steps = task.timesteps(timesteps, steps, self.scheduler.order)
             noise = latents / self.scheduler.init_noise_sigma
             region = task.region(self._encode_pixels, noise)
             latents = task.start(self.scheduler, region, timesteps, latents)
@@ -137,9 +154,17 @@ class GenerationMixin(BootPIGMixin):
         self, r: Request, image: Pictures, mask_image: Pictures, strength: float, padding_mask_crop: int | None
     ) -> Any:
         """Run a call that repaints the white part of `mask_image`, see `InpaintTask.read`."""
+        self._check_parts(r)
         height, width = self._size(r)
         task = InpaintTask.read(image, mask_image, (width, height), strength, padding_mask_crop, r.count())
         return self._generate(r, task)
+
+    def _check_parts(self, r: Request) -> None:
+        for name in ("unet", "vae", "scheduler"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: this pipeline was made without it and cannot draw; load it completely")
+        if r.reference_images is not None and self.reference_unet is None:
+            raise ValueError("reference_unet: this pipeline was made without it; leave reference_images out or load it")
 
     def _size(self, r: Request) -> tuple[int, int]:
         """(height, width) in pixels. Where the request has none, the UNet's own resolution."""
@@ -190,29 +215,10 @@ class GenerationMixin(BootPIGMixin):
                     following = timesteps[step + 1] if step + 1 < len(timesteps) else None
                     latents = region.keep(self.scheduler, latents, following)
                 if r.callback_on_step_end is not None:
-                    latents = self._call_back(r, denoiser, step, timestep, latents)
+                    latents = call_back(self, r, denoiser, step, timestep, latents, region is None)
                 if step == len(timesteps) - 1 or (step + 1 > warmup and (step + 1) % self.scheduler.order == 0):
                     progress.update()
         return latents
-
-    def _call_back(self, r: Request, denoiser: Denoiser, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        tensors = {
-            "latents": latents,
-            "prompt_embeds": denoiser.prompt_embeds,
-            "negative_prompt_embeds": denoiser.negative_prompt_embeds,
-        }
-        # SDXL's conditions, under diffusers' names
-        conditions = denoiser.conditions or {}
-        added = {"add_text_embeds": "text_embeds", "add_time_ids": "time_ids"} if conditions else {}
-        tensors |= {name: conditions[key] for name, key in added.items()}
-        given = {name: tensors[name] for name in r.callback_on_step_end_tensor_inputs}
-        assert r.callback_on_step_end is not None
-        tensors.update(r.callback_on_step_end(self, step, timestep, given))
-        denoiser.prompt_embeds = tensors["prompt_embeds"]
-        denoiser.negative_prompt_embeds = tensors["negative_prompt_embeds"]
-        if added:
-            denoiser.conditions = {key: tensors[name] for name, key in added.items()}
-        return tensors["latents"]
 
     def _encode_all(self, r: Request, captions: list[str] | None) -> tuple[Encoded, Encoded, Encoded]:
         """Encode the prompts, the negative prompts and the reference captions, with one row per prompt. Each distinct
@@ -243,6 +249,7 @@ class GenerationMixin(BootPIGMixin):
             negative = self._stacked([encoded[texts] for texts in negatives]) or self._given(
                 "negative_prompt", r.negative_prompt_embeds, r.negative_pooled_prompt_embeds, count
             )
+        check_lengths(prompt.embeds, negative.embeds)
         caption = self._stacked([encoded[texts] for texts in captioned]) or prompt
         if r.reference_prompt_embeds is not None:
             caption = self._given(
@@ -263,8 +270,6 @@ class GenerationMixin(BootPIGMixin):
     def _given(self, name: str, embeds: Tensor | None, pooled: Tensor | None, count: int) -> Encoded:
         if embeds is None:
             raise ValueError(f"{name}: missing; give {name} or {name}_embeds")
-        if len(embeds) != count:
-            raise ValueError(f"{name}_embeds: {len(embeds)} rows for {count} prompts; give one row per prompt")
         device, dtype = self._execution_device, self.unet.dtype
         return Encoded(embeds.to(device, dtype), None if pooled is None else pooled.to(device, dtype))
 

@@ -12,7 +12,8 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from bootpig.models.core.reference_unet import record_features
-from bootpig.models.core.rsa import ReferenceFeatures
+from bootpig.models.core.rsa import ReferenceFeatures, self_attention_blocks
+from bootpig.models.pipelines.clean_references import KeptFeatures, content_key, weights_key
 
 Branch = Literal["self", "reference", "text"]
 """self: neither caption nor reference. reference: the reference only. text: the caption, and the reference if any."""
@@ -49,10 +50,17 @@ class ReferenceRows:
     prompt_embeds: Tensor
     """(R, S, D)."""
     noise_keys: Sequence[str]
-    """R texts. A row's noise depends only on its key and the step."""
+    """R texts, which identify the reference. A row's noise depends only on its key and the step."""
     attends: Sequence[Sequence[int]]
     """For each image of the base batch, the rows that it attends to."""
     conditions: Conditions | None = None
+    kept: KeptFeatures | None = None
+    """The references are read without noise, and these are their features. None: they are noised."""
+
+    def content_key(self) -> tuple[object, ...]:
+        """Identifies everything that the features depend on besides the weights."""
+        conditions = [tensor for _, tensor in sorted((self.conditions or {}).items())]
+        return tuple(self.noise_keys), self.latents.dtype, content_key(self.prompt_embeds, *conditions)
 
     def noised(self, scheduler: SchedulerMixin, timestep: Tensor, step: int) -> Tensor:
         """The references noised to `timestep`, (R, C, h, w). The noise depends only on (noise key, step), not on the
@@ -73,7 +81,8 @@ class Denoiser:
     """Computes the guided prediction for one batch of images.
 
     The UNet runs once per step, on the concatenated branches with non-zero weight. With references, the Reference UNet
-    also runs once per step; the branches that attend to its features share them.
+    also runs once per step, or only once for all steps if the references are read without noise; the branches that
+    attend to its features share them.
     """
 
     unet: UNet2DConditionModel
@@ -89,7 +98,11 @@ class Denoiser:
     cross_attention_kwargs: Mapping[str, Any] | None = None
     reference_refresh_steps: int = 1
     """Run the Reference UNet every N steps and reuse its features in between."""
+    guided: bool = True
+    """False: no guidance, the prediction is that of the text branch alone."""
     _layers: Sequence[Tensor] = field(default=(), init=False, repr=False)
+    _ready: bool = field(default=False, init=False, repr=False)
+    """Whether the features of references that are read without noise are those of this call."""
 
     def predict(
         self,
@@ -110,7 +123,9 @@ class Denoiser:
             reference_guidance_scale: eta_im of eq. 4. Ignored without references.
             guidance_rescale: phi of "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4.
         """
-        weights = branch_weights(guidance_scale, reference_guidance_scale if self.references else None)
+        weights: dict[Branch, float] = {"text": 1.0}
+        if self.guided:
+            weights = branch_weights(guidance_scale, reference_guidance_scale if self.references else None)
         scaled = latents
         if hasattr(self.scheduler, "scale_model_input"):
             scaled = self.scheduler.scale_model_input(latents, timestep)
@@ -131,13 +146,18 @@ class Denoiser:
         branches = prediction.chunk(len(weights))
         guided = sum(weight * branch for weight, branch in zip(weights.values(), branches, strict=True))
         assert isinstance(guided, Tensor)
-        return _rescaled(guided, branches[-1], guidance_rescale) if guidance_rescale > 0 else guided
+        return _rescaled(guided, branches[-1], guidance_rescale) if guidance_rescale > 0 and self.guided else guided
 
     def _features(self, timestep: Tensor, step: int, branches: list[Branch]) -> ReferenceFeatures:
         rows = self.references
         assert rows is not None
         nothing: list[tuple[int, ...]] = [()] * len(rows.attends)
         attends = [refs for branch in branches for refs in (nothing if branch == "self" else rows.attends)]
+        # The branches have the same latents. Before the first RSA layer, only pooled text can make them differ.
+        copies = len(branches) if self.unet.config.addition_embed_type is None else 1
+        if rows.kept is not None:
+            kept = self._clean_features(rows, rows.kept, timestep)
+            return ReferenceFeatures(kept.layers, attends, kept.projected, copies)
         layers = self._layers
         if not layers or step % self.reference_refresh_steps == 0:
             noised = rows.noised(self.scheduler, timestep, step)
@@ -146,9 +166,33 @@ class Denoiser:
             ).layers
         if self.reference_refresh_steps > 1:
             self._layers = layers
-        # The branches have the same latents. Before the first RSA layer, only pooled text can make them differ.
-        copies = len(branches) if self.unet.config.addition_embed_type is None else 1
-        return ReferenceFeatures(layers, attends, copies)
+        return ReferenceFeatures(layers, attends, copies=copies)
+
+    def _clean_features(self, rows: ReferenceRows, kept: KeptFeatures, timestep: Tensor) -> KeptFeatures:
+        """The features of the references at timestep 0. Computed at the first step that needs them, unless an earlier
+        call has computed them."""
+        if self._ready:
+            if len(kept.projected) == len(kept.layers):
+                kept.layers = ()  # only their keys and values are still needed
+            return kept
+        attn1 = [block.attn1 for _, block in self_attention_blocks(self.unet)]
+        scale = (self.cross_attention_kwargs or {}).get("scale")
+        processors = tuple((attn.processor.key_scale, attn.processor.layer) for attn in attn1)
+        kind = timestep.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (rows.content_key(), processors, scale, autocast, weights_key(self.reference_unet, *attn1))
+        if not kept.valid(key):
+            kept.layers = record_features(
+                self.reference_unet,
+                rows.latents,
+                torch.zeros_like(timestep),
+                rows.prompt_embeds,
+                rows.attends,
+                rows.conditions,
+            ).layers
+            kept.key = key
+        self._ready = True
+        return kept
 
     def _added_cond_kwargs(self, captioned: list[bool]) -> Conditions | None:
         if self.conditions is None or self.negative_conditions is None:

@@ -108,11 +108,6 @@ class InpaintTask:
                 boxes.append(in_proportion(cropped, picture.size, size))
         return cls(pictures, masks, boxes, size, strength)
 
-    def timesteps(self, timesteps: Tensor, steps: int, order: int) -> tuple[Tensor, int]:
-        """The part of the schedule that is run at this `strength`, and its number of steps."""
-        kept = min(steps, max(1, int(steps * self.strength)))
-        return timesteps[(steps - kept) * order :], kept
-
     def region(self, encode: Callable[[Tensor], Tensor], noise: Tensor) -> KnownRegion:
         """The known region for a batch of latents like `noise` (B, C, h, w), in which images are grouped by prompt.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from bootpig.models.pipelines.clean_references import KeptFeatures
 
 SUBJECT_FRACTION = 0.75
 """Longer side of a cut-out subject as a fraction of the reference's side. About the middle of the range drawn in
@@ -27,7 +29,13 @@ ReferenceImage = Image.Image | np.ndarray[Any, Any] | Tensor
 
 @dataclass(frozen=True, eq=False)
 class PreparedReferences:
-    """References encoded as latents, for use in many calls of a pipeline."""
+    """References encoded as latents, for use in many calls of a pipeline.
+
+    With a model that reads references without noise (`reference_timestep: zero`), they also hold the keys and values of
+    the last call, which the next call uses if it has the same reference captions and the weights have not changed.
+    Memory per reference and caption: 2 × tokens × channels numbers for each RSA layer, in the UNet's dtype. That is 46
+    MB for Stable Diffusion 2.1 at 512 pixels in half precision, and it is freed with this object.
+    """
 
     latents: Tensor
     """(R, C, h, w): each distinct reference once, without noise, times the VAE's scaling factor."""
@@ -35,6 +43,8 @@ class PreparedReferences:
     """R texts: the digest of each reference's content, which seeds its noise."""
     prompts: tuple[tuple[int, ...], ...]
     """For each prompt, the indices of its references. A single entry applies to all prompts of a call."""
+    kept: KeptFeatures = field(default_factory=KeptFeatures, repr=False)
+    """What the last call computed from them."""
 
     @classmethod
     def from_latents(cls, latents: Sequence[Tensor]) -> PreparedReferences:

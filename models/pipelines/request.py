@@ -67,7 +67,18 @@ class Request:
     negative_target_size: tuple[int, int] | None = None
 
     def prompts(self) -> list[str] | None:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        """The prompts as a list.
+
+        Raises:
+            ValueError: the prompt is neither a text nor a list of texts.
+        """
+        if self.prompt is None or (
+            isinstance(self.prompt, list) and all(isinstance(text, str) for text in self.prompt)
+        ):
+            return self.prompt
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt: give a text or a list of texts, not {type(self.prompt).__name__}")
+        return [self.prompt]
 
     def count(self) -> int:
         """The number of prompts."""

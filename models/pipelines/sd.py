@@ -28,6 +28,8 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
         key_scale, pooling: see `bootpig.models.core.rsa.RSAProcessor`.
         reference_caption: what the Reference UNet reads if no `reference_prompt` is given: "caption", the prompt, or
             "object", the part of the prompt that names the object.
+        reference_timestep: "same": references are noised to the timestep of the step (paper). "zero": they are read
+            without noise, once per call. Must be as in training.
     """
 
     @torch.no_grad()
@@ -77,7 +79,8 @@ class BootPIGPipeline(StableDiffusionParts, StableDiffusionPipeline):
             guidance_scale: eta_text+im of eq. 4. No value disables guidance.
             reference_guidance_scale: eta_im of eq. 4.
             reference_refresh_steps: run the Reference UNet every N steps and reuse its features in between. Faster but
-                less faithful (docs/benchmarks.md has figures). 1 runs it at every step, as in the paper.
+                less faithful (docs/benchmarks.md has figures). 1 runs it at every step, as in the paper. Has no effect
+                on a model with `reference_timestep` zero.
             generator: one for all images, or a list with one per image. The noise of references is seeded from the
                 generator of the prompt's first image, after the latents are drawn.
             reference_prompt_embeds: (prompts, S, D), instead of `reference_prompt`.

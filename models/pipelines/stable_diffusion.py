@@ -41,6 +41,7 @@ class StableDiffusionParts(GenerationMixin):
         key_scale: float = 1.0,
         pooling: str = "softmax",
         reference_caption: str = "caption",
+        reference_timestep: str = "same",
     ) -> None:
         super().__init__(  # type: ignore[call-arg]
             vae=vae,
@@ -53,7 +54,7 @@ class StableDiffusionParts(GenerationMixin):
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )
-        self._register_bootpig(reference_unet, key_scale, pooling, reference_caption)
+        self._register_bootpig(reference_unet, key_scale, pooling, reference_caption, reference_timestep)
 
     def _check(self, r: Request) -> None:
         self.check_inputs(

@@ -60,6 +60,7 @@ class StableDiffusionXLParts(GenerationMixin):
         key_scale: float = 1.0,
         pooling: str = "softmax",
         reference_caption: str = "caption",
+        reference_timestep: str = "same",
     ) -> None:
         super().__init__(  # type: ignore[call-arg]
             vae=vae,
@@ -74,7 +75,7 @@ class StableDiffusionXLParts(GenerationMixin):
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=add_watermarker,
         )
-        self._register_bootpig(reference_unet, key_scale, pooling, reference_caption)
+        self._register_bootpig(reference_unet, key_scale, pooling, reference_caption, reference_timestep)
 
     def _check(self, r: Request) -> None:
         self.check_inputs(

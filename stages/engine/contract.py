@@ -24,6 +24,10 @@ SPEED: dict[str, Any] = {"affects": "speed"}
 EXTENT: dict[str, Any] = {"affects": "extent"}
 """The field changes how much data is made, not its content. Existing units stay valid when it is increased."""
 
+ADDED: dict[str, Any] = {"added": True}
+"""The field is younger than stores that exist, and its default means "as before". At its default it is not part of the
+fingerprint, so that those stores stay valid."""
+
 MODEL: dict[str, Any] = {"affects": "model"}
 """The field names a model. The fingerprint has the model's identity instead of this value."""
 
@@ -121,6 +125,8 @@ class StageConfig(BaseModel):
             if isinstance(extra, dict) and "affects" in extra:
                 continue
             value = getattr(self, name)
+            if isinstance(extra, dict) and extra.get("added") and value == info.get_default(call_default_factory=True):
+                continue
             fields[name] = value.hashed() if isinstance(value, StageConfig) else value
         return fields
 

@@ -327,6 +327,7 @@ class Evaluate(ReduceStage):
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
         if self.config.scheduler is not None:
             set_scheduler(pipeline, base, self.config.scheduler)
+        pipeline.read_like(parse_json((model / "bootpig.json").read_bytes()))  # for `untrained`
         pipeline.to(device)
         check_pipeline(base, pipeline)
         pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""The loss curve as coordinates for the report's template."""
+"""Curves of a training as coordinates for the report's template."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Curve:
     """The running mean at the end."""
 
 
-def loss_curve(points: Sequence[tuple[int, float]]) -> Curve | None:
-    """A curve of (step, loss) in order of steps; None of fewer than two finite points.
+def curve(points: Sequence[tuple[int, float]]) -> Curve | None:
+    """A curve of (step, value) in order of steps; None of fewer than two finite points.
 
     The running mean is over a twentieth of the curve around each point. The axis leaves out the highest 2 % of the
     values, so that a few outliers at the start do not flatten the rest.

@@ -129,6 +129,7 @@ class Report:
     subjects: Sequence[SubjectCount] = ()
     """Most frequent first."""
     loss: Sequence[tuple[int, float]] = ()
+    reference_gain: Sequence[tuple[int, float]] = ()
     metrics: Mapping[str, Any] | None = None
     sheet: Sequence[SheetEntry] = ()
     config: str = ""
@@ -169,7 +170,8 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
             (row for marker in surveys["caption"].markers.values() for row in marker.rows),
             (row for marker in surveys["encode"].markers.values() for row in marker.rows),
         ),
-        loss=[] if trained.result is None else read_loss(root, trained.result.path),
+        loss=[] if trained.result is None else read_curve(root, trained.result.path, "loss"),
+        reference_gain=[] if trained.result is None else read_curve(root, trained.result.path, "reference_gain"),
         metrics=None if evaluated.result is None else read_metrics(root, evaluated.result.path),
         sheet=[] if evaluated.result is None else read_sheet(root, evaluated.result.path),
         config=config,
@@ -256,11 +258,11 @@ def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapp
     return [SubjectCount(subject, counts[subject], ends[subject]) for subject in ordered]
 
 
-def read_loss(root: Root, folder: str) -> list[tuple[int, float]]:
-    """(step, loss) from the `log.jsonl` of a training result; empty when there is none."""
+def read_curve(root: Root, folder: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) for a value such as "loss" in the `log.jsonl` of a training result. Empty when there is none."""
     try:
         lines = [parse_json(line) for line in root.read(f"{folder}/log.jsonl").splitlines() if line.strip()]
-        return [(int(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
+        return [(int(line["step"]), float(line[name])) for line in lines if name in line]
     except UNREADABLE:
         return []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows, results_table
-from bootpig.stages.report.charts import loss_curve
+from bootpig.stages.report.charts import curve
 from bootpig.stages.report.gather import Report
 
 __all__ = ["build_report", "results_table"]
@@ -38,7 +38,8 @@ def build_report(report: Report) -> str:
             for stage in report.stages
             for reason, count in [*stage.rejected.items(), *stage.failed.items()]
         ],
-        curve=loss_curve(report.loss),
+        curve=curve(report.loss),
+        gain=curve(report.reference_gain),
         results=result_rows(report.metrics) if report.metrics else [],
         metrics=METRIC_NAMES,
         headlines=headlines(report),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bootpig.stages.engine.contract import MODEL, SPEED, StageConfig
+from bootpig.stages.engine.contract import ADDED, MODEL, SPEED, StageConfig
 from bootpig.stages.engine.fields import ModelName, Revision
 
 
@@ -68,6 +68,12 @@ class TrainConfig(StageConfig):
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
     clip: float = Field(default=1.0, gt=0, description="Maximum norm of the gradients of all trained weights.")
+    reference_timestep: Literal["same", "zero"] = Field(
+        default="same",
+        json_schema_extra=ADDED,
+        description="How the Reference UNet reads a reference: noised to the timestep of the target (same, paper), or "
+        "without noise at timestep 0 (zero). Saved with the model, which then reads references in this way.",
+    )
     drop_caption: float = Field(
         default=0.15,
         ge=0,
@@ -78,6 +84,28 @@ class TrainConfig(StageConfig):
     drop_reference_per: Literal["sample", "step"] = Field(
         default="step",
         description="Drop the reference for each sample separately, or for all samples of an update (published code).",
+    )
+    timestep_distribution: Literal["uniform", "logit_normal"] = Field(
+        default="uniform",
+        json_schema_extra=ADDED,
+        description="Distribution of the timesteps: uniform (paper), or logit_normal, the sigmoid of a standard normal "
+        "number times the number of timesteps (Stable Diffusion 3).",
+    )
+    min_snr_gamma: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        json_schema_extra=ADDED,
+        description="Weight each sample's loss by min(SNR, gamma) / SNR, so that timesteps with little noise do not "
+        "dominate (Min-SNR-gamma; 5 is usual). null: no weights (paper).",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        json_schema_extra=ADDED,
+        description="Export an exponential moving average of the trained weights with this decay, such as 0.999. null: "
+        "export the weights of the last update (paper).",
     )
     trainable: Trainable = Field(default=Trainable(), description="Which weights are trained.")
     key_scale: float = Field(
@@ -94,6 +122,21 @@ class TrainConfig(StageConfig):
         ge=1,
         le=10**9,
         description="Samples shuffled together. About two such windows are kept in memory.",
+    )
+    validation: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        json_schema_extra=ADDED,
+        description="Fraction of the samples that are never trained on, chosen by their ids. The log compares their "
+        "loss with the reference and without. 0: none.",
+    )
+    validate_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        json_schema_extra=SPEED,
+        description="Updates between validations. null: as often as takes about 2 % of the training.",
     )
     gradient_checkpointing: bool = Field(
         default=False, json_schema_extra=SPEED, description="Use less memory at the cost of a second forward pass."
@@ -142,6 +185,8 @@ class TrainConfig(StageConfig):
             problems.append(
                 f"{', '.join(ignored)}: no effect while schedule is constant; set schedule to linear_tail or remove it"
             )
+        if self.validate_every is not None and not self.validation:
+            problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
         if problems:
             raise ValueError("; ".join(problems))
         return self

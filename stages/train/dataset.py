@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,11 @@ class Order:
         return here.units, after.units[: -int(-share * len(after.units) // 1)]
 
 
+def held_out_place(sample_id: str) -> float:
+    """A number in [0, 1) that depends on nothing but the sample's id. Samples below a fraction are held out."""
+    return int.from_bytes(hashlib.sha256(f"validation/{sample_id}".encode()).digest()[:6], "big") / 2**48
+
+
 class ShardCache:
     """Decoded shards in memory. Above `limit` bytes the least recently used are removed, but never those in use."""
 
@@ -187,6 +193,7 @@ class ShardLoader:
         workers: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        held_out: float = 0.0,
     ) -> None:
         """
         Args:
@@ -197,23 +204,35 @@ class ShardLoader:
             cache_bytes: memory for decoded shards that are not part of the windows in use.
             workers: threads that read ahead; 0 reads on demand.
             rank, ranks: this process and the number of processes.
+            held_out: fraction of the samples that are in no batch, see `held_out_place`.
 
         Raises:
-            InputError: there are fewer samples than `batch_size`, or fewer shards than ranks.
+            InputError: there are fewer samples than `batch_size`, fewer shards than ranks, or no sample is held out.
         """
-        self.units: list[UnitRef] = [unit for unit in data.units if unit.samples]
-        total = sum(unit.samples for unit in self.units)
+        units = [unit for unit in data.units if unit.samples]
+        rows = {unit.unit: list(range(unit.samples)) for unit in units}
+        self.held: list[tuple[UnitRef, int]] = []
+        """The held-out samples, as (unit, index in its shard)."""
+        if held_out:
+            self.held = _held_out(data, units, held_out)
+            for unit, index in self.held:
+                rows[unit.unit].remove(index)
+        self.units: list[UnitRef] = [unit for unit in units if rows[unit.unit]]
+        self.rows = [rows[unit.unit] for unit in self.units]
+        """For each unit, the indices in its shard of the samples to train on."""
+        total = sum(len(indices) for indices in self.rows)
         if total < batch_size:
+            besides = f" that are left beside {len(self.held)} held out for validation" if self.held else ""
             raise InputError(
-                f"train.global_batch_size: {batch_size} is more than the {total} encoded samples; lower it, or raise "
-                "caption.count"
+                f"train.global_batch_size: {batch_size} is more than the {total} encoded samples{besides}; lower it, "
+                "or raise caption.count"
             )
         if len(self.units) < ranks:
             raise InputError(
                 f"train: {ranks} processes cannot share {len(self.units)} shards; start fewer processes, or make more "
                 "shards (a smaller unit_size, or a larger caption.count)"
             )
-        self.order = Order([unit.samples for unit in self.units], seed, window)
+        self.order = Order([len(indices) for indices in self.rows], seed, window)
         self.seed = seed
         self.batch_size = batch_size
         self.workers = workers
@@ -223,7 +242,9 @@ class ShardLoader:
         self.cache = ShardCache(self._load, cache_bytes)
 
     def _load(self, index: int) -> list[EncodedSample]:
-        unit = self.units[index]
+        return self._read(self.units[index])
+
+    def _read(self, unit: UnitRef) -> list[EncodedSample]:
         samples = read_samples(self._shard(unit.unit), unit.unit)
         if len(samples) != unit.samples:
             raise CorruptPart(
@@ -244,6 +265,17 @@ class ShardLoader:
                 break
         return samples
 
+    def held_samples(self, count: int) -> list[EncodedSample]:
+        """The first `count` of the held-out samples, or all if there are fewer."""
+        chosen: dict[UnitRef, list[int]] = {}
+        for unit, index in self.held[:count]:
+            chosen.setdefault(unit, []).append(index)
+        found = []
+        for unit, indices in chosen.items():
+            samples = self._read(unit)
+            found += [samples[index] for index in indices]
+        return found
+
     def batch(self, step: int) -> Batch:
         """This rank's part of batch `step`.
 
@@ -255,7 +287,7 @@ class ShardLoader:
         ids, seeds, rows = [], [], []
         for position in range(begin, begin + share):
             epoch, unit, index = self.order.at(position)
-            sample = self.cache.get(unit)[index]
+            sample = self.cache.get(unit)[self.rows[unit][index]]
             seed = sample_seed(self.seed, "train", sample.id, epoch)
             references = sample.tensors["references"]
             row = {name: tensor for name, tensor in sample.tensors.items() if name != "references"}
@@ -304,6 +336,23 @@ class ShardLoader:
         new, soon = self.order.ahead((newest + 1) * self.batch_size - 1)
         self.cache.pin({*old, *new, *soon})
         return {*new, *soon}
+
+
+def _held_out(data: ReduceInput, units: Sequence[UnitRef], fraction: float) -> list[tuple[UnitRef, int]]:
+    """The samples below `fraction`, lowest first.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = []
+    for unit in units:
+        ids = [row["id"] for row in data.rows(unit.unit) if row["status"] == "ok"]
+        places = [(held_out_place(sample_id), unit, index) for index, sample_id in enumerate(ids)]
+        found += [place for place in places if place[0] < fraction]
+    if not found:
+        total = sum(unit.samples for unit in units)
+        raise InputError(f"train.validation: {fraction:g} holds out none of the {total} encoded samples; raise it")
+    return [(unit, index) for _, unit, index in sorted(found, key=lambda place: place[0])]
 
 
 def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:

@@ -19,7 +19,7 @@ class TrainingLog:
 
     A line has step (updates done), epoch, loss (mean since the previous line), per_device_batch_size (smaller than
     configured if memory ran out), learning_rate_reference, learning_rate_base and samples_per_second. Only the last
-    one differs between equal runs.
+    one differs between equal runs. Where held-out samples were measured, it has the values of `validation.Reading`.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -29,6 +30,7 @@ from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.objective import Draws, Inputs, Objective
 from bootpig.stages.train.state import Position, load_state, save_state
 from bootpig.stages.train.uploads import Uploads
+from bootpig.stages.train.validation import Reading, Validation, usual_interval
 
 _LOG = logging.getLogger(__name__)
 
@@ -97,6 +99,11 @@ class Trainer:
         # advance the schedule once per process.
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.base_rates = [group["lr"] for group in groups]
+        self._warned = False
+        self._gain = ""
+        self.average: EMAModel | None = None
+        if config.ema_decay is not None:
+            self.average = EMAModel(self._trained(), decay=config.ema_decay)
 
     def fit(
         self,
@@ -106,6 +113,7 @@ class Trainer:
         checkpoints: Checkpoints,
         progress: Progress,
         picture: Callable[[], Image.Image] | None,
+        validation: Validation | None = None,
     ) -> None:
         """Run all remaining updates.
 
@@ -116,6 +124,7 @@ class Trainer:
             checkpoints: where checkpoints are read and written.
             progress: progress callback.
             picture: makes a grid of samples with the current weights.
+            validation: measures the loss on held-out samples. Only the main process uses it.
 
         Raises:
             Interrupted: a signal arrived; a checkpoint was written.
@@ -139,12 +148,15 @@ class Trainer:
                 losses_since += 1
                 done = step + 1
                 last = done == self.config.steps
+                reading = self._validate(validation, done) if log and validation else None
                 if done % self.config.log_every == 0 or last:
                     loss = self._mean(losses) / losses_since
                     rate = (done - began_step) * self.config.global_batch_size / (time.monotonic() - began)
-                    self._log(log, progress, done, loss, rate)
+                    self._log(log, progress, done, loss, rate, reading)
                     losses.zero_()
                     losses_since, began, began_step = 0, time.monotonic(), done
+                elif log and reading:
+                    log.line({"step": done, **reading.values()})
                 if picture and log and self.config.sample_every and (done % self.config.sample_every == 0 or last):
                     self._picture(log, done, picture)
                 stop = self._stop(signals, done)
@@ -153,6 +165,15 @@ class Trainer:
                 if stop:
                     uploads.wait()
                     raise Interrupted(128 + stop)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        """The trained parameters, in the order of `BootPIG.trained_state`."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def use_average(self) -> None:
+        """Replace the trained weights by their moving average, if there is one."""
+        if self.average is not None:
+            self.average.copy_to(self._trained())
 
     def _picture(self, log: TrainingLog, done: int, picture: Callable[[], Image.Image]) -> None:
         """Add sample pictures to the log. A failure is only a warning and does not stop training."""
@@ -165,6 +186,29 @@ class Trainer:
             _LOG.warning("train: no sample pictures at step %d (%s: %s)", done, type(error).__name__, reason)
             free_memory()
 
+    def _validate(self, validation: Validation, done: int) -> Reading | None:
+        """The losses on held-out samples, if they are due after `done` updates. Warns if the reference is not used."""
+        steps = self.config.steps
+        every = self.config.validate_every or usual_interval(self.config.global_batch_size)
+        if done % every and done != steps:
+            return None
+        share = self.config.global_batch_size // self.accelerator.num_processes
+        size = share // self.accelerator.gradient_accumulation_steps
+        with self.accelerator.autocast() if self.config.mixed_precision == "bf16" else contextlib.nullcontext():
+            reading = validation(size, self.accelerator.device)
+        if done * 5 >= steps and reading.low <= 0 and not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "train: after %d of %d updates the reference lowers the held-out loss by %.2g (95 %% interval %.2g to "
+                "%.2g), so it is not used yet; if that stays, raise train.learning_rate_reference or train longer",
+                done,
+                steps,
+                reading.gain,
+                reading.low,
+                reading.high,
+            )
+        return reading
+
     def _update(self, step: int, inputs: Inputs) -> torch.Tensor:
         """Update the weights once. Returns the mean loss of this rank's samples, on the device."""
         factor = rate_factor(step, self.config)
@@ -175,6 +219,8 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.step(self._trained())
         return loss
 
     def _gradients(self, step: int, inputs: Inputs) -> torch.Tensor | None:
@@ -216,7 +262,15 @@ class Trainer:
         """The mean over all ranks. Synchronises with the device."""
         return float(self.accelerator.reduce(value.clone(), "mean").item())
 
-    def _log(self, log: TrainingLog | None, progress: Progress, done: int, loss: float, rate: float) -> None:
+    def _log(
+        self,
+        log: TrainingLog | None,
+        progress: Progress,
+        done: int,
+        loss: float,
+        rate: float,
+        reading: Reading | None,
+    ) -> None:
         if not math.isfinite(loss):
             raise FatalError(f"train: the loss is {loss} near step {done}; lower the learning rates and run again")
         if log:
@@ -224,8 +278,11 @@ class Trainer:
             share = self.config.global_batch_size // self.accelerator.num_processes
             values["per_device_batch_size"] = share // self.accelerator.gradient_accumulation_steps
             rates = {f"learning_rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-            log.line({**values, **rates, "samples_per_second": round(rate, 2)})
-        progress(done, self.config.steps, f"loss {loss:.4f}, {rate:.1f} samples/s")
+            measured = {} if reading is None else reading.values()
+            log.line({**values, **measured, **rates, "samples_per_second": round(rate, 2)})
+        if reading is not None:
+            self._gain = f"reference gain {reading.gain:.4f} ± {reading.high - reading.gain:.4f}, "
+        progress(done, self.config.steps, f"loss {loss:.4f}, {self._gain}{rate:.1f} samples/s")
 
     def _stop(self, signals: Signals, done: int) -> int | None:
         """The signal to stop for, the same on all ranks. They exchange it only at log steps, where they wait anyway."""
@@ -241,7 +298,7 @@ class Trainer:
             return
 
         def write(folder: Path) -> None:
-            save_state(folder, self.model, self.optimizer.optimizer, position, identity)
+            save_state(folder, self.model, self.optimizer.optimizer, position, identity, self.average)
             if log:
                 log.save(folder)
 
@@ -260,7 +317,7 @@ class Trainer:
         if found is None:
             return Position(0, 0.0, 0)
         step, folder = found
-        position = load_state(folder, self.model, self.optimizer.optimizer, identity)
+        position = load_state(folder, self.model, self.optimizer.optimizer, identity, self.average)
         if position.step != step:
             raise InputError(f"train: checkpoint {folder.name} claims to be from step {position.step}; remove it")
         if log:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import torch
+from diffusers.training_utils import compute_snr
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -24,16 +25,16 @@ class Inputs:
     """(B, C, h, w) latents."""
     noise: torch.Tensor
     """(B, C, h, w), noise for the target."""
-    reference_noise: torch.Tensor
-    """(B, C, h, w), independent of `noise`."""
     timesteps: torch.Tensor
-    """(B,) int64, shared by target and reference."""
+    """(B,) int64, of the target."""
     prompt_embeds: torch.Tensor
     """(B, S, D); those of the empty prompt if the caption is dropped."""
     reference_prompt_embeds: torch.Tensor
     """(B, S, D), never dropped."""
     use_reference: tuple[bool, ...]
     """B booleans, kept on the host so that no step waits for the device."""
+    reference_noise: torch.Tensor | None = None
+    """(B, C, h, w), independent of `noise`. None: the reference is read without noise, at timestep 0."""
     pooled_prompt_embeds: torch.Tensor | None = None
     """(B, P), dropped with the caption; SDXL only."""
     pooled_reference_prompt_embeds: torch.Tensor | None = None
@@ -80,14 +81,19 @@ class Draws:
         drop_reference: float,
         drop_reference_per: Literal["sample", "step"],
         empty_pooled: torch.Tensor | None = None,
+        clean_references: bool = False,
+        distribution: Literal["uniform", "logit_normal"] = "uniform",
     ) -> None:
         """
         Args:
             seed: the seed of the train stage.
-            timesteps: number of timesteps of the noise schedule; t ~ U{0 .. timesteps − 1}.
+            timesteps: number of timesteps T of the noise schedule.
             empty_prompt, empty_pooled: (S, D) and, for SDXL, (P): embeds that replace a dropped caption.
             drop_caption, drop_reference: probabilities.
             drop_reference_per: drop the reference per sample or for the whole step.
+            clean_references: draw no noise for references. The other draws stay the same.
+            distribution: of a sample's timestep: uniform over 0 … T - 1, or ⌊T · sigmoid(n)⌋ with n standard normal
+                (Stable Diffusion 3, section 3.1).
         """
         self.seed = seed
         self.timesteps = timesteps
@@ -96,18 +102,26 @@ class Draws:
         self.drop_caption = drop_caption
         self.drop_reference = drop_reference
         self.per_step = drop_reference_per == "step"
+        self.clean_references = clean_references
+        self.uniform = distribution == "uniform"
 
     def __call__(self, step: int, batch: Batch) -> Inputs:
         target = batch.tensors["target"]
-        noise, reference_noise = torch.empty(2, *target.shape)
+        noise = torch.empty(target.shape)
+        reference_noise = None if self.clean_references else torch.empty(target.shape)
         timesteps = torch.empty(len(batch.ids), dtype=torch.long)
         chances = torch.empty(len(batch.ids), 2)
         for row, seed in enumerate(batch.seeds):
             generator = torch.Generator().manual_seed(seed)
-            torch.randint(self.timesteps, (1,), generator=generator, out=timesteps[row : row + 1])
+            if self.uniform:
+                torch.randint(self.timesteps, (1,), generator=generator, out=timesteps[row : row + 1])
+            else:
+                place = torch.randn(1, generator=generator, dtype=torch.float64).sigmoid()
+                timesteps[row] = int(place * self.timesteps)
             torch.rand(2, generator=generator, out=chances[row])
             torch.randn(target.shape[1:], generator=generator, out=noise[row])
-            torch.randn(target.shape[1:], generator=generator, out=reference_noise[row])
+            if reference_noise is not None:
+                torch.randn(target.shape[1:], generator=generator, out=reference_noise[row])
         if self.per_step:
             generator = torch.Generator().manual_seed(sample_seed(self.seed, "train.step", str(step)))
             chances[:, 1] = torch.rand(1, generator=generator)
@@ -134,6 +148,7 @@ class NoiseSchedule(Protocol):
     """The part of a diffusers scheduler that training needs."""
 
     config: Any
+    alphas_cumprod: torch.Tensor
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor: ...
 
@@ -147,49 +162,96 @@ class Objective(nn.Module):
     v-prediction. Unlike the paper's pseudo-code, the target is not the noisy latent.
     """
 
-    def __init__(self, model: nn.Module, scheduler: NoiseSchedule, vae_scale_factor: int = 8) -> None:
-        """`vae_scale_factor`: picture pixels per latent pixel, for SDXL's size conditioning."""
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler: NoiseSchedule,
+        vae_scale_factor: int = 8,
+        min_snr_gamma: float | None = None,
+    ) -> None:
+        """
+        Args:
+            vae_scale_factor: picture pixels per latent pixel, for SDXL's size conditioning.
+            min_snr_gamma: weight the loss of each sample by its noise level, see `_weights`. None: no weights.
+        """
         super().__init__()
+        self.min_snr_gamma = min_snr_gamma
         self.model = model
         self.scheduler = scheduler
         self.vae_scale_factor = vae_scale_factor
 
-    def forward(
+    def forward(self, **given: Any) -> torch.Tensor:
+        """The mean loss of a batch, a float32 scalar. Arguments as `Inputs.on` returns them."""
+        use_reference: tuple[bool, ...] = given["use_reference"]
+        timesteps = given["timesteps"]
+        if len(set(use_reference)) == 1:
+            return self._loss(*self._predicted(**given), timesteps)
+        # samples with and without a reference go through the networks separately
+        total = torch.zeros((), device=timesteps.device)
+        for kept in (True, False):
+            rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=timesteps.device)
+            part = {name: value[rows] for name, value in given.items() if isinstance(value, torch.Tensor)}
+            predicted = self._predicted(**part, use_reference=(kept,) * len(rows))
+            total = total + self._loss(*predicted, timesteps[rows]) * len(rows)
+        return total / len(use_reference)
+
+    def losses(self, **given: Any) -> torch.Tensor:
+        """The loss of each sample, without weights, (B,) float32. Arguments as `Inputs.on` returns them; either all or
+        none of the samples use their reference."""
+        prediction, goal = self._predicted(**given)
+        return (prediction.float() - goal).square().flatten(1).mean(1)
+
+    def _predicted(
         self,
         target: torch.Tensor,
         reference: torch.Tensor,
         noise: torch.Tensor,
-        reference_noise: torch.Tensor,
         timesteps: torch.Tensor,
         prompt_embeds: torch.Tensor,
         reference_prompt_embeds: torch.Tensor,
         use_reference: tuple[bool, ...],
+        reference_noise: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
         pooled_reference_prompt_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Arguments as in `Inputs`, all float32. Returns the mean loss of the batch, a float32 scalar."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's prediction and what it should be, (B, C, h, w) each. All or none of the samples use their
+        reference."""
         noisy = self.scheduler.add_noise(target, noise, timesteps)
-        noisy_reference = self.scheduler.add_noise(reference, reference_noise, timesteps)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            goal = self.scheduler.get_velocity(target, noise, timesteps)
+        if reference_noise is None:
+            read, reference_timesteps = reference, torch.zeros_like(timesteps)
         else:
-            goal = noise
-        batch = (noisy, timesteps, prompt_embeds, noisy_reference, reference_prompt_embeds)
+            read, reference_timesteps = self.scheduler.add_noise(reference, reference_noise, timesteps), timesteps
         conditions = {}
         if pooled_prompt_embeds is not None and pooled_reference_prompt_embeds is not None:
             conditions["added_cond_kwargs"] = self._conditions(pooled_prompt_embeds, target)
             conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
-        if len(set(use_reference)) == 1:
-            prediction = self.model(*batch, use_reference=use_reference[0], **conditions)
+        prediction = self.model(
+            noisy,
+            timesteps,
+            prompt_embeds,
+            read,
+            reference_prompt_embeds,
+            use_reference=use_reference[0],
+            reference_timesteps=reference_timesteps,
+            **conditions,
+        )
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return prediction, self.scheduler.get_velocity(target, noise, timesteps)
+        return prediction, noise
+
+    def _loss(self, prediction: torch.Tensor, goal: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.min_snr_gamma is None:
             return mse_loss(prediction.float(), goal)
-        # samples with and without a reference go through the networks separately
-        total = torch.zeros((), device=target.device)
-        for kept in (True, False):
-            rows = torch.tensor([row for row, use in enumerate(use_reference) if use == kept], device=target.device)
-            chosen = {name: {key: tensor[rows] for key, tensor in given.items()} for name, given in conditions.items()}
-            prediction = self.model(*(tensor[rows] for tensor in batch), use_reference=kept, **chosen)
-            total = total + mse_loss(prediction.float(), goal[rows]) * len(rows)
-        return total / len(use_reference)
+        each = (prediction.float() - goal).square().flatten(1).mean(1)
+        return (each * self._weights(timesteps, self.min_snr_gamma)).mean()
+
+    def _weights(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+        """The factor of each sample's loss: min(SNR, γ) / SNR for noise, min(SNR, γ) / (SNR + 1) for the velocity
+        (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4)."""
+        snr = compute_snr(self.scheduler, timesteps)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return snr.clamp(max=gamma) / (snr + 1)
+        return gamma / snr.clamp(min=gamma)  # the same as min(SNR, γ) / SNR, and defined for SNR = 0
 
     def _conditions(self, pooled: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         """SDXL's added conditions: pooled embeds, and original size, crop and target size of the uncropped picture."""

@@ -24,6 +24,7 @@ from bootpig.stages.engine.contract import (
 )
 from bootpig.stages.train.config import TrainConfig
 from bootpig.storage.fingerprint import digest
+from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -88,7 +89,14 @@ class Train(ReduceStage):
         name = str(self.config.init_from)
         if local_path(name) is None:
             raise InputError(f"train.init_from: {name!r} is not a folder; give the folder of a trained model")
-        return resolve("train.init_from", name)
+        source = resolve("train.init_from", name)
+        reads, wanted = _reference_timestep(Path(source.path)), self.config.reference_timestep
+        if reads not in (None, wanted):
+            raise InputError(
+                f"train.reference_timestep: {wanted!r}, but train.init_from was trained with {reads!r}; set "
+                f"reference_timestep to {reads}, or start from another model"
+            )
+        return source
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         """Train until `steps`, starting from the newest checkpoint if there is one.
@@ -137,6 +145,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.objective import Draws, Objective
         from bootpig.stages.train.precision import FrozenInBfloat16
         from bootpig.stages.train.state import check_finite
+        from bootpig.stages.train.validation import MEASURED, Validation
 
         config = self.config
         loader = ShardLoader(
@@ -148,6 +157,7 @@ class Train(ReduceStage):
             workers=config.num_workers,
             rank=accelerator.process_index,
             ranks=accelerator.num_processes,
+            held_out=config.validation,
         )
         samples = loader.first(SampleGrid.ROWS)
         sources = self.models()
@@ -155,7 +165,9 @@ class Train(ReduceStage):
         check_fit(config.model, pipeline, samples[0])
         # the pipeline shares its UNets with the model in training, so it always samples with and saves current weights
         reads = data.config.get("reference_caption", "caption")  # encode's setting, which inference must follow
-        pipeline.register_to_config(key_scale=config.key_scale, reference_caption=reads)
+        pipeline.register_to_config(
+            key_scale=config.key_scale, reference_caption=reads, reference_timestep=config.reference_timestep
+        )
         empty, empty_pooled = empty_prompt(pipeline)
         model = BootPIG(
             pipeline.unet,
@@ -169,7 +181,8 @@ class Train(ReduceStage):
         model.train()
         lowered = FrozenInBfloat16(model.unet, model.reference_unet) if config.mixed_precision == "bf16" else None
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        trainer = Trainer(config, model, Objective(model, scheduler, pipeline.vae_scale_factor), loader, accelerator)
+        objective = Objective(model, scheduler, pipeline.vae_scale_factor, config.min_snr_gamma)
+        trainer = Trainer(config, model, objective, loader, accelerator)
         draws = Draws(
             seed=config.seed,
             timesteps=scheduler.config.num_train_timesteps,
@@ -178,6 +191,8 @@ class Train(ReduceStage):
             drop_caption=config.drop_caption,
             drop_reference=config.drop_reference,
             drop_reference_per=config.drop_reference_per,
+            clean_references=config.reference_timestep == "zero",
+            distribution=config.timestep_distribution,
         )
         facts = {
             "recipe": config.hashed(),
@@ -186,14 +201,24 @@ class Train(ReduceStage):
             "dataset": digest([[unit.unit, unit.digest] for unit in data.units]),
             "samples": loader.order.samples,
         }
+        validation = None
+        if config.validation and accelerator.is_main_process:
+            validation = Validation(
+                objective,
+                loader.held_samples(MEASURED),
+                timesteps=scheduler.config.num_train_timesteps,
+                seed=config.seed,
+                clean=config.reference_timestep == "zero",
+            )
         grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every else None
         log = TrainingLog(workdir) if accelerator.is_main_process else None
         try:
-            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid)
+            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid, validation)
         finally:
             if log:
                 log.close()
         if accelerator.is_main_process:
+            trainer.use_average()
             check_finite(model.trained_state(), config.steps)
             if lowered:
                 model.cpu()  # its weights have their full size again
@@ -207,6 +232,15 @@ class Train(ReduceStage):
             }
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
         accelerator.wait_for_everyone()
+
+
+def _reference_timestep(model: Path) -> str | None:
+    """How a trained model reads references. None if it does not say, which loading will report."""
+    try:
+        info = parse_json((model / "bootpig.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(info.get("reference_timestep", "same")) if isinstance(info, dict) else None
 
 
 def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootPIGXLPipeline:

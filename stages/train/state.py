@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch.optim import Optimizer
 
@@ -33,8 +34,15 @@ class Position:
     """Number of steps since the last log line."""
 
 
-def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Position, identity: str) -> None:
-    """Write the trained weights, the optimizer's moments and the position to `folder`.
+def save_state(
+    folder: Path,
+    model: BootPIG,
+    optimizer: Optimizer,
+    position: Position,
+    identity: str,
+    average: EMAModel | None = None,
+) -> None:
+    """Write the trained weights, the optimizer's moments, the position, and the average of the weights to `folder`.
 
     Args:
         folder: an existing folder.
@@ -42,6 +50,7 @@ def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Pos
         optimizer: its optimizer.
         position: the progress.
         identity: digest of everything that determines the result; compared when loading.
+        average: the moving average of the trained weights, if there is one.
 
     Raises:
         FatalError: a weight or a moment is not finite. Nothing is written.
@@ -55,6 +64,9 @@ def save_state(folder: Path, model: BootPIG, optimizer: Optimizer, position: Pos
     check_finite({**weights, **moments}, position.step)
     safetensors.torch.save_file(weights, folder / "weights.safetensors")
     safetensors.torch.save_file(moments, folder / "optimizer.safetensors")
+    if average is not None:
+        averaged = dict(zip(weights, average.shadow_params, strict=True))
+        safetensors.torch.save_file(averaged, folder / "average.safetensors")
     state = {"version": VERSION, "identity": identity, **asdict(position)}
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
 
@@ -69,8 +81,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], step: int) -> None:
             )
 
 
-def load_state(folder: Path, model: BootPIG, optimizer: Optimizer, identity: str) -> Position:
-    """Load a saved state into `model` and `optimizer`. The parameters must already be on their device.
+def load_state(
+    folder: Path, model: BootPIG, optimizer: Optimizer, identity: str, average: EMAModel | None = None
+) -> Position:
+    """Load a saved state into `model`, `optimizer` and `average`. The parameters must already be on their device.
 
     Raises:
         InputError: the state cannot be read or belongs to another run.
@@ -80,6 +94,7 @@ def load_state(folder: Path, model: BootPIG, optimizer: Optimizer, identity: str
         state = parse_json((folder / "state.json").read_text())
         weights = safetensors.torch.load_file(folder / "weights.safetensors")
         moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
+        averaged = {} if average is None else safetensors.torch.load_file(folder / "average.safetensors")
         position = Position(state["step"], state["loss_sum"], state["loss_steps"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(hint % f"is not readable ({error})") from None
@@ -89,6 +104,9 @@ def load_state(folder: Path, model: BootPIG, optimizer: Optimizer, identity: str
         model.load_trained_state(weights)
     except ValueError as error:
         raise InputError(hint % f"is damaged ({error})") from None
+    if average is not None:
+        average.shadow_params = [averaged[name].to(own.device) for name, own in model.trained_state().items()]
+        average.optimization_step = position.step
     for name, parameter in model.named_parameters():
         keys = [key for key in MOMENTS if f"{name}.{key}" in moments]
         if keys:

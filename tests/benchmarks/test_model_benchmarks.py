@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import gpu, inference, networks, train_step
+from benchmarks import gpu, inference, networks, picture, train_step
 
 
 @pytest.mark.slow
@@ -14,6 +14,14 @@ def test_a_step_is_the_published_step() -> None:
     assert float(found["largest_difference"]) < 1e-3
     assert float(found["operations_ratio"]) > 1
     assert float(found["operations_ratio_sd21"]) > 1.12
+    assert {"ratio", "value", "baseline", "unit"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_a_picture_costs_less_than_its_steps() -> None:
+    found = picture.measure(images=2, references=2, rounds=1, width=64, latents=8)
+    assert float(found["operations_ratio"]) > 1.4
+    assert float(found["operations_ratio_sd21"]) > 1.6
     assert {"ratio", "value", "baseline", "unit"} <= found.keys()
 
 

@@ -12,8 +12,8 @@ from bootpig.models.core.rsa import (
     Pooling,
     ReferenceFeatures,
     RSAProcessor,
-    check_rsa,
     install_rsa,
+    keep_rsa,
     pool,
     self_attention_blocks,
 )
@@ -181,10 +181,10 @@ def test_a_unet_without_references_is_unchanged_bit_for_bit() -> None:
 def test_a_replaced_processor_is_noticed() -> None:
     unet = sd_unet()
     install_rsa(unet)
-    check_rsa(unet)
+    keep_rsa(unet)
     unet.set_attention_slice(1)
     with pytest.raises(ValueError, match="SlicedAttnProcessor in place of RSAProcessor"):
-        check_rsa(unet)
+        keep_rsa(unet)
 
 
 def test_unknown_settings_are_refused() -> None:

@@ -65,7 +65,7 @@ def test_outside_the_mask_every_pixel_stays(pipeline: BootPIGInpaintPipeline) ->
 @pytest.mark.parametrize("kind", [DDIMScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler])
 def test_known_latents_end_clean(pipeline: BootPIGInpaintPipeline, kind: type[Any], strength: float) -> None:
     own = pipeline.scheduler
-    pipeline.scheduler = kind.from_config(own.config)
+    pipeline.scheduler = kind.from_config(own.config, **({"skip_prk_steps": True} if kind is PNDMScheduler else {}))
     steps = []
     try:
         latents = paint(

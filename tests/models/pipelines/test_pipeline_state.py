@@ -118,7 +118,7 @@ def ip_adapter(pipeline: BootPIGPipeline) -> dict[str, dict[str, Tensor]]:
 
 
 def slice_attention(pipeline: BootPIGPipeline) -> None:
-    pipeline.enable_attention_slicing(1)
+    pipeline.unet.set_attention_slice(1)
 
 
 def use_xformers(pipeline: BootPIGPipeline) -> None:
@@ -127,20 +127,43 @@ def use_xformers(pipeline: BootPIGPipeline) -> None:
 
 
 def fuse(pipeline: BootPIGPipeline) -> None:
-    pipeline.fuse_qkv_projections(vae=False)
+    pipeline.unet.fuse_qkv_projections()
 
 
 def add_ip_adapter(pipeline: BootPIGPipeline) -> None:
     pipeline.unet._load_ip_adapter_weights([ip_adapter(pipeline)])
 
 
-@pytest.mark.parametrize("replace", [slice_attention, use_xformers, fuse, add_ip_adapter])
-def test_a_replaced_processor_is_said(folder: Path, replace: Callable[[BootPIGPipeline], None]) -> None:
+@pytest.mark.parametrize(
+    ("replace", "undo"),
+    [
+        (slice_attention, BootPIGPipeline.disable_attention_slicing),
+        (use_xformers, BootPIGPipeline.disable_xformers_memory_efficient_attention),
+        (fuse, lambda pipeline: pipeline.unet.unfuse_qkv_projections()),
+        (add_ip_adapter, BootPIGPipeline.unload_ip_adapter),
+    ],
+)
+def test_a_replaced_processor_is_said_and_undone(
+    folder: Path, replace: Callable[[BootPIGPipeline], None], undo: Callable[[BootPIGPipeline], None]
+) -> None:
     pipeline = sd_pipeline(folder)
+    before = generate(pipeline, references=picture(1))
     replace(pipeline)
     with pytest.raises(ValueError, match="in place of RSAProcessor") as error:
         generate(pipeline, references=picture(1))
     assert "\n" not in str(error.value)
+    undo(pipeline)
+    assert torch.equal(generate(pipeline, references=picture(1)), before)
+
+
+def test_the_reference_unet_s_processors_are_said_and_undone(folder: Path) -> None:
+    pipeline = sd_pipeline(folder)
+    before = generate(pipeline, references=picture(1))
+    pipeline.reference_unet.set_attention_slice(1)
+    with pytest.raises(ValueError, match="in place of RecordingProcessor"):
+        generate(pipeline, references=picture(1))
+    pipeline.disable_attention_slicing()
+    assert torch.equal(generate(pipeline, references=picture(1)), before)
 
 
 def test_a_lora_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 
 from bootpig.models.pretrained.embedders import DinoEmbedder
 from bootpig.models.pretrained.source import ModelError
-from bootpig.models.toy.subject_folder import FOLDER, write_folder
+from bootpig.models.toy.subject_folder import FOLDER, VALIDATION, VALIDATION_SEED, VALIDATION_SUBJECTS, write_folder
+from bootpig.models.toy.subject_folder import SUBJECTS as SHIPPED
 from bootpig.models.toy.world import KINDS
 from bootpig.stages.engine.contract import InputError, ReduceInput
 from bootpig.stages.evaluate.drawing import METHODS, drawings, prepared_references
@@ -141,6 +143,17 @@ def test_the_reference_is_seen_but_never_scored_against(result, world, tmp_path)
         assert other["methods"][method] == metrics["methods"][method]
     for method in ("untrained", "bootpig"):
         assert other["methods"][method]["dino"] != metrics["methods"][method]["dino"]
+
+
+def test_the_untrained_model_reads_references_as_the_trained_one_does(result, world, tmp_path):
+    copy = shutil.copytree(world, tmp_path / "world")
+    file = copy / "result" / "model" / "bootpig.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "reference_timestep": "zero"}))
+    metrics = run(copy, tmp_path / "clean")["methods"]
+    for method in ("untrained", "bootpig"):
+        assert metrics[method]["dino"] != result[0]["methods"][method]["dino"]
+    for method in ("text_only", "bootpig_no_reference"):
+        assert metrics[method]["dino"] == result[0]["methods"][method]["dino"]
 
 
 def test_a_changed_picture_changes_the_identity(world, tmp_path):
@@ -269,14 +282,23 @@ def test_no_prompt_and_no_subject_get_one_line(tmp_path, world):
         Evaluate(evaluate_config(world, subjects="some/where"), seed=0).models()
 
 
-def test_the_committed_folder_is_what_its_maker_makes(tmp_path):
-    write_folder(tmp_path / "subjects")
+@pytest.mark.parametrize(
+    ("folder", "subjects", "seed"), [(FOLDER, SHIPPED, 0), (VALIDATION, VALIDATION_SUBJECTS, VALIDATION_SEED)]
+)
+def test_the_committed_folder_is_what_its_maker_makes(folder, subjects, seed, tmp_path):
+    write_folder(tmp_path / "subjects", subjects, seed)
     made = {p.relative_to(tmp_path / "subjects"): p for p in (tmp_path / "subjects").rglob("*.*")}
-    assert set(made) == {p.relative_to(FOLDER) for p in FOLDER.rglob("*.*")}
-    assert (tmp_path / "subjects" / "subjects.yaml").read_text() == (FOLDER / "subjects.yaml").read_text()
+    assert set(made) == {p.relative_to(folder) for p in folder.rglob("*.*")}
+    assert (tmp_path / "subjects" / "subjects.yaml").read_text() == (folder / "subjects.yaml").read_text()
     for name, path in made.items():
         if path.suffix == ".png":
-            assert (np.asarray(Image.open(path)) == np.asarray(Image.open(FOLDER / name))).all(), name
+            assert (np.asarray(Image.open(path)) == np.asarray(Image.open(folder / name))).all(), name
+
+
+def test_validation_has_other_identities():
+    references = [{path.read_bytes() for path in folder.glob("*/00.png")} for folder in (FOLDER, VALIDATION)]
+    assert [len(pictures) for pictures in references] == [SHIPPED, VALIDATION_SUBJECTS]
+    assert not references[0] & references[1]
 
 
 def test_the_committed_folder_holds_enough(tmp_path):

@@ -21,7 +21,7 @@ from bootpig.stages.engine.engine import Engine
 from bootpig.stages.evaluate.results import result_rows, results_table
 from bootpig.stages.pictures import encode_mask
 from bootpig.stages.registry import STAGES
-from bootpig.stages.report.charts import loss_curve
+from bootpig.stages.report.charts import curve
 from bootpig.stages.report.gather import (
     Example,
     Rejected,
@@ -34,7 +34,7 @@ from bootpig.stages.report.gather import (
     collect_rejected,
     data_uri,
     gather,
-    read_loss,
+    read_curve,
     read_sheet,
 )
 from bootpig.stages.report.html import build_report, duration
@@ -113,7 +113,7 @@ def fill(engine: Engine) -> None:
     engine.run_reduce("train")
     engine.run_reduce("evaluate")
     surveys = engine.survey_all()
-    log = "\n".join(json.dumps({"step": step, "loss": 1 / step}) for step in range(10, 210, 10))
+    log = "\n".join(json.dumps({"step": step, "loss": 1 / step, "reference_gain": 0.01}) for step in range(10, 210, 10))
     engine.root.write(f"{surveys['train'].result.path}/log.jsonl", log.encode())
     result = surveys["evaluate"].result.path
     engine.root.write(f"{result}/metrics.json", json.dumps(metrics()).encode())
@@ -164,6 +164,8 @@ def test_a_whole_run_makes_a_whole_page(store):
     ):
         assert text in page.text, text
     assert all(subject.name in page.text for subject in report.subjects)
+    charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") == "chart"]
+    assert charts == ["Training loss by step", "Reference gain by step"]
     assert "3 made" in page.text
     assert "1 cached" in page.text
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
@@ -295,7 +297,7 @@ def test_a_sheet_too_long_is_spread(tmp_path):
     entry = read_sheet(root, "result", 5)[1]
     assert [title for title, _ in entry.pictures] == ["reference", "text only", "untrained", "trained"]
     assert read_sheet(root, "elsewhere") == []
-    assert read_loss(root, "elsewhere") == []
+    assert read_curve(root, "elsewhere", "loss") == []
 
 
 def test_large_pictures_are_made_small():
@@ -305,24 +307,24 @@ def test_large_pictures_are_made_small():
     assert np.abs(large.astype(int) - (200, 30, 30)).max() < 6
 
 
-def test_the_loss_curve_spans_its_points():
-    curve = loss_curve([(step, 2.0 - step / 1000) for step in range(0, 1001, 10)])
-    assert curve.raw.startswith("M0.00 ")
-    assert [tick.label for tick in curve.x] == ["0", "250", "500", "750", "1,000"]
-    assert (curve.y[0].at, curve.y[-1].at) == (100, 0)
-    assert curve.last == pytest.approx(1.01)
-    places = [tuple(map(float, pair.split())) for pair in curve.raw[1:].split(" L")]
+def test_the_curve_spans_its_points():
+    found = curve([(step, 2.0 - step / 1000) for step in range(0, 1001, 10)])
+    assert found.raw.startswith("M0.00 ")
+    assert [tick.label for tick in found.x] == ["0", "250", "500", "750", "1,000"]
+    assert (found.y[0].at, found.y[-1].at) == (100, 0)
+    assert found.last == pytest.approx(1.01)
+    places = [tuple(map(float, pair.split())) for pair in found.raw[1:].split(" L")]
     assert places[-1][0] == 100
     assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in places)
 
 
-def test_the_loss_curve_bears_odd_points():
-    assert loss_curve([]) is None
-    assert loss_curve([(1, 0.5)]) is None
-    assert loss_curve([(1, 0.5), (2, math.nan)]) is None
-    flat = loss_curve([(1, 0.5), (2, 0.5)])
+def test_the_curve_bears_odd_points():
+    assert curve([]) is None
+    assert curve([(1, 0.5)]) is None
+    assert curve([(1, 0.5), (2, math.nan)]) is None
+    flat = curve([(1, 0.5), (2, 0.5)])
     assert flat.last == 0.5
-    spike = loss_curve([(0, 900.0), *((step, 1.0 + 0.1 * (step % 2)) for step in range(1, 3000))])
+    spike = curve([(0, 900.0), *((step, 1.0 + 0.1 * (step % 2)) for step in range(1, 3000))])
     assert len(spike.raw.split("L")) <= 400
     assert max(float(tick.label) for tick in spike.y) < 2
 

@@ -51,6 +51,14 @@ def test_draws_follow_from_the_visit_alone() -> None:
     assert not torch.equal(whole.noise, other.noise)
 
 
+def test_clean_references_change_no_other_draw() -> None:
+    noised, clean = draws()(0, batch()), draws(clean_references=True)(0, batch())
+    assert clean.reference_noise is None
+    assert torch.equal(noised.noise, clean.noise)
+    assert torch.equal(noised.timesteps, clean.timesteps)
+    assert noised.use_reference == clean.use_reference
+
+
 def test_noise_is_normal_and_independent() -> None:
     inputs = [draws()(0, batch(range(i * B, i * B + B))) for i in range(60)]
     noise = torch.cat([i.noise for i in inputs]).flatten()
@@ -108,31 +116,77 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
 
-    def forward(self, *arguments: torch.Tensor, use_reference: bool) -> torch.Tensor:
-        self.calls.append((*arguments, use_reference))
-        noisy, _, _, noisy_reference, _ = arguments
-        return 0.5 * noisy + (0.25 * noisy_reference if use_reference else 0.0)
+    def forward(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        references: torch.Tensor,
+        reference_prompt_embeds: torch.Tensor,
+        *,
+        use_reference: bool,
+        reference_timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        self.calls.append((timesteps, reference_timesteps, use_reference))
+        return 0.5 * noisy_latents + (0.25 * references if use_reference else 0.0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("per", ["sample", "step"])
-def test_loss_is_the_formula(prediction_type: str, per: str) -> None:
+@pytest.mark.parametrize("clean", [False, True])
+def test_loss_is_the_formula(prediction_type: str, per: str, clean: bool) -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
-    inputs = draws(drop_reference=0.5, drop_reference_per=per)(0, batch())
+    inputs = draws(drop_reference=0.5, drop_reference_per=per, clean_references=clean)(0, batch())
     given = inputs.on(torch.device("cpu"))
     model = Recorder()
     loss = Objective(model, scheduler)(**given)
 
     alpha = scheduler.alphas_cumprod[given["timesteps"]].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * given["target"] + (1 - alpha).sqrt() * given["noise"]
-    noisy_reference = alpha.sqrt() * given["reference"] + (1 - alpha).sqrt() * given["reference_noise"]
+    noisy_reference = given["reference"]
+    if not clean:
+        noisy_reference = alpha.sqrt() * given["reference"] + (1 - alpha).sqrt() * given["reference_noise"]
     velocity = alpha.sqrt() * given["noise"] - (1 - alpha).sqrt() * given["target"]
     goal = given["noise"] if prediction_type == "epsilon" else velocity
     uses = torch.tensor(inputs.use_reference).view(-1, 1, 1, 1)
     prediction = 0.5 * noisy + 0.25 * noisy_reference * uses
     torch.testing.assert_close(loss, (prediction - goal).square().mean())
     assert len(model.calls) == len(set(inputs.use_reference)) == (2 if per == "sample" else 1)
-    assert all(torch.equal(call[1], given["timesteps"][list_of(inputs, call[-1])]) for call in model.calls)
+    for timesteps, reference_timesteps, kept in model.calls:
+        assert torch.equal(timesteps, given["timesteps"][list_of(inputs, kept)])
+        assert torch.equal(reference_timesteps, torch.zeros_like(timesteps) if clean else timesteps)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_min_snr_weights_each_sample(prediction_type: str, zero_snr: bool) -> None:
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr
+    )
+    given = draws(drop_reference=0.0)(0, batch()).on(torch.device("cpu"))
+    given["timesteps"][0] = 999  # no signal is left here, if the schedule ends with zero SNR
+    objective = Objective(Recorder(), scheduler, min_snr_gamma=5.0)
+    one_by_one = []
+    for row in range(B):
+        part = {name: value[row : row + 1] for name, value in given.items()}
+        alpha = scheduler.alphas_cumprod[part["timesteps"]]
+        snr = alpha / (1 - alpha)
+        weight = torch.minimum(snr, torch.tensor(5.0)) / (snr + (prediction_type == "v_prediction"))
+        if prediction_type == "epsilon" and snr == 0:
+            weight = torch.ones(1)  # the limit
+        one_by_one.append(weight * Objective(Recorder(), scheduler)(**part))
+    torch.testing.assert_close(objective(**given), torch.stack(one_by_one).mean())
+
+
+def test_logit_normal_timesteps() -> None:
+    seen = torch.cat(
+        [draws(distribution="logit_normal")(0, batch(range(i * B, i * B + B))).timesteps for i in range(60)]
+    ).double()
+    assert 0 <= seen.min() < 100
+    assert 900 < seen.max() <= 999
+    places = ((seen + 0.5) / 1000).logit()
+    assert abs(places.mean()) < 0.1
+    assert abs(places.std() - 1) < 0.1
 
 
 def list_of(inputs: Inputs, kept: bool) -> list[int]:

@@ -86,10 +86,19 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", ["killed", "sigterm"])
-def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: str) -> None:
+CURRENT = {
+    "reference_timestep": "zero",
+    "timestep_distribution": "logit_normal",
+    "min_snr_gamma": 5.0,
+    "ema_decay": 0.9,
+}
+"""What a current recipe has and the paper's does not."""
+
+
+@pytest.mark.parametrize(("stop", "more"), [("killed", {}), ("sigterm", {}), ("killed", CURRENT)])
+def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: str, more: dict[str, object]) -> None:
     # The third step lies between two lines of the log.
-    config = recipe(base, checkpoint_every=3, sample_every=2, schedule="linear_tail", warmup_steps=2)
+    config = recipe(base, checkpoint_every=3, sample_every=2, schedule="linear_tail", warmup_steps=2, **more)
     straight = train(config, data, tmp_path / "straight")
 
     def progress(done: int, total: int, text: str) -> None:
@@ -207,6 +216,43 @@ def test_model_loads_and_another_goes_on_from_it(base: Path, data: ReduceInput, 
     frozen = recipe(base, steps=1, init_from=str(model), learning_rate_reference=0, learning_rate_base=0)
     assert equal(first, train(frozen, data, tmp_path / "second"))
     assert Train(frozen, 0).models().keys() == {"model", "init_from"}
+
+
+def test_clean_references_are_trained_saved_and_not_mixed(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    same = train(recipe(base, steps=2), data, tmp_path / "same")
+    zero = train(recipe(base, steps=2, reference_timestep="zero"), data, tmp_path / "zero")
+    assert not equal(same, zero)
+    pipeline = BootPIGPipeline.from_pretrained(base)
+    assert pipeline.load_bootpig(tmp_path / "zero/model")["recipe"]["reference_timestep"] == "zero"
+    assert pipeline.config.reference_timestep == "zero"
+    Train(recipe(base, init_from=str(tmp_path / "zero/model"), reference_timestep="zero"), 0).models()
+    for wanted, model in (("same", "zero"), ("zero", "same")):
+        mixed = recipe(base, init_from=str(tmp_path / model / "model"), reference_timestep=wanted)
+        with pytest.raises(ValueError, match=f"train.reference_timestep: '{wanted}', but .* trained with '{model}'"):
+            Train(mixed, 0).models()
+
+
+def test_the_choices_of_the_paper_leave_fingerprints_as_they_were(base: Path) -> None:
+    assert not CURRENT.keys() & recipe(base).hashed().keys()
+    assert CURRENT.items() <= recipe(base, **CURRENT).hashed().items()
+
+
+def test_the_average_is_exported_and_saved(base: Path, data: ReduceInput, tmp_path: Path) -> None:
+    """diffusers' average starts as the first update's weights, and then moves by 1 - decay, at most (1 + k) / (10 + k)
+    at update k."""
+    last = [train(recipe(base, steps=steps), data, tmp_path / str(steps)) for steps in (1, 2, 3)]
+    config = recipe(base, steps=3, ema_decay=0.15, checkpoint_every=2)
+    averaged = train(config, data, tmp_path / "out", tmp_path / "kept")
+    for name, weight in averaged.items():
+        one, two, three = (weights[name] for weights in last)
+        expected = one
+        for update, weights in ((2, two), (3, three)):
+            decay = min(update / (9 + update), 0.15)
+            expected = decay * expected + (1 - decay) * weights
+        torch.testing.assert_close(weight, expected)
+    assert not equal(averaged, last[2])
+    kept = load_file(tmp_path / "kept/checkpoint-00002/average.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
 def test_it_learns(data: ReduceInput, tmp_path: Path) -> None:
