@@ -198,6 +198,8 @@ class _Work:
             self._note(stage, outcome)
             if outcome.failed:
                 failures.append(f"{stage}: {outcome.message()}")
+            if outcome.stopped:
+                return [*failures, outcome.stopped]
             if not any(state == "complete" for state in self.surveys[stage].units.values()):
                 changed = "a model or a file changed during the run, so the result is out of date; run again"
                 return failures or [f"{stage}: {changed if outcome.made else 'no unit to work on'}"]
@@ -249,6 +251,7 @@ class _Work:
         )
         lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
         lines += [f"  {why}" for why in dict.fromkeys((*outcome.failed.values(), *list(outcome.pending.values())[:1]))]
+        lines += [f"  {outcome.stopped}"] if outcome.stopped else []
         if lost := sum(rows.get("failed", {}).values()):
             lines.append(f"  warning: {lost} rows failed; retry them with --retry-failed")
         self._keep(*lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -26,8 +27,11 @@ from bootpig.flows.runners import Workers
 from bootpig.flows.server import is_own
 from bootpig.stages.engine.contract import MapStage, Stage
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.first_units import FirstUnits
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.engine.units import UnitReport
+from bootpig.storage.errors import CorruptPart
+from bootpig.storage.parts import Parts
 
 GPU_TAG = "bootpig-gpu"
 """Tag of the tasks of stages with a device. `prefect gcl create tag:bootpig-gpu --limit 1` runs one at a time, also
@@ -51,6 +55,8 @@ class StageOutcome:
     """Unit → reason in one line."""
     pending: dict[int, str] = field(default_factory=dict)
     """Unit → reason, for units that cannot be made now although nothing is wrong with them."""
+    stopped: str = ""
+    """Why the run stops after the first units of this stage, in one line. Empty if it goes on."""
     seconds: float = 0.0
     last_task: UUID | None = None
     """The task run that ended last. Once the server shows it, it shows all of them."""
@@ -124,12 +130,12 @@ class StageRun:
         def stage_flow(units: str, force: bool, retry_failed: bool) -> State[Any]:
             self._reduce() if is_reduce else self._map()
             self.outcome.seconds = time.monotonic() - started
-            if self.outcome.failed:
-                return Failed(message=self.outcome.message())
+            if self.outcome.failed or self.outcome.stopped:
+                return Failed(message=self.outcome.stopped or self.outcome.message())
             return Completed(message=self.outcome.message())
 
         state = stage_flow(numbers(self.units), self.force, self.retry_failed, return_state=True)
-        if state.is_completed() or self.outcome.failed:
+        if state.is_completed() or self.outcome.failed or self.outcome.stopped:
             return self.outcome
         # raise what is not a failed unit: bad input, an interruption, a bug
         state.result()
@@ -143,12 +149,14 @@ class StageRun:
                 self._note(unit, found(unit, return_state=True))
             else:
                 due.append(unit)
-        if not due:
-            return
         config = self.engine.config
         in_process = config.runner == "threads"
         stage = self.engine.make(self.stage)
         assert isinstance(stage, MapStage)
+        first = self._first_units(stage, due)
+        if first.problem or not due:
+            self.outcome.stopped = first.problem
+            return
         made_by = (make_unit if in_process else make_unit_elsewhere).with_options(name=self.stage, tags=_tags(stage))
         ahead = 0 if stage.sequential else 2 * config.workers
         with (
@@ -159,19 +167,39 @@ class StageRun:
             waiting: deque[tuple[int, PrefectFuture[Any]]] = deque()
             try:
                 for unit in due:
-                    if len(waiting) > ahead:
-                        self._await(waiting, bar)
+                    # until the first units are judged, none waits behind those that run
+                    if len(waiting) > (ahead if first.decided else min(ahead, config.workers - 1)):
+                        self._await(waiting, bar, first)
                         share(self.outcome.total(), len(self.units))
+                    if first.problem:
+                        break
                     place: Any = _Place(self.engine, bar) if in_process else dump_config(config)
                     waiting.append((unit, made_by.submit(place, self.stage, unit, self.force, self.retry_failed)))
                 while waiting:
-                    self._await(waiting, bar)
+                    self._await(waiting, bar, first)
                     share(self.outcome.total(), len(self.units))
+                self.outcome.stopped = first.problem
             except BaseException as error:
                 interrupt.stop(error)
                 raise
 
-    def _await(self, waiting: deque[tuple[int, PrefectFuture[Any]]], bar: display.StageBar) -> None:
+    def _first_units(self, stage: MapStage, due: list[int]) -> FirstUnits:
+        """The judge of the first units, which knows those that are complete."""
+        complete = self.survey.markers.keys() - set(due)
+        units = complete | set(due)
+        first = FirstUnits(stage, units, units >= self.survey.units.keys(), self.engine.config.max_rejected)
+        for unit in sorted(complete):
+            first.add(unit, self.survey.markers[unit].counts)
+        return first
+
+    def _counts(self, unit: int) -> Counter[tuple[str, str]] | None:
+        """The rows of a unit that this run made, by status and reason. None if it has no marker."""
+        with suppress(CorruptPart):
+            marker = Parts(self.engine.root, self.stage, self.survey.fingerprint).marker(unit)
+            return None if marker is None else marker.counts
+        return None
+
+    def _await(self, waiting: deque[tuple[int, PrefectFuture[Any]]], bar: display.StageBar, first: FirstUnits) -> None:
         unit, future = waiting.popleft()
         try:
             future.wait()
@@ -179,6 +207,8 @@ class StageRun:
             self.outcome.failed[unit] = GONE
         else:
             self._note(unit, future.state)
+        if not first.decided and unit not in self.outcome.pending:
+            first.add(unit, None if unit in self.outcome.failed else self._counts(unit))
         if self.engine.config.runner != "threads":
             bar.advance(self.engine.config.unit_size)
 

@@ -36,6 +36,13 @@ class PipelineConfig(StageConfig):
         json_schema_extra=SPEED,
         description="Fraction of failed rows above which a unit fails.",
     )
+    max_rejected: float = Field(
+        default=0.999,
+        ge=0,
+        le=1,
+        json_schema_extra=SPEED,
+        description="Fraction of rejected rows in the first units of a stage above which the run stops. 1: never.",
+    )
     min_yield: float = Field(
         default=0.3,
         ge=0,

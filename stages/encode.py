@@ -67,6 +67,7 @@ class Encode(MapStage):
     config: EncodeConfig
     columns: ClassVar[pa.Schema] = pa.schema([])
     reasons: ClassVar[Mapping[str, str]] = {"not_finite": "a latent or an embedding does not fit float16"}
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"not_finite": ("dtype",)}
 
     @property
     def slice_size(self) -> int:

@@ -90,6 +90,11 @@ class Synthesize(MapStage):
         "nsfw": "the model's safety checker flagged the picture",
         "blank": "the picture has a single colour",
     }
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "not_finite": ("dtype",),
+        "nsfw": ("model",),
+        "blank": ("min_contrast",),
+    }
 
     @property
     def slice_size(self) -> int:

@@ -47,6 +47,11 @@ class Caption(MapStage):
         **ANSWER_FAULTS,
         **REQUEST_FAULTS,
     }
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "no_object": ("source",),
+        "not_an_object": ("openai",),
+        "duplicate": ("openai",),
+    }
 
     def __init__(self, config: CaptionConfig, seed: int) -> None:
         super().__init__(config, seed)

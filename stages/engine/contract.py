@@ -303,6 +303,8 @@ class MapStage(Stage):
     """The stage's own columns, which follow id, unit, status and reason."""
     reasons: ClassVar[Mapping[str, str]] = {}
     """Code → meaning. The `reason` of a row is one of these codes, or `error`."""
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Code of a rejected row → the stage's settings that decide about it, for messages."""
 
     @property
     def slice_size(self) -> int:

@@ -128,6 +128,15 @@ class Segment(MapStage):
         "too_small": "the mask covers less than min_area",
         "too_large": "the mask covers more than max_area",
     }
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "no_detection": ("query", "detection_threshold"),
+        "low_score": ("min_score",),
+        "no_mask": ("sam",),
+        "low_sam_quality": ("min_sam_iou",),
+        "touches_border": ("border",),
+        "too_small": ("min_area",),
+        "too_large": ("max_area",),
+    }
 
     @property
     def slice_size(self) -> int:
