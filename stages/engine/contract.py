@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
+from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import holds_credentials
 from bootpig.storage.secrets import mask
@@ -53,36 +54,6 @@ class Postponed(RuntimeError):
     """A unit cannot be made now, but nothing is wrong with it (a spending cap). It stays pending. One line."""
 
 
-_YAML_WORDS = {False: ("no", "off", "false", "n"), True: ("yes", "on", "true", "y")}
-"""Words that YAML reads as booleans."""
-
-
-def words_of_choices(model: type[BaseModel], data: Any) -> Any:
-    """`data` with booleans replaced by the word that was meant, in fields with a choice of words. YAML reads `no`, for
-    example, as false."""
-    if not isinstance(data, dict):
-        return data
-    meant = dict(data)
-    for name, value in data.items():
-        if isinstance(value, bool) and name in model.model_fields:
-            annotation = model.model_fields[name].annotation
-            choices = {choice for part in (annotation, *get_args(annotation)) for choice in get_args(part)}
-            word = next((word for word in _YAML_WORDS[value] if word in choices), None)
-            if word is not None and bool not in (annotation, *get_args(annotation)):
-                meant[name] = word
-    return meant
-
-
-def _takes_numbers(annotation: Any) -> bool:
-    """Whether a field of this type takes numbers, alone or in a list, and no truth values."""
-    kinds, pending = set(), [annotation]
-    while pending:
-        kind = pending.pop()
-        kinds.add(kind)
-        pending += get_args(kind) if get_origin(kind) is not Literal else ()
-    return bool(kinds & {int, float}) and not kinds & {bool, Any}
-
-
 class StageConfig(BaseModel):
     """A stage's section of the YAML file. Fields state unit, bounds and whether they change the output."""
 
@@ -106,7 +77,7 @@ class StageConfig(BaseModel):
         # pydantic takes True for 1, and YAML takes yes, on, no and off for truth values
         parts = value if isinstance(value, list | tuple) else [value]
         holds_truth = any(isinstance(part, bool) for part in parts)
-        if holds_truth and _takes_numbers(cls.model_fields[str(info.field_name)].annotation):
+        if holds_truth and takes_numbers(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("is a truth value to YAML; give a number")
         return value
 
