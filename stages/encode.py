@@ -29,7 +29,7 @@ from bootpig.stages.pictures import decode_pngs
 if TYPE_CHECKING:
     import torch
 
-    from bootpig.models.pretrained.painters import LatentEncoder
+    from bootpig.models.pretrained.encoders import LatentEncoder
 
 TOKENS = 77
 """Of CLIP's prompt embeds; for estimates, like `POOLED`, the width of SDXL's pooled embeds."""
@@ -95,7 +95,7 @@ class Encode(MapStage):
 
     def setup(self) -> None:
         from bootpig.models.devices import torch_device, torch_dtype
-        from bootpig.models.pretrained.painters import LatentEncoder
+        from bootpig.models.pretrained.encoders import LatentEncoder
 
         self._encoder: LatentEncoder = LatentEncoder(
             self.models()["model"],

@@ -9,8 +9,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
+from bootpig.models.pretrained.encoders import load_pipeline
 from bootpig.models.pretrained.finite import check_pipeline
-from bootpig.models.pretrained.painters import load_pipeline
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
 

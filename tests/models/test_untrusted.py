@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline
 from bootpig.models.painters.loading import load_text_to_image
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
-from bootpig.models.pretrained.painters import LatentEncoder
+from bootpig.models.pretrained.encoders import LatentEncoder
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 from bootpig.models.pretrained.sources import resolve
+from tests.models.detectors import save_grounding_dino
 from tests.models.families import save_sd21
-from tests.models.pretrained.test_segmenters import save_grounding_dino
 from tests.models.tiny import save_clip, save_vit
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

@@ -12,9 +12,10 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from bootpig.models.painters.loading import load_text_to_image
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.embedders import ClipEmbedder
-from bootpig.models.pretrained.painters import LatentEncoder, load_text_to_image
+from bootpig.models.pretrained.encoders import LatentEncoder
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelError, content_digest
 from bootpig.models.pretrained.sources import resolve, resolve_file

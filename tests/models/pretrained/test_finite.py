@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bootpig.flows.cli.generate import _pipeline as load_for_generate
+from bootpig.models.painters.loading import load_refiner, load_text_to_image
 from bootpig.models.pipelines.bases import load_base
+from bootpig.models.pretrained.encoders import LatentEncoder
 from bootpig.models.pretrained.finite import check_weights, first_not_finite
-from bootpig.models.pretrained.painters import LatentEncoder, load_refiner, load_text_to_image
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import PROJECT, ModelError
 from bootpig.models.pretrained.sources import resolve
@@ -120,14 +121,14 @@ def test_trained_weights(file: str, base: Path, tmp_path: Path):
     trained = tmp_path / "trained"
     pipeline.save_bootpig(trained, {"base": str(base)})
     name = spoil(trained / file, 70000.0)
-    info = {"base": str(base)}
-    assert load_for_generate(trained, info, None)
+    source = resolve("model.base", str(base))
+    assert load_for_generate(trained, source, None)
     with pytest.raises(ModelError) as caught:
-        load_for_generate(trained, info, "float16")
+        load_for_generate(trained, source, "float16")
     assert str(caught.value).endswith("do not fit float16; set --dtype to bfloat16")
     spoil(trained / file, NAN)
     with pytest.raises(ModelError) as caught:
-        load_for_generate(trained, info, None)
+        load_for_generate(trained, source, None)
     assert str(caught.value).startswith(f"model: {str(trained)!r}: the weights {name!r} of its ")
     sources = {"model": resolve("train.model", str(base)), "init_from": resolve("train.init_from", str(trained))}
     with pytest.raises(ModelError, match=r"^train\.init_from: .* hold NaN or infinity"):
