@@ -193,8 +193,8 @@ def pool(own: Tensor, outputs: Sequence[Tensor], pooling: str) -> Tensor:
 
 
 def is_a(thing: object, kind: type) -> bool:
-    """Whether `thing` is of class `kind`, or of its copy in the single file that a saved pipeline brings along: both can
-    be loaded in one process and share networks."""
+    """Whether `thing` is of class `kind`, or of its copy in the single file of a saved pipeline: one process
+    can load both and let them share networks."""
     return type(thing).__name__ == kind.__name__
 
 

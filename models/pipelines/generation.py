@@ -163,8 +163,14 @@ class GenerationMixin(BootPIGMixin):
         for name in ("unet", "vae", "scheduler"):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: this pipeline was made without it and cannot draw; load it completely")
-        if r.reference_images is not None and self.reference_unet is None:
+        if r.reference_images is None:
+            return
+        if self.reference_unet is None:
             raise ValueError("reference_unet: this pipeline was made without it; leave reference_images out or load it")
+        if self.reference_unet.dtype != self.unet.dtype:
+            raise ValueError(
+                f"reference_unet: {self.reference_unet.dtype} beside a unet of {self.unet.dtype}; cast both alike"
+            )
 
     def _size(self, r: Request) -> tuple[int, int]:
         """(height, width) in pixels. Where the request has none, the UNet's own resolution."""
@@ -272,6 +278,13 @@ class GenerationMixin(BootPIGMixin):
             raise ValueError(f"{name}: missing; give {name} or {name}_embeds")
         device, dtype = self._execution_device, self.unet.dtype
         return Encoded(embeds.to(device, dtype), None if pooled is None else pooled.to(device, dtype))
+
+
+def no_text_encoder(suffix: str) -> ValueError:
+    return ValueError(
+        f"text_encoder{suffix}: this pipeline was made without it or its tokenizer; give prompt_embeds, "
+        "negative_prompt_embeds and, with references, reference_prompt_embeds"
+    )
 
 
 def _pairs(

@@ -77,6 +77,6 @@ def check_lengths(prompt: Tensor, negative: Tensor) -> None:
     """
     if prompt.shape != negative.shape:
         raise ValueError(
-            f"negative_prompt_embeds: {negative.shape[1]} tokens for prompt_embeds of {prompt.shape[1]}; pad the shorter, "
-            "and give both as embeds"
+            f"negative_prompt_embeds: {negative.shape[1]} tokens beside prompt_embeds of {prompt.shape[1]}; pad the "
+            "shorter, and give both as embeds"
         )

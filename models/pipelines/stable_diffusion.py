@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts
+from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts, no_text_encoder
 from bootpig.models.pipelines.guidance import Conditions
 from bootpig.models.pipelines.known_region import InpaintOutput, InpaintTask
 from bootpig.models.pipelines.request import Request, Sizes
@@ -21,6 +21,7 @@ class StableDiffusionParts(GenerationMixin):
     """Mixin for subclasses of `StableDiffusionPipeline`."""
 
     text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
     run_safety_checker: Callable[..., tuple[Tensor, list[bool] | None]]
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -69,6 +70,8 @@ class StableDiffusionParts(GenerationMixin):
         )
 
     def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise no_text_encoder("")
         scale = (self.cross_attention_kwargs or {}).get("scale")
         first = [text for text, _ in texts]
         with self._without_last_layers(clip_skip or 0):

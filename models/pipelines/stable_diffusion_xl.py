@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffus
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts
+from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts, no_text_encoder
 from bootpig.models.pipelines.guidance import Conditions
 from bootpig.models.pipelines.known_region import InpaintOutput, InpaintTask
 from bootpig.models.pipelines.request import Request, Sizes
@@ -23,6 +23,8 @@ class StableDiffusionXLParts(GenerationMixin):
 
     watermark: Any
     """diffusers' `StableDiffusionXLWatermarker`, or None."""
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer_2: CLIPTokenizer
     _get_add_time_ids: Callable[..., Tensor]
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
@@ -96,6 +98,9 @@ class StableDiffusionXLParts(GenerationMixin):
             raise ValueError("reference_pooled_prompt_embeds: missing; give it along with reference_prompt_embeds")
 
     def _encode_texts(self, texts: list[Texts], clip_skip: int | None) -> dict[Texts, Encoded]:
+        # an SDXL refiner has only the second one
+        if self.text_encoder_2 is None or self.tokenizer_2 is None:
+            raise no_text_encoder("_2")
         scale = (self.cross_attention_kwargs or {}).get("scale")
         embeds, _, pooled, _ = self.encode_prompt(
             [first for first, _ in texts],

@@ -192,7 +192,7 @@ def test_what_is_no_callback(shared: Any, callback: object) -> None:
 
 
 def test_an_unknown_tensor_is_one_line(shared: Any) -> None:
-    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs.*mask"):
+    with pytest.raises(ValueError, match=r"callback_on_step_end_tensor_inputs.*mask"):
         draw(shared, callback_on_step_end=lambda *args: {}, callback_on_step_end_tensor_inputs=["mask"])
 
 
