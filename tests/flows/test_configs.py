@@ -13,8 +13,9 @@ from bootpig.models.toy.subject_folder import write_folder
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import preflight
 from bootpig.stages.registry import MAP_STAGES
+from tests.models.detectors import save_grounding_dino
 from tests.models.families import save_refiner, save_sd15, save_sd21, save_sdxl
-from tests.models.pretrained.test_segmenters import SAM, save_grounding_dino
+from tests.models.pretrained.test_segmenters import SAM
 from tests.models.tiny import save_clip, save_vit
 
 CONFIGS = Path(__file__).parents[2] / "configs"
