@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cached, inference, loader, overhead, picture, tar, train_step
+from benchmarks import cached, inference, loader, loading, overhead, picture, tar, train_step
 
 Measurement = dict[str, float | str]
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
     "synthesize_overhead": (overhead.synthesize, "≤ 1.03"),
     "segment_overhead": (overhead.segment, "≤ 1.03"),
     "cached_rerun": (cached.rerun, "≤ 10 s"),
+    "weights_scan": (loading.scan, "≤ 0.02"),
     "loader": (loader.measure, "≥ 0.95"),
     "tar_write": (tar.write, "≥ 1.3"),
     "tar_read": (tar.read, "≥ 1"),

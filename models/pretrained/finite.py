@@ -79,9 +79,10 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if _is_plain(parameter):
             yield name, parameter.detach()
-    stored = model.state_dict().keys()
-    for name, buffer in model.named_buffers():
-        if name in stored and _is_plain(buffer):
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if _is_plain(buffer)]
+    stored = model.state_dict().keys() if buffers else ()
+    for name, buffer in buffers:
+        if name in stored:
             # a mask for attention may be stored, with -inf in it
             yield name, buffer.masked_fill(buffer == -torch.inf, 0)
 
@@ -97,12 +98,13 @@ def first_not_finite(tensors: Named) -> tuple[str, Tensor] | None:
     NaN and infinity stay in a sum, so a finite sum proves that all values are finite, at the speed of memory. The
     values themselves are looked at only where a sum is not finite, because it can overflow.
     """
-    suspects: dict[torch.device, list[tuple[str, Tensor, Tensor]]] = {}
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor, Tensor]]] = {}
     for name, tensor in tensors:
-        suspects.setdefault(tensor.device, []).append((name, tensor, _countable(tensor).sum().abs().float()))
-    for found in suspects.values():
-        sums = torch.stack([total for *_, total in found]).isfinite().tolist()  # one transfer per device
-        for (name, tensor, _), finite in zip(found, sums, strict=True):
+        total = _countable(tensor).sum()
+        groups.setdefault((total.device, total.dtype), []).append((name, tensor, total))
+    for group in groups.values():
+        sums = torch.stack([total for *_, total in group]).isfinite().tolist()  # one transfer from a GPU
+        for (name, tensor, _), finite in zip(group, sums, strict=True):
             if not finite and not bool(_countable(tensor).isfinite().all()):
                 return name, tensor
     return None

@@ -181,3 +181,63 @@ def test_the_card_goes_with_the_model(model: Path) -> None:
     info = json.loads((model / "bootpig.json").read_text())
     assert info["base_license"] == "apache-2.0"
     assert "license: apache-2.0" in (model / "README.md").read_text()
+
+
+def overflowing(folder: Path, weight: float) -> Path:
+    """A trained model on a base whose weights are finite, but whose pictures are not."""
+    pipeline = BootPIGPipeline.from_pretrained(BASE, safety_checker=None, requires_safety_checker=False)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.weight.fill_(weight)
+    pipeline.save_pretrained(folder / "base")
+    pipeline.save_bootpig(folder / "model", {"base": str(folder / "base")})
+    return folder / "model"
+
+
+@pytest.mark.parametrize(
+    ("weight", "dtype", "fix"),
+    [
+        (3e38, "float32", "the networks diverge even in float32; lower the guidance scales, or use another"),
+        (6e4, "float16", "float16 overflows; set --dtype to bfloat16 or float32"),
+    ],
+)
+@pytest.mark.parametrize("paint", [False, True], ids=["whole", "inpainting"])
+def test_a_picture_that_is_not_finite_is_not_written(
+    weight: float, dtype: str, fix: str, paint: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = overflowing(tmp_path, weight)
+    out, sheet = tmp_path / "out.png", tmp_path / "sheet.png"
+    options = ["--prompt", PROMPT, "--count", "2", "--dtype", dtype, "-o", str(out), "--sheet", str(sheet)]
+    if paint:
+        Image.fromarray(render_scene(7).image).save(tmp_path / "scene.png")
+        Image.fromarray(render_scene(7).mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+        options += ["--image", str(tmp_path / "scene.png"), "--mask", str(tmp_path / "mask.png")]
+    assert generate(model, *options) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    line = "generate: 2 of 2 pictures hold NaN or infinity and were not written (out-0.png, out-1.png); " + fix
+    assert said.err.splitlines()[-1].startswith(line)
+    assert sorted(path.name for path in tmp_path.glob("*.png") if path.stem not in ("scene", "mask")) == []
+    if dtype == "float16":
+        assert generate(model, "--prompt", PROMPT, "--dtype", "bfloat16", "-o", str(out)) == 0
+        assert out.exists()
+
+
+def test_a_phrase_with_dots_is_cut_out_or_refused_in_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.models.detectors import save_grounding_dino
+
+    detector = save_grounding_dino(tmp_path / "detector")
+    config = tmp_path / "dino.yaml"
+    text = Path(TOY).read_text().replace("detector: models/toy/checkpoints/owlvit", f"detector: {detector}")
+    config.write_text(text)
+    Image.fromarray(render_scene(7).image).save(tmp_path / "photo.png")
+    options = ["--prompt", PROMPT, "--cut-out", "--config", str(config), "--ref", str(tmp_path / "photo.png")]
+    for phrase in ("a St. Bernard", "...", "No. 5 perfume bottle"):
+        code = generate(model, *options, "--object", phrase, "-o", str(tmp_path / "out.png"))
+        said = capsys.readouterr().err
+        assert code in (0, 2)
+        assert "Traceback" not in said
+        if phrase == "...":
+            assert code == 2
+            assert "the detector found nothing for the object phrase" in said

@@ -58,11 +58,10 @@ def train(folder: Path, dtype: torch.dtype):
     return load_pipeline({"model": resolve("train.model", str(folder))})
 
 
-@pytest.mark.parametrize("part", WEIGHTS)
 @pytest.mark.parametrize(
     ("load", "field"), [(paint, "synthesize.model"), (encode, "encode.model"), (train, "train.model")]
 )
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize(("part", "value"), [("unet", NAN), ("vae", INF), ("text_encoder", -INF)])
 def test_a_weight_that_is_not_finite_is_named(load: Callable, field: str, part: str, value: float, base: Path):
     spoiled = base / part / WEIGHTS[part]
     name = spoil(spoiled, value)

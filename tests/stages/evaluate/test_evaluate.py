@@ -19,7 +19,7 @@ from bootpig.models.pretrained.source import ModelError
 from bootpig.models.toy.subject_folder import FOLDER, VALIDATION, VALIDATION_SEED, VALIDATION_SUBJECTS, write_folder
 from bootpig.models.toy.subject_folder import SUBJECTS as SHIPPED
 from bootpig.models.toy.world import KINDS
-from bootpig.stages.engine.contract import InputError, ReduceInput
+from bootpig.stages.engine.contract import FatalError, InputError, ReduceInput
 from bootpig.stages.evaluate.drawing import METHODS, drawings, prepared_references
 from bootpig.stages.evaluate.metrics import mean_cosine
 from bootpig.stages.evaluate.stage import Evaluate
@@ -313,3 +313,57 @@ def test_the_committed_folder_holds_enough(tmp_path):
         scenes = [text.split(" ", 8)[-1] for text in subject.captions.values()]
         assert not any(prompt.endswith(scene) for prompt in subject.prompts for scene in scenes)
     assert len(list(prepared_references(subjects, 64))) == len(subjects)
+
+
+def spoil_pictures(monkeypatch: pytest.MonkeyPatch, spoiled) -> None:
+    """Make the VAE's pixels NaN for the pictures whose number, over all methods, is in `spoiled`."""
+    from diffusers import AutoencoderKL
+
+    real, count = AutoencoderKL.decode, [0]
+
+    def decode(self, *args, **options):
+        (pixels,) = real(self, *args, **options)
+        for row in range(len(pixels)):
+            if count[0] in spoiled:
+                pixels[row, 0, 3, 3] = float("inf") if count[0] % 2 else float("nan")
+            count[0] += 1
+        return (pixels,)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
+
+
+def test_pictures_that_are_not_finite_are_rows_with_a_reason(result, world, tmp_path, monkeypatch, caplog):
+    healthy, _ = result
+    spoil_pictures(monkeypatch, {1, 2})
+    metrics = run(world, tmp_path / "out")
+    assert metrics["not_finite"] == {"text_only": 2}
+    assert caplog.text.count("evaluate: 2 of 6 pictures of text_only hold NaN or infinity") == 1
+    assert metrics["methods"]["bootpig"] == healthy["methods"]["bootpig"]
+    table = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+    bad = [row for row in table if row["status"] != "ok"]
+    assert [(row["method"], row["status"], row["reason"]) for row in bad] == [("text_only", "failed", "not_finite")] * 2
+    assert all(row[metric] is None for row in bad for metric in ("clip_t", "clip_i", "dino"))
+    assert all(row["dino"] is not None for row in table if row not in bad)
+    assert not any((tmp_path / "out" / row["file"]).exists() for row in bad)
+    assert (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+def test_a_subject_without_a_picture_ends_the_evaluation(world, tmp_path, monkeypatch):
+    spoil_pictures(monkeypatch, {0, 1})
+    line = r"2 of 6 pictures of text_only hold NaN or infinity, among them all of .*; the networks"
+    with pytest.raises(FatalError, match=line):
+        run(world, tmp_path / "out")
+
+
+@pytest.mark.parametrize("judge", ["clip", "dino"])
+def test_a_judge_with_nan_is_named_before_anything_is_drawn(judge, world, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    spoiled = Path(shutil.copytree(world / judge, tmp_path / judge))
+    state = load_file(spoiled / "model.safetensors")
+    name = max(state, key=lambda name: state[name].numel())
+    state[name].view(-1)[0] = float("nan")
+    save_file(state, spoiled / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(Evaluate, "_draw", lambda *_: pytest.fail("it drew"))
+    with pytest.raises(ModelError, match=rf"^evaluate\.{judge}: '.*': the weights '.*' hold NaN or infinity; download"):
+        run(world, tmp_path / "out", **{judge: str(spoiled)})
