@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pipelines.reference_captions import ReferenceCaption, object_caption
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
@@ -74,6 +75,9 @@ class Encode(MapStage):
     def models(self) -> dict[str, ModelSource]:
         c = self.config
         return resolve_all(self.name, {"model": lambda: resolve("encode.model", c.model, c.revision, PIPELINE)})
+
+    def check_models(self) -> list[str]:
+        return base_problems(self.models()["model"])
 
     def estimate(self, work: Workload) -> Estimate:
         pictures, pixels = 1 + work.above.references, work.above.pixels

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
+from bootpig.models.pipelines.base_check import check_base, loading_base
+from bootpig.models.pipelines.common import noise_schedule
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pipelines.xl import BootPIGXLPipeline
-from bootpig.models.pretrained.source import ModelError, ModelSource, loading
+from bootpig.models.pretrained.source import ModelSource
 
 
 def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | BootPIGXLPipeline:
@@ -18,19 +20,27 @@ def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | Boot
     watermark.
 
     Raises:
-        ModelError: the files are incomplete or damaged, or BootPIG has no pipeline for this kind of model.
+        ModelError: the files are incomplete or damaged, or BootPIG cannot use this model (see `supported`).
     """
     options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
-    with loading(source.field, source.source):
-        name = str(DiffusionPipeline.load_config(source.path, **options)["_class_name"])
-    if not name.startswith(("StableDiffusion", "BootPIG")):
-        raise ModelError(f"{source.field}: {source.source!r} is a {name}; use a Stable Diffusion 1.x, 2.x or XL model")
-    options |= {"dtype": dtype, "use_safetensors": True}
-    with loading(source.field, source.source):
-        if "XL" in name:
+    with loading_base(source):
+        DiffusionPipeline.load_config(source.path, **options)  # downloads a hub's file
+        family = check_base(source)
+        options |= {"dtype": dtype, "use_safetensors": True}
+        if family == "XL":
             return BootPIGXLPipeline.from_pretrained(source.path, add_watermarker=False, **options)
         options |= {"safety_checker": None, "requires_safety_checker": False}
         return BootPIGPipeline.from_pretrained(source.path, **options)
+
+
+def training_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
+    """DDPM's scheduler with the betas and the prediction type of another one. It adds the noise in training.
+
+    `from_config` alone would take DDPM's own defaults for what the other class has by default: LCM and TCD have others.
+    """
+    own = {name: value for name, value in noise_schedule(scheduler.config).items() if value is not None}
+    schedule: DDPMScheduler = DDPMScheduler.from_config(scheduler.config, **own)
+    return schedule
 
 
 def empty_prompt(pipeline: BootPIGPipeline | BootPIGXLPipeline) -> tuple[Tensor, Tensor | None]:

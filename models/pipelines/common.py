@@ -28,6 +28,8 @@ from bootpig.models.pipelines.references import (
     prepare_picture,
     reference_lists,
 )
+from bootpig.models.pipelines.supported import check_components
+from bootpig.models.pipelines.vae import encoded_mode, normalised
 
 NOISE_SCHEDULE = (
     "prediction_type",
@@ -36,8 +38,17 @@ NOISE_SCHEDULE = (
     "beta_end",
     "beta_schedule",
     "rescale_betas_zero_snr",
+    "trained_betas",
 )
 """The fields of a scheduler's config that must match training. Sampling uses the trained values with any scheduler."""
+
+
+def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `NOISE_SCHEDULE` of a scheduler's config, None where the class has no such field."""
+    schedule = {name: config.get(name) for name in NOISE_SCHEDULE}
+    if schedule["trained_betas"] is None:
+        del schedule["trained_betas"]
+    return schedule
 
 
 class BootPIGMixin(DiffusersParts):
@@ -55,6 +66,7 @@ class BootPIGMixin(DiffusersParts):
     ) -> None:
         if reference_caption not in get_args(ReferenceCaption):
             raise ValueError(f"reference_caption: {reference_caption!r} is unknown; use caption or object")
+        check_components(self)
         install_rsa(self.unet, key_scale, pooling)
         reference = copy_as_reference(self.unet) if reference_unet is None else truncate(reference_unet)
         self.register_modules(reference_unet=reference)
@@ -83,8 +95,10 @@ class BootPIGMixin(DiffusersParts):
             The content of its `bootpig.json`.
 
         Raises:
-            ValueError: a part is missing or damaged, or does not fit this pipeline's UNet.
+            ValueError: a part is missing or damaged, or does not fit this pipeline's UNet, or BootPIG cannot use one of
+                this pipeline's components.
         """
+        check_components(self)
         reference_unet, info = load_trained(Path(folder), self.unet)
         self._register_bootpig(
             reference_unet,
@@ -126,7 +140,7 @@ class BootPIGMixin(DiffusersParts):
             "pooling": self.config.pooling,
             "reference_caption": self.config.reference_caption,
             "prediction_type": config.get("prediction_type", "epsilon"),
-            "noise_schedule": {name: config.get(name) for name in NOISE_SCHEDULE},
+            "noise_schedule": noise_schedule(config),
             **(info or {}),
         }
         save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
@@ -176,9 +190,8 @@ class BootPIGMixin(DiffusersParts):
         return PreparedReferences(latents, tuple(rows), tuple(attends))
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Encode (N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w) times the VAE's scaling factor."""
-        distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
-        return distribution.mode() * self.vae.config.scaling_factor
+        """Encode (N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w), normalised for the UNet."""
+        return normalised(self.vae, encoded_mode(self.vae, pixels.to(self._execution_device, self.vae.dtype)))
 
     def _reference_rows(
         self,

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from bootpig.models.pipelines.base_check import base_problems
+from bootpig.models.pipelines.base_rules import SCHEDULERS, scheduler_rule
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
@@ -123,6 +125,13 @@ class Evaluate(ReduceStage):
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE)
         return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        model = self.models().get("model")
+        problems = [] if model is None else base_problems(model)
+        if (name := self.config.scheduler) is not None and (reason := scheduler_rule(name, {})) is not None:
+            problems.append(f"evaluate.scheduler: {name}: {reason}; use one of {', '.join(SCHEDULERS)}")
+        return problems
 
     def estimate(self, work: Workload) -> Estimate:
         pixels = work.above.pixels

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
@@ -59,6 +60,9 @@ class Train(ReduceStage):
         if c.init_from is not None:
             lookups["init_from"] = self._init_from
         return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        return base_problems(self.models()["model"])
 
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
@@ -117,10 +121,8 @@ class Train(ReduceStage):
     def _train(
         self, accelerator: Accelerator, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress
     ) -> None:
-        from diffusers import DDPMScheduler
-
         from bootpig.models.core.bootpig import BootPIG
-        from bootpig.models.pipelines.bases import empty_prompt
+        from bootpig.models.pipelines.bases import empty_prompt, training_schedule
         from bootpig.models.pipelines.card import base_licence
         from bootpig.stages.train.dataset import ShardLoader
         from bootpig.stages.train.grid import SampleGrid
@@ -160,7 +162,7 @@ class Train(ReduceStage):
             model.enable_gradient_checkpointing()
         model.train()
         lowered = FrozenInBfloat16(model.unet, model.reference_unet) if config.mixed_precision == "bf16" else None
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        scheduler = training_schedule(pipeline.scheduler)
         trainer = Trainer(config, model, Objective(model, scheduler, pipeline.vae_scale_factor), loader, accelerator)
         draws = Draws(
             seed=config.seed,
@@ -222,7 +224,7 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     """Check that the base model matches the encoded data.
 
     Raises:
-        InputError: latents or text embeds have the wrong shape, or the model predicts neither noise nor velocity.
+        InputError: latents or text embeds have the wrong shape.
     """
     unet = pipeline.unet.config
     channels, *sides = sample.tensors["target"].shape
@@ -245,8 +247,3 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
         problems.append(f"needs latents divisible by {factor}, but encode made {' x '.join(map(str, sides))}")
     if problems:
         raise InputError(f"train.model: {source!r} {'; '.join(problems)}; use the same model as encode.model")
-    prediction = pipeline.scheduler.config.prediction_type
-    if prediction not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"train.model: {source!r} predicts {prediction}; use a model that predicts epsilon or v_prediction"
-        )
