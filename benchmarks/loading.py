@@ -8,8 +8,8 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from benchmarks.timing import Measurement, seconds_in_turn
+from bootpig.models.painters.loading import load_text_to_image
 from bootpig.models.pretrained.finite import check_pipeline
-from bootpig.models.pretrained.painters import load_text_to_image
 from bootpig.models.pretrained.source import PROJECT, ModelSource
 
 WIDTH = 160

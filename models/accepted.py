@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from bootpig.models.painters.families import FAMILIES
@@ -67,20 +66,21 @@ def filled(text: str) -> str:
     """A document with the tables between its marks replaced by those of today."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        text = re.sub(f"(?s){begin}.*?{end}", lambda _, b=begin, t=table, e=end: f"{b}{t()}\n{e}", text)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{table()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
 def _guidance(family: Family) -> str:
     if family.guided is not always:
-        return "where the weights have it"
+        return "where the weights read it"
     return "an input of the network" if family.embedded is always else "yes"
 
 
 def _negative(family: Family) -> str:
     if family.negated is never:
         return "no"
-    return "yes" if family.negated is always else "where the weights have it"
+    return "yes" if family.negated is always else "yes, unless distilled"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

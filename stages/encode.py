@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pipelines.reference_captions import ReferenceCaption, object_caption
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems
@@ -79,7 +80,8 @@ class Encode(MapStage):
         return resolve_all(self.name, lookups)
 
     def check_models(self) -> list[str]:
-        return pipeline_problems(self.models()["model"])
+        source = self.models()["model"]
+        return pipeline_problems(source) or base_problems(source)
 
     def estimate(self, work: Workload) -> Estimate:
         pictures, pixels = 1 + work.above.references, work.above.pixels

@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
+from bootpig.models.pipelines.base_check import check_base, loading_base
+from bootpig.models.pipelines.common import noise_schedule
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pipelines.xl import BootPIGXLPipeline
 from bootpig.models.pretrained.snapshots import fetch_folder
-from bootpig.models.pretrained.source import BASE, ModelError, ModelSource, loading
+from bootpig.models.pretrained.source import BASE, ModelSource
 from bootpig.models.pretrained.variants import variant_components
 
 
@@ -21,20 +23,27 @@ def load_base(source: ModelSource, dtype: torch.dtype) -> BootPIGPipeline | Boot
     watermark.
 
     Raises:
-        ModelError: the files are incomplete or damaged, or BootPIG has no pipeline for this kind of model.
+        ModelError: the files are incomplete or damaged, or BootPIG cannot use this model (see `supported`).
     """
-    folder = fetch_folder(replace(source, loads=BASE))
-    with loading(source.field, source.source):
-        name = str(DiffusionPipeline.load_config(str(folder))["_class_name"])
-    if not name.startswith(("StableDiffusion", "BootPIG")):
-        raise ModelError(f"{source.field}: {source.source!r} is a {name}; use a Stable Diffusion 1.x, 2.x or XL model")
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    with loading(source.field, source.source):
+    folder = fetch_folder(replace(source, loads=BASE))
+    with loading_base(source):
+        family = check_base(source)
         options |= variant_components(folder, dtype, without=BASE.without)
-        if "XL" in name:
+        if family == "XL":
             return BootPIGXLPipeline.from_pretrained(str(folder), add_watermarker=False, **options)
         options |= {"safety_checker": None, "requires_safety_checker": False}
         return BootPIGPipeline.from_pretrained(str(folder), **options)
+
+
+def training_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
+    """DDPM's scheduler with the betas and the prediction type of another one. It adds the noise in training.
+
+    `from_config` alone would take DDPM's own defaults for what the other class has by default: LCM and TCD have others.
+    """
+    own = {name: value for name, value in noise_schedule(scheduler.config).items() if value is not None}
+    schedule: DDPMScheduler = DDPMScheduler.from_config(scheduler.config, **own)
+    return schedule
 
 
 def empty_prompt(pipeline: BootPIGPipeline | BootPIGXLPipeline) -> tuple[Tensor, Tensor | None]:

@@ -32,6 +32,8 @@ from bootpig.models.pipelines.references import (
     prepare_picture,
     reference_lists,
 )
+from bootpig.models.pipelines.supported import check_components
+from bootpig.models.pipelines.vae import encoded_mode, normalised
 
 NOISE_SCHEDULE = (
     "prediction_type",
@@ -40,8 +42,17 @@ NOISE_SCHEDULE = (
     "beta_end",
     "beta_schedule",
     "rescale_betas_zero_snr",
+    "trained_betas",
 )
 """The fields of a scheduler's config that must match training. Sampling uses the trained values with any scheduler."""
+
+
+def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `NOISE_SCHEDULE` of a scheduler's config, None where the class has no such field."""
+    schedule = {name: config.get(name) for name in NOISE_SCHEDULE}
+    if schedule["trained_betas"] is None:
+        del schedule["trained_betas"]
+    return schedule
 
 
 class BootPIGMixin(FixedAttention, DiffusersParts):
@@ -62,6 +73,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
             raise ValueError(f"reference_caption: {reference_caption!r} is unknown; use caption or object")
         if reference_timestep not in get_args(ReferenceTimestep):
             raise ValueError(f"reference_timestep: {reference_timestep!r} is unknown; use same or zero")
+        check_components(self)
         # A pipeline that only encodes text has no UNet.
         if self.unet is not None:
             install_rsa(self.unet, key_scale, pooling)
@@ -99,7 +111,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         unet = pipeline.components.get("unet")
         if unet is not None and "unet" not in kwargs and not has_rsa(unet):
             kwargs["unet"] = _sharing_weights(uncompiled(unet))
-        parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        parts: dict[str, Any] = {n: part for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
         dtypes = {name: part.dtype for name, part in parts.items()}
         if {"dtype", "torch_dtype"} & kwargs.keys() or not dtypes:
             return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc, no-any-return]
@@ -124,8 +136,10 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
             The content of its `bootpig.json`.
 
         Raises:
-            ValueError: a part is missing or damaged, or does not fit this pipeline's UNet.
+            ValueError: a part is missing or damaged, or does not fit this pipeline's UNet, or BootPIG cannot use one of
+                this pipeline's components.
         """
+        check_components(self)
         reference_unet, info = load_trained(Path(folder), self.unet)
         self._register_bootpig(reference_unet, **_reading(info))
         schedule = {name: value for name, value in info.get("noise_schedule", {}).items() if value is not None}
@@ -170,7 +184,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
             "reference_caption": self.config.reference_caption,
             "reference_timestep": self.config.reference_timestep,
             "prediction_type": config.get("prediction_type", "epsilon"),
-            "noise_schedule": {name: config.get(name) for name in NOISE_SCHEDULE},
+            "noise_schedule": noise_schedule(config),
             **(info or {}),
         }
         save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
@@ -230,9 +244,8 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         return PreparedReferences(latents, tuple(rows), tuple(attends))
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Encode (N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w) times the VAE's scaling factor."""
-        distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
-        return distribution.mode() * self.vae.config.scaling_factor
+        """Encode (N, 3, H, W) in [-1, 1] to the posterior's mode (N, C, h, w), normalised for the UNet."""
+        return normalised(self.vae, encoded_mode(self.vae, pixels.to(self._execution_device, self.vae.dtype)))
 
     def _reference_rows(
         self,

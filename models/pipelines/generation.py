@@ -101,7 +101,7 @@ class GenerationMixin(BootPIGMixin):
         device = self._execution_device
         noised = r.reference_images is not None and self.config.reference_timestep == "same"
         noises = task is not None or noised
-        timesteps, steps = run_schedule(self.scheduler, r, device, task and task.strength, noises)
+        timesteps, steps = run_schedule(self.scheduler, r, device, None if task is None else task.strength, noises)
         count, each = r.count(), r.num_images_per_prompt
         prepared = r.reference_images
         if prepared is not None and not isinstance(prepared, PreparedReferences):

@@ -15,6 +15,7 @@ from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts,
 from bootpig.models.pipelines.guidance import Conditions
 from bootpig.models.pipelines.known_region import InpaintOutput, InpaintTask
 from bootpig.models.pipelines.request import Request, Sizes
+from bootpig.models.pipelines.vae import denormalised
 
 
 class StableDiffusionParts(GenerationMixin):
@@ -101,9 +102,7 @@ class StableDiffusionParts(GenerationMixin):
         if r.output_type == "latent":
             images: Any = latents
         else:
-            pixels = self.vae.decode(
-                (latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False, generator=r.generator
-            )[0]
+            pixels = self.vae.decode(denormalised(self.vae, latents), return_dict=False, generator=r.generator)[0]
             pixels, nsfw = self.run_safety_checker(pixels, self._execution_device, latents.dtype)
             images, psnr = self._pictures(r, pixels, task, [not found for found in nsfw or [False] * len(pixels)])
         if task is not None:

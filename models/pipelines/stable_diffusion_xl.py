@@ -16,6 +16,7 @@ from bootpig.models.pipelines.generation import Encoded, GenerationMixin, Texts,
 from bootpig.models.pipelines.guidance import Conditions
 from bootpig.models.pipelines.known_region import InpaintOutput, InpaintTask
 from bootpig.models.pipelines.request import Request, Sizes
+from bootpig.models.pipelines.vae import denormalised
 
 
 class StableDiffusionXLParts(GenerationMixin):
@@ -135,9 +136,7 @@ class StableDiffusionXLParts(GenerationMixin):
             images: Any = latents
         else:
             with self._vae_without_overflow():
-                pixels = self.vae.decode(
-                    (latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False
-                )[0]
+                pixels = self.vae.decode(denormalised(self.vae, latents), return_dict=False)[0]
             if self.watermark is not None:
                 pixels = self.watermark.apply_watermark(pixels)
             images, psnr = self._pictures(r, pixels, task, [True] * len(pixels))

@@ -12,30 +12,31 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from bootpig.models.pipelines.base_check import check_base, loading_base
+from bootpig.models.pipelines.supported import check_components
+from bootpig.models.pipelines.vae import encoded_mode, normalised
 from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.snapshots import fetch_folder
-from bootpig.models.pretrained.source import ENCODERS, ModelError, ModelSource, loading
+from bootpig.models.pretrained.source import ENCODERS, ModelSource, loading
 from bootpig.models.pretrained.variants import variant_components
 
 
 class LatentEncoder:
-    """The VAE and text encoders of a pipeline, loaded without its denoiser."""
+    """The VAE and text encoders of a base model, loaded without its denoiser."""
 
     def __init__(self, source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> None:
         """Load VAE and text encoders.
 
         Raises:
-            ModelError: the files are incomplete or damaged, or the model has no VAE or no text encoder.
+            ModelError: the files are incomplete or damaged, or BootPIG cannot use this base model.
         """
-        self._pipeline = load_pipeline(replace(source, loads=ENCODERS), dtype).to(device)
+        with loading_base(source):
+            check_base(source)
+            self._pipeline = load_pipeline(replace(source, loads=ENCODERS), dtype).to(device)
+            check_components(self._pipeline)  # again: a hub's files may have been downloaded only now
         check_pipeline(source, self._pipeline)
         self._device = device
-        vae = getattr(self._pipeline, "vae", None)
-        if vae is None or not hasattr(self._pipeline, "encode_prompt"):
-            raise ModelError(
-                f"{source.field}: {source.source!r} is a {type(self._pipeline).__name__}, which has no VAE or no text "
-                "encoder; use a latent text-to-image model"
-            )
+        vae = self._pipeline.vae
         if dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)  # its activations exceed float16's range
         self.factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -43,7 +44,7 @@ class LatentEncoder:
 
     @torch.inference_mode()
     def latents(self, pictures: np.ndarray) -> torch.Tensor:
-        """The mode of the posterior, scaled for the denoiser: (mode - shift_factor) × scaling_factor.
+        """The mode of the posterior, normalised for the denoiser.
 
         Args:
             pictures: NHWC uint8 RGB; sides must be multiples of `factor`.
@@ -53,8 +54,7 @@ class LatentEncoder:
         """
         vae = self._pipeline.vae
         pixels = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
-        mode = vae.encode(pixels).latent_dist.mode().float()
-        return ((mode - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor).cpu()
+        return normalised(vae, encoded_mode(vae, pixels).float()).cpu()
 
     @torch.inference_mode()
     def prompt_embeds(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from bootpig.models.pipelines.base_check import base_problems
+from bootpig.models.pipelines.base_rules import SCHEDULERS, scheduler_rule
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import judge_problems, pipeline_problems, trained_problems
 from bootpig.models.pretrained.snapshots import fetch_folder
@@ -128,7 +130,11 @@ class Evaluate(ReduceStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
-        problems = pipeline_problems(sources["model"]) if "model" in sources else []
+        problems = []
+        if (model := sources.get("model")) is not None:
+            problems += pipeline_problems(model) or base_problems(model)
+        if (name := self.config.scheduler) is not None and (reason := scheduler_rule(name, {})) is not None:
+            problems.append(f"evaluate.scheduler: {name}: {reason}; use one of {', '.join(SCHEDULERS)}")
         return problems + judge_problems(sources["clip"], "clip") + judge_problems(sources["dino"], "dino")
 
     def check_trained(self, model: Path) -> None:
@@ -139,7 +145,7 @@ class Evaluate(ReduceStage):
         """
         base = self.base(model)
         problems = self.check_models()
-        problems += [] if self.config.model is not None else pipeline_problems(base)
+        problems += [] if self.config.model is not None else pipeline_problems(base) or base_problems(base)
         if problems := problems + trained_problems("model", model, base):
             raise InputError("\n".join(problems))
 

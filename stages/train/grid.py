@@ -11,6 +11,7 @@ from PIL import Image
 
 from bootpig.models.memory import free_memory
 from bootpig.models.pipelines.references import PreparedReferences
+from bootpig.models.pipelines.vae import denormalised
 from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
 from bootpig.stages.train.dataset import EncodedSample
 
@@ -103,6 +104,6 @@ class SampleGrid:
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         vae = self.pipeline.vae
-        pictures = vae.decode(latents.to(vae.device) / vae.config.scaling_factor).sample
+        pictures = vae.decode(denormalised(vae, latents.to(vae.device))).sample
         images: list[Image.Image] = self.pipeline.image_processor.postprocess(pictures, output_type="pil")
         return images

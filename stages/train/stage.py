@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading, local_path
@@ -64,7 +65,7 @@ class Train(ReduceStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
-        problems = pipeline_problems(sources["model"])
+        problems = pipeline_problems(sources["model"]) or base_problems(sources["model"])
         if "init_from" in sources:
             problems += trained_problems("train.init_from", Path(sources["init_from"].path), sources["model"])
         return problems
@@ -133,10 +134,8 @@ class Train(ReduceStage):
     def _train(
         self, accelerator: Accelerator, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress
     ) -> None:
-        from diffusers import DDPMScheduler
-
         from bootpig.models.core.bootpig import BootPIG
-        from bootpig.models.pipelines.bases import empty_prompt
+        from bootpig.models.pipelines.bases import empty_prompt, training_schedule
         from bootpig.models.pipelines.card import base_licence
         from bootpig.stages.train.dataset import ShardLoader
         from bootpig.stages.train.grid import SampleGrid
@@ -180,7 +179,7 @@ class Train(ReduceStage):
             model.enable_gradient_checkpointing()
         model.train()
         lowered = FrozenInBfloat16(model.unet, model.reference_unet) if config.mixed_precision == "bf16" else None
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        scheduler = training_schedule(pipeline.scheduler)
         objective = Objective(model, scheduler, pipeline.vae_scale_factor, config.min_snr_gamma)
         trainer = Trainer(config, model, objective, loader, accelerator)
         draws = Draws(
@@ -267,7 +266,7 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     """Check that the base model matches the encoded data.
 
     Raises:
-        InputError: latents or text embeds have the wrong shape, or the model predicts neither noise nor velocity.
+        InputError: latents or text embeds have the wrong shape.
     """
     unet = pipeline.unet.config
     channels, *sides = sample.tensors["target"].shape
@@ -290,8 +289,3 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
         problems.append(f"needs latents divisible by {factor}, but encode made {' x '.join(map(str, sides))}")
     if problems:
         raise InputError(f"train.model: {source!r} {'; '.join(problems)}; use the same model as encode.model")
-    prediction = pipeline.scheduler.config.prediction_type
-    if prediction not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"train.model: {source!r} predicts {prediction}; use a model that predicts epsilon or v_prediction"
-        )

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.encode import Encode, EncodeConfig
 from bootpig.stages.engine.contract import InputError, Sample
 from bootpig.stages.pictures import decode_png, encode_png
+from tests.models.families import save_sdxl
+from tests.models.networks import WIDTH
 from tests.stages.train.training_data import save_base
 
 REFERENCES = 3
@@ -72,30 +73,11 @@ def test_reference_caption_object_stops_at_the_first_comma(base: Path):
     assert not torch.equal(tensors["prompt_embeds"], tensors["reference_prompt_embeds"])
 
 
-def test_shift_factor_is_taken_off_before_scaling(base: Path, tmp_path: Path):
-    pipeline = DiffusionPipeline.from_pretrained(base)
-    pipeline.vae.register_to_config(shift_factor=0.5)
-    pipeline.save_pretrained(tmp_path)
-    shifted, plain = (load(encode(m, [sample(0)])[0].files["safetensors"])["target"] for m in (tmp_path, base))
-    difference = plain.float() - shifted.float()
-    torch.testing.assert_close(difference, torch.full_like(difference, 0.5 * 0.18215), atol=2e-3, rtol=0)
-
-
-def test_sdxl_keeps_pooled_embeds(base: Path, tmp_path: Path):
-    parts = DiffusionPipeline.from_pretrained(base)
-    text = CLIPTextConfig(**{**parts.text_encoder.config.to_dict(), "projection_dim": 24})
-    StableDiffusionXLPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=parts.tokenizer,
-        tokenizer_2=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=parts.scheduler,
-    ).save_pretrained(tmp_path)
-    tensors = load(encode(tmp_path, [sample(0)], reference_caption="object")[0].files["safetensors"])
-    assert tensors["prompt_embeds"].shape == tensors["reference_prompt_embeds"].shape == (16, 64)
-    assert tensors["pooled_prompt_embeds"].shape == tensors["pooled_reference_prompt_embeds"].shape == (24,)
+def test_sdxl_keeps_pooled_embeds(tmp_path: Path):
+    made = encode(save_sdxl(tmp_path / "base"), [sample(0)], reference_caption="object")
+    tensors = load(made[0].files["safetensors"])
+    assert tensors["prompt_embeds"].shape == tensors["reference_prompt_embeds"].shape == (40, WIDTH + WIDTH // 2)
+    assert tensors["pooled_prompt_embeds"].shape == tensors["pooled_reference_prompt_embeds"].shape == (WIDTH,)
 
 
 def test_bytes_repeat_and_batches_agree(base: Path):

@@ -146,7 +146,9 @@ def test_the_toy_owlvit_is_given_the_same_text_as_ever():
 
 def test_a_model_that_cannot_be_asked_is_named_before_any_work(tmp_path: Path):
     for save, kind in ((save_clip, "clip"), (save_vit, "vit")):
-        (line,) = Segment(SegmentConfig(detector=str(save(tmp_path / kind)), sam=SAM, sam_type="vit_toy"), 0).check_models()
+        (line,) = Segment(
+            SegmentConfig(detector=str(save(tmp_path / kind)), sam=SAM, sam_type="vit_toy"), 0
+        ).check_models()
         assert line.startswith(f"segment.detector: '{tmp_path / kind}' is a '{kind}' model, which does not look for")
         with pytest.raises(ModelError, match="OWLv2"):
             load(tmp_path / kind)
