@@ -19,6 +19,7 @@ from bootpig.models.pretrained.encoders import LatentEncoder
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import PIPELINE, TRANSFORMER, ModelError, content_digest
 from bootpig.models.pretrained.sources import resolve, resolve_file
+from tests.models.families import save_sd21
 from tests.outside.model_files import TOY, copy_model, problems
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -230,7 +231,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
 
 
 def test_weights_as_older_libraries_wrote_them_are_accepted(tmp_path: Path) -> None:
-    model = copy_model("stable-diffusion", tmp_path)
+    model = save_sd21(tmp_path / "model")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(model / "vae")
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = {}
