@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from tests.stages.engine import test_graph as graphs
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(STAGES):
-        monkeypatch.delitem(STAGES, name)
-    for name, stage in graphs.STAGES.items():
-        monkeypatch.setitem(STAGES, name, stage)
+def registry() -> Iterator[None]:
+    own = dict(STAGES)
+    STAGES.clear()
+    STAGES.update(graphs.STAGES)
+    yield
+    # in their order, which later tests depend on
+    STAGES.clear()
+    STAGES.update(own)
 
 
 def test_status_knows_optional_stages_and_reduce_stages_in_the_middle(tmp_path: Path) -> None:
