@@ -54,8 +54,7 @@ _YAML_WORDS = {False: ("no", "off", "false", "n"), True: ("yes", "on", "true", "
 
 
 def words_of_choices(model: type[BaseModel], data: Any) -> Any:
-    """`data` with booleans replaced by the word that was meant, in fields with a choice of words. YAML reads `no`, for
-    example, as false."""
+    """`data` with the word that was meant for booleans in fields with a choice of words: YAML reads `no` as false."""
     if not isinstance(data, dict):
         return data
     meant = dict(data)
@@ -101,15 +100,14 @@ class StageConfig(BaseModel):
     def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic takes True for 1, and YAML takes yes, on, no and off for truth values
         parts = value if isinstance(value, list | tuple) else [value]
-        holds_truth = any(isinstance(part, bool) for part in parts)
-        if holds_truth and _takes_numbers(cls.model_fields[str(info.field_name)].annotation):
+        truth = any(isinstance(part, bool) for part in parts)
+        if truth and _takes_numbers(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("is a truth value to YAML; give a number")
         return value
 
     def changed(self, names: Iterable[str]) -> list[str]:
         """The fields among `names` whose value is not the default. Whether a field was set explicitly does not count,
-        because Prefect's parameter form sets all of them.
-        """
+        because Prefect's parameter form sets all of them."""
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
         return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
@@ -239,8 +237,7 @@ class Stage(ABC):
     def check_models(self) -> list[str]:
         """Problems of its models that can be known without loading them, one line each.
 
-        Called before the first stage of a run starts, after `models`, and again after downloads. Reads configs and
-        headers of weight files: seconds for SDXL. A model that is not downloaded yet has no problems.
+        Called before a run, after `models`, and after downloads. Reads configs and headers: seconds for SDXL.
         """
         return []
 

@@ -16,8 +16,8 @@ from bootpig.models.pretrained.painters import LatentEncoder, load_text_to_image
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 from bootpig.models.pretrained.sources import resolve
+from tests.models.detectors import save_grounding_dino
 from tests.models.families import save_sd21
-from tests.models.pretrained.test_segmenters import save_grounding_dino
 from tests.models.tiny import save_clip, save_vit
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
