@@ -35,7 +35,7 @@ class PayloadCache:
     def of_environment(cls) -> PayloadCache:
         """The cache set by the environment variables. Raises StoreError if `BOOTPIG_CACHE_BYTES` is not a number."""
         given = os.environ.get(BYTES, str(USUAL_BYTES))
-        if not given.isdigit():
+        if not given.isdecimal():  # isdigit accepts ², which int refuses
             raise StoreError(f"{BYTES}: {given!r} → must be a number of bytes; 0 disables the cache")
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bootpig" / "payloads"
         return cls(Path(os.environ.get(FOLDER) or usual).expanduser(), int(given))

@@ -168,7 +168,7 @@ def _conclude(root: Root, record: RunRecord | None, outcome: str) -> None:
         from bootpig.stages.report.html import results_table
 
         console.print(results_table(metrics), highlight=False, markup=False)
-    console.print(f"{outcome}; run {record.id}", highlight=False)
+    console.print(f"{outcome}; run {record.id}", highlight=False, markup=False)
     if root.exists(f"{record.folder}/report.html"):
         address = root.address(record.folder, "report.html")
         console.print(f"report: {address}", highlight=False, markup=False, soft_wrap=True)

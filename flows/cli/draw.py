@@ -35,6 +35,10 @@ def generate(asked: argparse.Namespace) -> int:
         raise InputError("--image and --mask: → inpainting needs both; give both or neither")
     if asked.image is None and (asked.strength != 1.0 or asked.padding_mask_crop is not None):
         raise InputError("--strength and --padding-mask-crop: → have no effect without --image and --mask; remove them")
+    if not 0 < asked.strength <= 1:
+        raise InputError(f"--strength: {asked.strength:g} → must be above 0 and at most 1")
+    if asked.padding_mask_crop is not None and asked.padding_mask_crop < 0:
+        raise InputError(f"--padding-mask-crop: {asked.padding_mask_crop} → must be 0 pixels or more")
     prompts = _prompts(asked.prompt, asked.prompts)
     for option, path in (("out", asked.out), ("sheet", asked.sheet)):
         if path is not None:

@@ -64,6 +64,7 @@ def test_the_environment_says_where_and_how_much(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("BOOTPIG_CACHE_BYTES", "123")
     cache = PayloadCache.of_environment()
     assert (cache.folder, cache.limit) == (tmp_path / "here", 123)
-    monkeypatch.setenv("BOOTPIG_CACHE_BYTES", "1 GB")
-    with pytest.raises(StoreError, match=r"BOOTPIG_CACHE_BYTES: '1 GB' → must be a number"):
-        PayloadCache.of_environment()
+    for given in ("1 GB", "²", "-1", ""):
+        monkeypatch.setenv("BOOTPIG_CACHE_BYTES", given)
+        with pytest.raises(StoreError, match=rf"BOOTPIG_CACHE_BYTES: '{given}' → must be a number"):
+            PayloadCache.of_environment()

@@ -143,6 +143,14 @@ def test_a_plain_photo_is_cut_out(model: Path, tmp_path: Path) -> None:
             ["--prompt", "x", "--strength", "0.5"],
             "--strength and --padding-mask-crop: → have no effect without --image",
         ),
+        (
+            ["--prompt", "x", "--image", "a.png", "--mask", "a.png", "--strength", "1.5"],
+            "--strength: 1.5 → must be above 0 and at most 1",
+        ),
+        (
+            ["--prompt", "x", "--image", "a.png", "--mask", "a.png", "--padding-mask-crop", "-1"],
+            "--padding-mask-crop: -1 → must be 0 pixels or more",
+        ),
         (["--prompt", "x", "--batch-size", "0"], "--batch-size: 0 → must be from 1"),
         (["--prompt", "x", "--cut-out"], "--cut-out: → needs the segment stage's models"),
         (["--prompt", "x", "--cut-out", "--config", TOY], "--object: missing → name the subject"),
