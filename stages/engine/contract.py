@@ -83,8 +83,7 @@ class StageConfig(BaseModel):
 
     def changed(self, names: Iterable[str]) -> list[str]:
         """The fields among `names` whose value is not the default. Whether a field was set explicitly does not count,
-        because Prefect's parameter form sets all of them.
-        """
+        because Prefect's parameter form sets all of them."""
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
         return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
@@ -216,8 +215,7 @@ class Stage(ABC):
     def check_models(self) -> list[str]:
         """Problems of its models that can be known without loading them, one line each.
 
-        Called before the first stage of a run starts, after `models`, and again after downloads. Reads configs and
-        headers of weight files: seconds for SDXL. A model that is not downloaded yet has no problems.
+        Called before a run, after `models`, and after downloads. Reads configs and headers: seconds for SDXL.
         """
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,9 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.storage.errors import StoreError
+
+_ONE_AT_A_TIME = threading.Lock()
+"""The lazy imports of transformers and diffusers, which opening a model begins, fail in several threads at once."""
 
 
 def preflight(engine: Engine, stages: Iterable[str]) -> list[str]:
@@ -41,8 +45,11 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
         try:
             stage = engine.make(name)
             stage.models()
-            if name not in complete and (problems := stage.check_models()):
-                return problems
+            if name not in complete:
+                with _ONE_AT_A_TIME:
+                    problems = stage.check_models()
+                if problems:
+                    return problems
             if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
                 stage.check_ready()
         except (ValueError, OSError) as error:
