@@ -210,7 +210,7 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("family, component, name, value", REFUSED)
+@pytest.mark.parametrize(("family", "component", "name", "value"), REFUSED)
 def test_a_property_is_refused_by_name(
     family: str, component: str, name: str, value: Any, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -292,9 +292,11 @@ def test_the_defaults_are_those_of_the_classes() -> None:
 
 def test_every_place_refuses_before_any_work(sd: Path, tmp_path: Path) -> None:
     folder = edited(sd, tmp_path / "base", "scheduler", **{"class": "EDMEulerScheduler"})
-    line = "{}: '" + str(folder) + "' has scheduler.class EDMEulerScheduler: it has noise levels of its own and no betas"
+    line = (
+        "{}: '" + str(folder) + "' has scheduler.class EDMEulerScheduler: it has noise levels of its own and no betas"
+    )
     (tmp_path / "subjects" / "mug").mkdir(parents=True)
-    for number in range(2):
+    for number in range(3):
         picture(number).save(tmp_path / "subjects" / "mug" / f"{number:02d}.png")
     subjects, prompts = str(tmp_path / "subjects"), ("a {object}",)
     judges = {"clip": str(sd / "text_encoder"), "dino": str(sd / "text_encoder")}
@@ -305,7 +307,9 @@ def test_every_place_refuses_before_any_work(sd: Path, tmp_path: Path) -> None:
     }
     for field, stage in stages.items():
         assert [found.split("; ")[0] for found in stage.check_models()] == [line.format(field)]
-    own = Evaluate(EvaluateConfig(subjects=subjects, prompts=prompts, scheduler="FlowMatchEulerDiscreteScheduler", **judges), 0)
+    own = Evaluate(
+        EvaluateConfig(subjects=subjects, prompts=prompts, scheduler="FlowMatchEulerDiscreteScheduler", **judges), 0
+    )
     (found,) = own.check_models()
     assert found.startswith("evaluate.scheduler: FlowMatchEulerDiscreteScheduler: it does flow matching")
     source = resolve("f", str(folder))
@@ -406,15 +410,21 @@ def test_a_base_with_a_tiny_vae_encodes_and_draws_as_diffusers_does(
     assert np.isfinite(pixels(ours, reference_images=[picture(1)])).all()
 
 
+@pytest.fixture(scope="module")
+def pair(sd: Path) -> tuple[Any, Any]:
+    """Ours and diffusers' own pipeline of one base."""
+    return loaded(sd, BootPIGPipeline), loaded(sd, StableDiffusionPipeline)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_draws_as_in_diffusers_and_trains_with_its_own_betas(name: str, sd: Path) -> None:
+def test_every_scheduler_draws_as_in_diffusers_and_trains_with_its_own_betas(name: str, pair: tuple[Any, Any]) -> None:
     kind = getattr(diffusers, name)
     try:
         own = kind(**SCHEDULE) if "steps_offset" in inspect.signature(kind.__init__).parameters else kind()
     except ImportError:
         pytest.skip("needs another package")
-    ours = loaded(sd, BootPIGPipeline, scheduler=own)
-    theirs = loaded(sd, StableDiffusionPipeline, scheduler=kind.from_config(own.config))
+    ours, theirs = pair
+    ours.scheduler, theirs.scheduler = own, kind.from_config(own.config)
     torch.manual_seed(0)
     expected = pixels(theirs, num_inference_steps=4)
     torch.manual_seed(0)
@@ -438,8 +448,9 @@ def test_noise_schedules_are_taken_over(name: str, sd: Path, tmp_path: Path) -> 
     assert trained.config.prediction_type == own.config.prediction_type
     assert len(trained.alphas_cumprod) == trained.config.num_train_timesteps
     # a trained model brings its schedule to a base with another one
-    loaded(sd, BootPIGPipeline, scheduler=own).save_bootpig(tmp_path)
-    other = loaded(sd, BootPIGPipeline, scheduler=DDIMScheduler(**SCHEDULE))
+    other = loaded(sd, BootPIGPipeline, scheduler=own)
+    other.save_bootpig(tmp_path)
+    other.scheduler = DDIMScheduler(**SCHEDULE)
     other.load_bootpig(tmp_path)
     torch.testing.assert_close(other.scheduler.alphas_cumprod, own.alphas_cumprod)
 
