@@ -165,8 +165,9 @@ def scaling_rule(value: Any, configs: Configs) -> str | None:
 def statistics_rule(value: Any, configs: Configs) -> str | None:
     """For `latents_mean` and `latents_std`."""
     if value is None:
-        pair = [property_of(configs, "vae", name) for name in ("latents_mean", "latents_std")]
-        return None if pair == [None, None] else "latents_mean and latents_std act only together"
+        return None
+    if None in [property_of(configs, "vae", name) for name in ("latents_mean", "latents_std")]:
+        return "latents_mean and latents_std act only together"
     if family(configs) == "SD":
         return "diffusers' pipelines of Stable Diffusion 1.x and 2.x ignore it"
     channels = property_of(configs, "vae", "latent_channels")

@@ -176,7 +176,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         config = self.scheduler.config
         base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
         written = {
-            "base": base,
+            "base": None if base is None else str(base),  # `from_pretrained` keeps a Path as one
             "revision": revision,
             "base_license": base_licence(str(base or ""), revision),
             "key_scale": self.config.key_scale,
