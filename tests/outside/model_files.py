@@ -32,7 +32,6 @@ FIELDS = {
 
 
 def copy_model(name: str, folder: Path) -> Path:
-    """A copy of a toy model."""
     return Path(shutil.copytree(TOY / name, folder / name))
 
 
