@@ -76,6 +76,7 @@ def test_only_what_is_loaded_is_downloaded_and_once(server: Hub, tmp_path: Path)
     # a download that was interrupted is completed; without a connection, what lacks is named
     (snapshot,) = (tmp_path / "hf" / "hub" / "models--a--model" / "snapshots").iterdir()
     (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    models += (f"encode.revision={repository.commit}", f"train.revision={repository.commit}")
     (before, *_) = fetch(server, tmp_path, "train", *models, offline=True)
     assert "train.model: " in before and str(snapshot / "unet") in before
     assert fetch(server, tmp_path, "train", *models) == ["before []", told]

@@ -105,15 +105,14 @@ def test_pinned_revisions_hold_together_and_read_back(server: Hub, tmp_path: Pat
 
 def test_a_checkpoint_by_url_is_fetched_before_any_work(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    server.files["sam.pth"] = b"weights"
+    # a checkpoint's content says what it is, not its name
+    weights = server.files["sam.pth"] = (PROJECT / "models/toy/checkpoints/sam/sam_vit_toy.safetensors").read_bytes()
     said: list[str] = []
     sam = f"segment.sam={server.url}/sam.pth"
     wrong = load_config(TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={'f' * 64}"])
     with pytest.raises(ModelError, match=r"^segment\.sam: .* has sha256 .*, not f+; fix segment\.sam_sha256"):
         fetch_models(Engine(wrong), ["caption", "segment"], said.append)
-    right = load_config(
-        TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={sha256(b'weights').hexdigest()}"]
-    )
+    right = load_config(TOY, [f"root={tmp_path / 'store'}", sam, f"segment.sam_sha256={sha256(weights).hexdigest()}"])
     fetch_models(Engine(right), ["caption"], said.append)
     for _ in range(2):
         fetch_models(Engine(right), ["segment"], said.append)

@@ -36,7 +36,7 @@ def copy_model(name: str, folder: Path) -> Path:
 
 
 def replace(file: Path, content: bytes) -> None:
-    file.unlink()
+    file.unlink()  # caches tell files apart by inode, too
     file.write_bytes(content)
 
 

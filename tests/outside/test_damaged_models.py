@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import struct
@@ -45,7 +44,7 @@ def test_damaged_weights_are_one_line(field: str, tmp_path: Path) -> None:
     whole = TOY / FIELDS[field][1] / FIELDS[field][2]
     for damage, (spoil, words) in WEIGHTS.items():
         weights.unlink()
-        os.link(whole, weights)
+        shutil.copy(whole, weights)
         spoil(weights)
         if field == "segment.sam" and damage in ("a tensor is missing", "another shape", "integers"):
             # its format has no config.json: the setting beside it says which weights are needed
