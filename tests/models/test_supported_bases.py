@@ -29,8 +29,8 @@ from bootpig.models.pipelines.bases import load_base, training_schedule
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pipelines.supported import PROPERTIES, UnsupportedBase
 from bootpig.models.pipelines.xl import BootPIGXLPipeline
-from bootpig.models.pretrained.painters import LatentEncoder
-from bootpig.models.pretrained.source import ModelError
+from bootpig.models.pretrained.encoders import LatentEncoder
+from bootpig.models.pretrained.source import PROJECT, ModelError
 from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.encode import Encode, EncodeConfig
 from bootpig.stages.evaluate.stage import Evaluate, EvaluateConfig
@@ -292,6 +292,10 @@ def test_the_defaults_are_those_of_the_classes() -> None:
 
 def test_every_place_refuses_before_any_work(sd: Path, tmp_path: Path) -> None:
     folder = edited(sd, tmp_path / "base", "scheduler", **{"class": "EDMEulerScheduler"})
+    for file in sd.rglob("*"):  # complete otherwise
+        if file.is_file() and not (copy := folder / file.relative_to(sd)).exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
     line = (
         "{}: '" + str(folder) + "' has scheduler.class EDMEulerScheduler: it has noise levels of its own and no betas"
     )
@@ -299,7 +303,8 @@ def test_every_place_refuses_before_any_work(sd: Path, tmp_path: Path) -> None:
     for number in range(3):
         picture(number).save(tmp_path / "subjects" / "mug" / f"{number:02d}.png")
     subjects, prompts = str(tmp_path / "subjects"), ("a {object}",)
-    judges = {"clip": str(sd / "text_encoder"), "dino": str(sd / "text_encoder")}
+    toy = PROJECT / "models" / "toy" / "checkpoints"
+    judges = {"clip": str(toy / "clip"), "dino": str(toy / "dino")}
     stages: dict[str, Any] = {
         "encode.model": Encode(EncodeConfig(model=str(folder)), 0),
         "train.model": Train(TrainConfig(model=str(folder)), 0),

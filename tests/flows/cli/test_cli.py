@@ -102,7 +102,7 @@ def test_status_counts_units_by_state(settings: list[str], capsys: pytest.Captur
 def test_plan_lists_missing_models_and_touches_nothing(
     settings: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    overrides = sets([*settings, "synthesize.model=/nowhere", "segment.sam=/nowhere-else"])
+    overrides = sets([*settings[:3], "synthesize.model=/nowhere", "segment.sam=/nowhere-else"])
     assert main(["plan", TOY, "--json", *overrides]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [problem.split(":")[0] for problem in facts["missing"]] == ["synthesize.model", "segment.sam"]
@@ -136,7 +136,7 @@ def test_a_server_that_is_not_there_is_one_line(
     settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", address)
-    for command in (["setup-server"], ["run", TOY, *sets(settings)]):
+    for command in (["setup-server"], ["run", TOY, *sets(settings[:3])]):  # with models that can be opened
         assert main(command) == 1
         said = capsys.readouterr()
         fault = "no Prefect server answers there" if "://" in address else "is no address of a server"

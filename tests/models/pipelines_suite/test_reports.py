@@ -78,8 +78,10 @@ def test_ddim_with_a_number_of_steps_that_does_not_divide(inpainting: Any) -> No
 
 
 def test_an_edm_solver_in_inpainting(inpainting: Any) -> None:
-    """huggingface/diffusers#8523: a solver with noise levels of its own in image-to-image. A base with betas is needed."""
-    with pytest.raises(ValueError, match=r"scheduler\.class EDMDPMSolverMultistepScheduler: it has noise levels of its"):
+    """huggingface/diffusers#8523: a solver with noise levels of its own in image-to-image. Refused by name."""
+    with pytest.raises(
+        ValueError, match=r"scheduler\.class EDMDPMSolverMultistepScheduler: it has noise levels of its"
+    ):
         with_scheduler(inpainting, EDMDPMSolverMultistepScheduler)
 
 
