@@ -39,7 +39,10 @@ def _binned(known: tuple[int, ...]) -> Any:
     has such sizes only for some transformers."""
 
     def fixed(configs: Configs) -> Mapping[str, Any]:
-        return {"use_resolution_binning": _component("transformer", "sample_size", configs) in known}
+        return {
+            "use_resolution_binning": _component("transformer", "sample_size", configs) in known,
+            "clean_caption": False,  # else pictures would depend on whether two packages are installed
+        }
 
     return fixed
 
@@ -120,6 +123,7 @@ FAMILIES = (
         guided=lambda configs: _has_guider(configs) or _embeds_guidance(configs),
         embedded=lambda configs: not _has_guider(configs),
         negated=_has_guider,
+        batches=False,  # a caption with quotes changes how the whole call is guided
         note="distilled: no negative prompt",
     ),
     Family(

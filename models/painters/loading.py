@@ -13,6 +13,9 @@ from bootpig.models.pretrained.encoders import load_pipeline
 from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.source import ModelError, ModelSource, loading
 
+_OWN_NOISE = ("DPMSolverSDEScheduler", "FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler")
+"""Schedulers whose noise does not come from the generators of a call."""
+
 
 def load_text_to_image(
     source: ModelSource, *, device: torch.device, dtype: torch.dtype, scheduler: str | None = None
@@ -53,6 +56,10 @@ def scheduler_problem(source: ModelSource, own: type, name: str) -> str | None:
     """
     alike = sorted({each.__name__ for each in (own, *_compatibles(own)) if _kind(each) == _kind(own)})
     found = getattr(diffusers, name, None)
+    if backends := getattr(found, "_backends", None):
+        return f"{source.field}: the scheduler {name!r} needs more packages: {', '.join(backends)}; install them"
+    if name in _OWN_NOISE:
+        return f"{source.field}: the scheduler {name!r} draws noise that a sample's seed does not decide; use another"
     if found is None or not hasattr(found, "set_timesteps"):
         return f"{source.field}: diffusers has no scheduler {name!r}; choose one of {', '.join(alike)}"
     if _kind(found) != _kind(own):

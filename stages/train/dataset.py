@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 TENSORS = ("target", "references", "prompt_embeds")
 SHARED = {
@@ -207,7 +210,7 @@ class ShardLoader:
             held_out: fraction of the samples that are in no batch, see `held_out_place`.
 
         Raises:
-            InputError: there are fewer samples than `batch_size`, fewer shards than ranks, or no sample is held out.
+            InputError: there are fewer samples than `batch_size`, or fewer shards than ranks.
         """
         units = [unit for unit in data.units if unit.samples]
         rows = {unit.unit: list(range(unit.samples)) for unit in units}
@@ -339,11 +342,7 @@ class ShardLoader:
 
 
 def _held_out(data: ReduceInput, units: Sequence[UnitRef], fraction: float) -> list[tuple[UnitRef, int]]:
-    """The samples below `fraction`, lowest first.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The samples below `fraction`, lowest first. A warning if there are none."""
     found = []
     for unit in units:
         ids = [row["id"] for row in data.rows(unit.unit) if row["status"] == "ok"]
@@ -351,7 +350,12 @@ def _held_out(data: ReduceInput, units: Sequence[UnitRef], fraction: float) -> l
         found += [place for place in places if place[0] < fraction]
     if not found:
         total = sum(unit.samples for unit in units)
-        raise InputError(f"train.validation: {fraction:g} holds out none of the {total} encoded samples; raise it")
+        _LOG.warning(
+            "train.validation: %g holds out none of the %d encoded samples, so that nothing tells whether references "
+            "are used; raise it",
+            fraction,
+            total,
+        )
     return [(unit, index) for _, unit, index in sorted(found, key=lambda place: place[0])]
 
 

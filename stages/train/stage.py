@@ -201,7 +201,7 @@ class Train(ReduceStage):
             "samples": loader.order.samples,
         }
         validation = None
-        if config.validation and accelerator.is_main_process:
+        if loader.held and accelerator.is_main_process:
             validation = Validation(
                 objective,
                 loader.held_samples(MEASURED),

@@ -177,6 +177,12 @@ def test_schedulers_for_another_kind_of_noise_are_refused() -> None:
         assert line.startswith(
             f"synthesize.model: the scheduler {name!r} is for another kind of noise than the model's"
         )
+    line = scheduler_problem(SOURCE, ddim, "DPMSolverSDEScheduler")
+    assert line is not None
+    assert "needs more packages: " in line or "draws noise that a sample's seed does not decide" in line
+    line = scheduler_problem(SOURCE, flow, "FlowMatchLCMScheduler")
+    assert line is not None
+    assert "draws noise that a sample's seed does not decide" in line
     line = scheduler_problem(SOURCE, ddim, "NoSuchScheduler")
     assert line is not None
     assert line.startswith(
