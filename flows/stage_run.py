@@ -186,8 +186,7 @@ class StageRun:
     def _first_units(self, stage: MapStage, due: list[int]) -> FirstUnits:
         """The judge of the first units, which knows those that are complete."""
         complete = self.survey.markers.keys() - set(due)
-        units = complete | set(due)
-        first = FirstUnits(stage, units, units >= self.survey.units.keys(), self.engine.config.max_rejected)
+        first = FirstUnits(stage, complete | set(due), self.engine.config.max_rejected)
         for unit in sorted(complete):
             first.add(unit, self.survey.markers[unit].counts)
         return first

@@ -18,21 +18,18 @@ Counts = Counter[tuple[str, str]]
 class FirstUnits:
     """Judges the first units of a stage that together have `ENOUGH` rows, in the order of their numbers.
 
-    So the verdict is the same with any runner and after a resume, and later units never change it. A stage with fewer
-    rows is judged only when all of its units are there, and only stopped if it accepted none of them: nothing would be
-    left for later stages.
+    So the verdict is the same with any runner and after a resume, and later units never change it. A run with fewer rows
+    goes on: a handful of rejected rows may be chance, and costs little.
 
     Args:
         stage: the map stage.
         units: the units that are complete or will be made.
-        whole: whether these are all units of the run.
         max_rejected: the fraction of rejected rows above which the run stops. 1: never.
     """
 
-    def __init__(self, stage: MapStage, units: Iterable[int], whole: bool, max_rejected: float) -> None:
+    def __init__(self, stage: MapStage, units: Iterable[int], max_rejected: float) -> None:
         self._stage = stage
         self._units = sorted(units)
-        self._whole = whole
         self._max_rejected = max_rejected
         self._known: dict[int, Counts] = {}
         self.decided = max_rejected >= 1
@@ -51,16 +48,14 @@ class FirstUnits:
                 return
             rows += self._known[number]
             if _judged(rows) >= ENOUGH:
-                self._decide(rows, self._max_rejected)
+                self._decide(rows)
                 return
-        if self._whole:
-            self._decide(rows, max(self._max_rejected, _all_but_one(rows)))
 
-    def _decide(self, rows: Counts, most: float) -> None:
+    def _decide(self, rows: Counts) -> None:
         self.decided = True
         judged = _judged(rows)
         rejected = Counter({reason: count for (status, reason), count in rows.items() if status == "rejected"})
-        if not judged or rejected.total() <= most * judged:
+        if rejected.total() <= self._max_rejected * judged:
             return
         name, (first, *others) = self._stage.name, rejected.most_common()
         reasons = [f"{first[1]} {first[0]}: {self._stage.reasons.get(first[0], 'no meaning is known')}"]
@@ -75,9 +70,3 @@ class FirstUnits:
 def _judged(rows: Counts) -> int:
     """Rows that a filter accepted or rejected. Failed ones are a matter of `max_failed`."""
     return sum(count for (status, _), count in rows.items() if status != "failed")
-
-
-def _all_but_one(rows: Counts) -> float:
-    """A fraction that only a stage without any `ok` row exceeds."""
-    judged = max(_judged(rows), 1)
-    return (judged - 1) / judged

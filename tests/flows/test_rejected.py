@@ -58,13 +58,3 @@ def test_a_stage_that_rejects_everything_stops_the_run(tmp_path: Path, monkeypat
     loose = settings.model_copy(update={"max_rejected": 1.0})
     assert Engine(loose).survey("segment").fingerprint == fingerprint
     assert bootstrap(loose, until="encode", return_state=True).is_completed()
-
-
-def test_a_small_run_of_which_nothing_is_left_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bootpig.flows.pipeline import bootstrap
-
-    monkeypatch.setattr(Cutter, "make", reject)
-    state = bootstrap(config(tmp_path, caption__count=5), until="encode", return_state=True)
-    assert state.is_failed()
-    assert state.message is not None
-    assert state.message.startswith("segment: stopped because 5 of its first 5 rows were rejected")

@@ -23,7 +23,7 @@ def counts(ok: int = 0, failed: int = 0, **rejected: int) -> Counter[tuple[str, 
 
 def judge(*units: Counter[tuple[str, str]] | None, most: float = 0.999, more: int = 1) -> FirstUnits:
     """The judge after `units`; the run has `more` units after them."""
-    first = FirstUnits(STAGE, range(len(units) + more), True, most)
+    first = FirstUnits(STAGE, range(len(units) + more), most)
     for unit, rows in enumerate(units):
         first.add(unit, rows)
     return first
@@ -54,7 +54,7 @@ def test_small_units_are_judged_together() -> None:
 
 def test_units_are_judged_in_order_whatever_order_they_come_in() -> None:
     bad, good = counts(low_score=20), counts(ok=20)
-    first = FirstUnits(STAGE, range(4), True, 0.999)
+    first = FirstUnits(STAGE, range(4), 0.999)
     first.add(2, bad)
     first.add(1, bad)
     assert not first.decided
@@ -70,14 +70,10 @@ def test_empty_and_failed_units_and_failed_rows_say_nothing() -> None:
     assert not judge(more=0).decided
 
 
-def test_a_small_run_is_stopped_only_when_nothing_is_left() -> None:
-    assert not judge(counts(low_score=4)).decided, "the run has another unit"
-    assert judge(counts(low_score=4), more=0).problem
-    assert judge(counts(low_score=1), more=0).problem
-    assert not judge(counts(low_score=9, ok=1), more=0, most=0.1).problem
-    part = FirstUnits(STAGE, [3], False, 0.999)
-    part.add(3, counts(low_score=4))
-    assert not part.decided, "a repair of one unit of several"
+def test_a_small_run_goes_on() -> None:
+    assert not judge(counts(low_score=4)).decided
+    assert not judge(counts(low_score=ENOUGH - 1), more=0).decided
+    assert judge(counts(low_score=ENOUGH), more=0).problem
 
 
 def test_the_fraction_is_a_setting() -> None:
