@@ -18,8 +18,8 @@ Counts = Counter[tuple[str, str]]
 class FirstUnits:
     """Judges the first units of a stage that together have `ENOUGH` rows, in the order of their numbers.
 
-    So the verdict is the same with any runner and after a resume, and later units never change it. A run with fewer rows
-    goes on: a handful of rejected rows may be chance, and costs little.
+    So the verdict is the same with any runner and after a resume, and later units never change it. A run with fewer
+    rows goes on: a handful of rejected rows may be chance, and costs little.
 
     Args:
         stage: the map stage.
