@@ -91,7 +91,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         if unet is not None and "unet" not in kwargs and not has_rsa(unet):
             kwargs["unet"] = _sharing_weights(uncompiled(unet))
         parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-        dtypes = {name: part.dtype for name, part in parts.items()}
+        dtypes: dict[str, Any] = {name: part.dtype for name, part in parts.items()}
         if {"dtype", "torch_dtype"} & kwargs.keys() or not dtypes:
             return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc, no-any-return]
         if len(set(dtypes.values())) == 1:

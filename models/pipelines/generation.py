@@ -92,7 +92,7 @@ class GenerationMixin(BootPIGMixin):
 
         device = self._execution_device
         noises = task is not None or r.reference_images is not None
-        timesteps, steps = run_schedule(self.scheduler, r, device, task and task.strength, noises)
+        timesteps, steps = run_schedule(self.scheduler, r, device, task.strength if task else None, noises)
         count, each = r.count(), r.num_images_per_prompt
         prepared = r.reference_images
         if prepared is not None and not isinstance(prepared, PreparedReferences):
