@@ -135,7 +135,7 @@ EXACT = [name for name in RUNS if not name.startswith(("EDM", "CM"))]
 
 NEED_SOME_STEPS = ("LMSDiscreteScheduler", "PNDMScheduler")
 """Begun within their schedule, these multistep methods treat the first steps as later ones, in diffusers' own
-image-to-image too: one to six steps leave noise of 0.1."""
+image-to-image too: one to six steps leave noise of up to 0.1."""
 
 
 @pytest.mark.parametrize("karras", [False, True])
