@@ -17,8 +17,12 @@ SCRATCH_BYTES = 2**20
 """Room that the temporary folder must have."""
 
 
-def scratch_problems() -> list[str]:
-    """What keeps the temporary folder from being used, in one line. A server whose folder is full loses flow runs."""
+def check_scratch() -> None:
+    """See that the temporary folder can be used. A server whose folder is full loses flow runs.
+
+    Raises:
+        InputError: it cannot; the reason in one line.
+    """
     given = os.environ.get("TMPDIR")
     try:
         # Python passes over a full TMPDIR without a word; SQLite and other libraries do not
@@ -27,14 +31,9 @@ def scratch_problems() -> list[str]:
             probe.flush()
     except OSError as error:
         reason = error.strerror if not isinstance(error, FileNotFoundError) else "no temporary folder can be written"
-        return [f"TMPDIR: {given or '/tmp'!r} → {reason}; free some space, or set TMPDIR to another folder"]
-    return []
-
-
-def check_scratch() -> None:
-    """Raises InputError where there is a problem of `scratch_problems`."""
-    if problems := scratch_problems():
-        raise InputError(problems[0])
+        raise InputError(
+            f"TMPDIR: {given or '/tmp'!r} → {reason}; free some space, or set TMPDIR to another folder"
+        ) from None
 
 
 def settle_home() -> str:

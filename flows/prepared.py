@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from bootpig.flows.environment import scratch_problems
+from bootpig.flows.environment import check_scratch
 from bootpig.flows.runners import runner_problems
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
@@ -28,7 +28,8 @@ def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
     """
     stages = list(stages)
     engine = Engine(config)
-    if problems := preflight(engine, stages) + runner_problems(config) + scratch_problems():
+    check_scratch()  # first: libraries that open models write there as they are imported
+    if problems := preflight(engine, stages) + runner_problems(config):
         raise InputError("\n".join(problems))
     exact = pinned(engine, stages)
     return engine if exact == config else Engine(exact)

@@ -24,7 +24,7 @@ from rich.text import Text
 from bootpig import __version__
 from bootpig.flows.api import ServerError, configured_api, require_answer
 from bootpig.flows.cli import display
-from bootpig.flows.environment import scratch_problems
+from bootpig.flows.environment import check_scratch
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
 from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.prepared import prepare, prepared
@@ -297,7 +297,8 @@ def train(asked: argparse.Namespace) -> int:
     """`bootpig train`: run only the train stage, without Prefect, in each process that torchrun starts."""
     config = load_config(asked.config, asked.set)
     engine = Engine(config)
-    if problems := preflight(engine, ("train",)) + scratch_problems():
+    check_scratch()  # first: libraries that open models write there as they are imported
+    if problems := preflight(engine, ("train",)):
         raise InputError("\n".join(problems))
     first = is_first_process()
     with _recorded(engine) if first else contextlib.nullcontext() as record:
