@@ -1,4 +1,4 @@
-"""The Prefect API that is configured: where it is, whether it answers, and whether it takes our credentials."""
+"""The configured Prefect API: its address, and checks that it answers and accepts our credentials."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class ServerError(RuntimeError):
 
 
 def configured_api() -> str | None:
-    """The API address that Prefect would use, without quotes, blanks and slashes around it."""
+    """The API address that Prefect would use, without surrounding quotes, spaces and slashes."""
     return (_setting("PREFECT_API_URL") or "").strip(" \t\r\n\"'").rstrip("/") or None
 
 
 def _setting(name: str) -> str | None:
-    """A setting of Prefect's (environment, then active profile), found without importing Prefect."""
+    """A Prefect setting, from the environment or the active profile, read without importing Prefect."""
     if value := os.environ.get(name):
         return value
     path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home() / "profiles.toml")
     try:
         profiles = tomllib.loads(path.read_text(encoding="utf-8"))
         value = profiles["profiles"][os.environ.get("PREFECT_PROFILE") or profiles["active"]][name]
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+    except (OSError, ValueError, KeyError, TypeError):  # no profile, or it cannot be parsed
         return None
     return str(value)
 
 
 def prefect_home() -> Path:
-    """Where Prefect keeps its files.
+    """The folder in which Prefect keeps its files.
 
     Raises:
-        ServerError: PREFECT_HOME names the home folder of a user that is not there.
+        ServerError: PREFECT_HOME is in the home folder of a user that does not exist.
     """
     try:
         return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
@@ -55,10 +55,10 @@ def prefect_home() -> Path:
 
 
 def require_answer(address: str) -> None:
-    """Check that Prefect's API answers at the address, and takes our credentials.
+    """Check that Prefect's API answers at the address and accepts our credentials.
 
     Raises:
-        ServerError: no server answers, something else than Prefect's API does, or it wants other credentials.
+        ServerError: nothing answers, what answers is not Prefect's API, or it refuses the credentials.
     """
     shown = f"PREFECT_API_URL: {masked(address)!r}"
     try:
@@ -93,14 +93,14 @@ def require_answer(address: str) -> None:
 
 
 def _is_api(address: str) -> bool:
-    """Whether `<address>/health` answers as Prefect's API does. Raises as urllib does if there is no answer."""
+    """Whether `<address>/health` answers like Prefect's API. Raises urllib's errors if there is no answer."""
     try:
         with open_url(f"{address}/health", timeout=30) as answer:
             return bool(parse_json(answer.read(100)) is True)
     except urllib.error.HTTPError as error:
         if error.code in (502, 503, 504):  # a proxy in front of a server that is down
             raise OSError(f"{error.code} {error.reason}") from None
-        # Prefect Cloud has its own ways; a gateway may want credentials that Prefect's client has
+        # Prefect Cloud answers differently; a gateway may require credentials that only Prefect's client has
         return error.code in (401, 403, 429) or (urlsplit(address).hostname or "").endswith(".prefect.cloud")
     except ValueError:
         return False
@@ -122,4 +122,4 @@ def _require_login(address: str) -> None:
                 "what the server was started with"
             ) from None
     except (OSError, ValueError, http.client.HTTPException):
-        pass  # it has answered a moment ago: Prefect's client will try again
+        pass  # it answered a moment ago; Prefect's client retries

@@ -1,4 +1,4 @@
-"""Proxy settings of the environment: loopback never goes through a proxy, and unusable values are named."""
+"""Proxy settings in the environment: loopback addresses bypass the proxy, and invalid values are reported."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from urllib.parse import urlsplit
 from bootpig.stages.engine.contract import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
-"""The last is no address to connect to, but servers print it as theirs, and it reaches them."""
+"""0.0.0.0 is not an address to connect to, but servers print it as their own, and connecting to it works."""
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
-"""Each also in capitals; HTTP clients prefer the small ones."""
+"""Also read in upper case; HTTP clients prefer lower case."""
 
 SOCKS = ("socks5", "socks5h")
 
 _HOST = re.compile(r"[^:\[\]]+(:\d+)?")
-"""An entry of `no_proxy` that is not IPv6 and that clients read without failing, whether or not they match it."""
+"""An entry of `no_proxy`, other than IPv6, that all clients can parse, even if not all of them match it."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address leads to this machine itself, so that another one cannot use it."""
+    """Whether a host name or address is a loopback address, which other machines cannot reach."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -34,8 +34,10 @@ def is_loopback(host: str) -> bool:
 
 
 def open_url(url: str | urllib.request.Request, timeout: float) -> Any:
-    """`urllib.request.urlopen`, but never through a proxy where the URL is of loopback; `no_proxy` has no word for
-    `[::1]` that urllib and httpx both know."""
+    """`urllib.request.urlopen`, but without a proxy for loopback URLs.
+
+    `no_proxy` alone cannot do this: urllib and httpx do not agree on how to write `[::1]`.
+    """
     address = url if isinstance(url, str) else url.full_url
     if is_loopback(urlsplit(address).hostname or ""):
         return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout)
@@ -43,15 +45,17 @@ def open_url(url: str | urllib.request.Request, timeout: float) -> Any:
 
 
 def spare_loopback(*urls: str | None) -> None:
-    """Add loopback to `no_proxy`, for this process and those it starts: our own Prefect server, or a language model on
-    this machine, would be asked for through the proxy. What else is in it is written as all HTTP clients read it.
+    """Add the loopback addresses to `no_proxy`, for this process and its children.
+
+    Otherwise requests to our own Prefect server, or to a language model on this machine, would go to the proxy. The
+    other entries are rewritten in a form that all HTTP clients can parse.
 
     Args:
-        urls: whose hosts are added too where they are loopback under another name, such as 127.0.1.1.
+        urls: URLs whose hosts are also added if they are other loopback addresses, such as 127.0.1.1.
     """
     hosts = [host for entry in _no_proxy() if (host := _readable(entry)) is not None]
     if "*" in hosts:
-        hosts = ["*"]  # urllib does not know it within a list
+        hosts = ["*"]  # urllib does not support it in a list
     else:
         hosts += [host for host in (*LOOPBACK, *filter(None, map(_loopback_host, urls))) if host not in hosts]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(hosts))
@@ -63,8 +67,11 @@ def _no_proxy() -> list[str]:
 
 
 def _readable(entry: str) -> str | None:
-    """An entry of `no_proxy` as all clients read it: httpx fails at `[::1]` and `::1/128`. None: some clients fail
-    at it however it is written, as at a name that is not ASCII."""
+    """An entry of `no_proxy` in a form that all clients can parse: httpx fails on `[::1]` and `::1/128`.
+
+    Returns:
+        None if some client fails on every form of it, for example on a name that is not ASCII.
+    """
     entry = entry.partition("://")[2].rstrip("/") or entry
     inner = entry.partition("]")[0].removeprefix("[").partition("/")[0].partition("%")[0]
     try:
@@ -75,20 +82,20 @@ def _readable(entry: str) -> str | None:
 
 
 def _loopback_host(url: str | None) -> str | None:
-    """The host of a URL if it is one of loopback."""
+    """The host of a URL if it is a loopback address, else None."""
     try:
         host = urlsplit(url or "").hostname or ""
-    except ValueError:  # whoever uses the URL says so
+    except ValueError:  # the code that uses the URL reports it
         return None
     return host if is_loopback(host) else None
 
 
 def check_proxies() -> None:
-    """See that HTTP clients can use the proxy variables; several fail with a traceback while they are made.
+    """Check that HTTP clients can use the proxy variables. With a bad value, some fail with a traceback when created.
 
     Raises:
-        InputError: a value is no proxy's URL, or of a kind whose package is missing, or an entry of `no_proxy` is no
-            host. A proxy's URL is never shown: it may hold a password.
+        InputError: a value is not a proxy URL, the package for its scheme is missing, or an entry of `no_proxy` is not
+            a host. The message does not show a proxy's URL, which may contain a password.
     """
     problems = []
     for name in (*VARIABLES, *map(str.upper, VARIABLES)):

@@ -1,4 +1,4 @@
-"""The model card of a trained model's folder: what the model is, what it was made from, how to use it."""
+"""The model card (README.md) of a trained model: what it is, what it was trained on, and how to use it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
 
 def model_card(info: Mapping[str, Any]) -> str:
-    """The card as Markdown, starting with the hub's metadata.
+    """The card as Markdown, starting with the hub's YAML metadata.
 
     Args:
-        info: the content of `bootpig.json`. These are optional: `samples` and `dataset` (the data's size and
-            fingerprint), `recipe`, `base_license`, and `metrics`, the content of evaluate's `metrics.json`.
+        info: the content of `bootpig.json`. Optional entries: `samples` and `dataset` (number of samples and
+            fingerprint of the data set), `recipe`, `base_license`, and `metrics` (the content of evaluate's
+            `metrics.json`).
     """
     base = str(info.get("base") or "")
     licence = info.get("base_license")
@@ -34,7 +35,7 @@ def model_card(info: Mapping[str, Any]) -> str:
 
 
 def base_licence(base: str, revision: str | None = None) -> str | None:
-    """The licence in the model card of a base, from its folder or the hub's local cache. None if it is not known."""
+    """The licence named in a base model's card, in its folder or the hub's local cache. None if unknown."""
     card = Path(base, CARD_FILE)
     if not card.is_file() and base and not Path(base).is_absolute() and base.count("/") <= 1:
         cached = try_to_load_from_cache(base, CARD_FILE, revision=revision)
@@ -56,9 +57,8 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield ""
     yield "Draws a given subject in a described scene, from one to a few pictures of it, without training on it."
     yield "The method is BootPIG ([arXiv 2401.13974](https://arxiv.org/abs/2401.13974)): a Reference UNet reads"
-    yield "the pictures, and the base UNet's self-attention layers attend to its features. This folder holds what was"
-    yield "trained, not the base:"
-    yield f"`{base}`{commit}."
+    yield "the pictures, and the base UNet's self-attention layers attend to its features. This folder contains only"
+    yield f"the trained weights. The base model is `{base}`{commit}."
     yield ""
     yield "```python"
     yield f"pipeline = BootPIGPipeline.from_pretrained({base!r})  # BootPIGXLPipeline for SDXL"
@@ -66,7 +66,7 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield 'pipeline("A photo of a teapot, on a snowy hill", reference_images=[picture]).images[0]'
     yield "```"
     yield ""
-    yield "What must match training comes with it and is set by `load_bootpig`:"
+    yield "`load_bootpig` also sets these settings, which must be the same as in training:"
     yield ""
     for name in ("prediction_type", "key_scale", "pooling", "reference_caption", "reference_timestep"):
         yield f"- {name}: {info.get(name)}"
@@ -75,7 +75,7 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
         yield "## Data"
         yield ""
         size = f"{info['samples']} (reference, target, caption) triplets" if info.get("samples") else "Triplets"
-        yield f"{size}, bootstrapped by language, diffusion, detection and segmentation models; none made by people."
+        yield f"{size}, made by language, diffusion, detection and segmentation models; none by people."
         yield f"Fingerprint: `{info['dataset']}`."
     if info.get("recipe"):
         yield ""
@@ -87,7 +87,7 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
         yield "## Metrics"
         yield ""
         metrics = info["metrics"]
-        yield f"DreamBooth protocol, {metrics['subjects']} subjects, {metrics['images']} pictures a method."
+        yield f"DreamBooth protocol, {metrics['subjects']} subjects, {metrics['images']} pictures per method."
         yield ""
         rows = metrics["methods"].items()
         yield from _table(
@@ -97,7 +97,7 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield ""
     yield "## Licence"
     yield ""
-    yield f"That of the base applies: {licence or 'see its own model card'}."
+    yield f"The licence of the base model applies: {licence or 'see its model card'}."
 
 
 def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:

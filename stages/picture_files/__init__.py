@@ -1,1 +1,1 @@
-"""Pictures and masks from outside, read in one place."""
+"""Reads all pictures and masks that users give."""

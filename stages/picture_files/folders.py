@@ -1,4 +1,4 @@
-"""Folders of pictures from outside: which files are pictures, in which order, and what systems leave among them."""
+"""Folders of pictures: which files are pictures, their order, and which entries operating systems left there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _SYSTEM_FILES = {"desktop.ini", "ehthumbs.db", "thumbs.db"}
 
 
 def picture_paths(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures of a folder in natural order (`2.png` before `10.png`, `00.png` before `00 (1).png`), and the files
-    there that are none. Told by their names; where one has no suffix, by its content. None is decoded.
+    """The pictures of a folder in natural order (`2.png` before `10.png`, `00.png` before `00 (1).png`), and the other
+    files. A file is a picture if its suffix says so or, if it has no suffix, its content. No file is decoded.
 
     Raises:
         OSError: the folder cannot be read.
@@ -38,7 +38,7 @@ def picture_paths(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def folders_of_pictures(folder: Path) -> list[Path]:
-    """The folders in a folder by name, without hidden ones and those that systems leave, such as `__MACOSX`.
+    """The subfolders of a folder, by name, without hidden ones and system folders such as `__MACOSX`.
 
     Raises:
         OSError: the folder cannot be read.
@@ -48,7 +48,7 @@ def folders_of_pictures(folder: Path) -> list[Path]:
 
 
 def natural_order(name: str) -> tuple[tuple[str | int, ...], ...]:
-    """A key that sorts file names as people do: numbers by value, a name before the same name with something added."""
+    """A key that sorts file names as people do: numbers by value, and `a` before `a (1)`."""
     stem, dot, suffix = name.rpartition(".")
     parts = (stem, suffix) if dot and stem else (name, "")
     folded = [unicodedata.normalize("NFC", part).casefold() for part in parts]

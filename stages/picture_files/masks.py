@@ -1,7 +1,7 @@
-"""Reads a mask from outside: which pixels of a scene are repainted.
+"""Reads the mask of an inpainting: which pixels of a scene are repainted.
 
-White is repainted. Where a mask has transparency that says something, that counts too: many editors draw a mask as
-strokes on nothing.
+White is repainted. Transparency is used if it carries information: many editors save a mask as strokes on a
+transparent layer.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from bootpig.stages.picture_files.colours import grey_levels, standard
 from bootpig.stages.picture_files.reader import PictureError, decode
 
 BLACK, WHITE = 64, 192
-"""Below the one and from the other on, a grey level is one of the two, compression noise aside."""
+"""Grey levels below BLACK count as black, and from WHITE on as white, to tolerate compression noise."""
 BRIGHTNESS = "brightness"
 TWO_TONES = 0.95
-"""The part of visible pixels that are black or white from which a mask is one, and not a photo."""
+"""The smallest fraction of visible pixels that must be black or white in a mask; with less it is a photo."""
 
 
 def read_mask(path: Path, field: str, told: Callable[[str], None] = lambda line: None) -> Image.Image:
-    """A mask, upright, mode L: 255 is repainted, 0 stays.
+    """A mask, upright, mode L: 255 is repainted, 0 is kept.
 
     Args:
-        field: the setting or option that names the file, for messages.
-        told: called with one line that says what was read, and how much is repainted.
+        field: name of the setting or option that gives the file, for messages.
+        told: called with one line that says what was read and how much is repainted.
 
     Raises:
-        PictureError: it is no readable picture, nothing of it is white, or what its transparency means is unclear.
+        PictureError: the file is not a readable picture, has no white, or the meaning of its transparency is unclear.
     """
 
     def unclear(why: str) -> PictureError:

@@ -1,7 +1,7 @@
-"""Reads pictures from outside: references, scenes to paint into, subjects. One reader for the whole project.
+"""Reads pictures that users give: references, scenes for inpainting, subjects. The whole project uses this reader.
 
-Whatever Pillow opens comes out upright, as 8-bit sRGB: RGB, or RGBA where something is transparent. Anything else ends
-in one line that names the setting, the file and what to do.
+Every picture that Pillow can open is returned upright, as 8-bit sRGB: RGB, or RGBA if something is transparent.
+Otherwise, an error of one line names the setting, the file and the fix.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from bootpig.stages.plain_text import one_line
 T = TypeVar("T")
 
 MAX_PIXELS = 178_956_970
-"""Pixels of the largest picture that is read, Pillow's own limit: more is an attack, or no picture to learn from."""
+"""Maximum number of pixels, Pillow's own limit: larger files are attacks, or useless as training pictures."""
 
 TOO_LARGE = "has more pixels than any picture should have; scale it down"
 INSTALL_HEIF = "pip install 'bootpig[heif]'"
 
 _NOT_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow knows but does not decode itself: drawings, films, measurements."""
+"""Formats that Pillow recognises but does not decode itself: vector drawings, video, measurements."""
 _HEIF_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 _RAW_SUFFIXES = {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"}
-"""Raw files of cameras. Many are TIFF files whose first picture is a small preview."""
+"""Raw camera files. Many are TIFF files whose first picture is a small preview."""
 _STILL = {"HEIF", "ICNS", "ICO", "MPO", "PSD"}
-"""Formats whose further pictures are no frames: previews, sizes, layers, depth maps. The first is the picture."""
+"""Formats whose other images are not frames but previews, sizes, layers or depth maps. The first image is used."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation → what makes the picture upright."""
+"""EXIF orientation → the operation that makes the picture upright."""
 
 _SIGNS = (
     (
@@ -68,41 +68,42 @@ _SIGNS = (
     (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it"),
     (re.compile(rb"....ftyp(?:isom|mp4|M4V|qt  |avc1)", re.S), "a film", "save the frame that is meant as PNG"),
 )
-"""How files begin that are taken for pictures, what they are, and what to do if that is not to export them as PNG."""
+"""First bytes of files that users mistake for pictures, what they are, and the fix (empty: export as PNG)."""
 
 _HEIF_BRANDS = re.compile(rb"....ftyp(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1|avif|avis)", re.S)
 
-# What matters of these is an error or a line of ours; `catch_warnings` is not safe in threads.
+# This module reports what matters as errors or log lines; `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _SETTING_UP = threading.Lock()
 
 
 class PictureError(InputError):
-    """A picture from outside cannot be used. One line: the setting, the file, why, what to do."""
+    """A picture cannot be used. The message is one line: the setting, the file, the reason and the fix."""
 
 
 def read_picture(source: Path | bytes, field: str, name: str | None = None) -> Image.Image:
-    """A picture upright, 8-bit sRGB, without metadata: RGB, or RGBA where something is transparent.
+    """Read a picture: upright, 8-bit sRGB, without metadata, RGB, or RGBA if something is transparent.
 
-    Of an animation or a document it is the first frame or page; a line is logged.
+    Of an animation or a document, the first frame or page is read, and a line is logged.
 
     Args:
         source: a file, or its bytes.
-        field: the setting or option that names it, for messages.
-        name: of the picture, for messages; by default the file's path.
+        field: name of the setting or option that gives it, for messages.
+        name: name of the picture, for messages; by default the file's path.
 
     Raises:
-        PictureError: it is not there, not a picture, damaged, too large, or of a range that is not known.
+        PictureError: it does not exist, is not a picture, is damaged or too large, or its value range is unknown.
     """
     return decode(source, field, standard, name)
 
 
 def decode(source: Path | bytes, field: str, use: Callable[[Image.Image], T], name: str | None = None) -> T:
-    """What `use` makes of a picture that is loaded and upright, of any mode, its colour profile in `info`.
+    """Read a picture and return the result of `use`.
 
     Args:
-        use: may raise `UnknownPixels`, or `PictureError` with a line of its own; keeps no reference to its argument.
+        use: called with the loaded, upright image, of any mode, with its colour profile in `info`. May raise
+            `UnknownPixels`, or `PictureError` with its own message. Must not keep a reference to its argument.
         source, field, name: as in `read_picture`.
 
     Raises:
@@ -137,7 +138,7 @@ def decode(source: Path | bytes, field: str, use: Callable[[Image.Image], T], na
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent turns white."""
+    """The image as RGB, on a white background."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -145,7 +146,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def is_picture_name(path: Path) -> bool:
-    """Whether a file is expected to be a picture: told by its suffix, without one by its content."""
+    """Whether a file is expected to be a picture, by its suffix or, if it has none, by its content."""
     suffix = path.suffix.lower()
     if suffix:
         return suffix in _suffixes()
@@ -159,7 +160,7 @@ def is_picture_name(path: Path) -> bool:
 
 
 def reference_problem(picture: Image.Image) -> str | None:
-    """Why a picture from `read_picture` cannot be a reference, and what to do; None: it can."""
+    """Why a picture from `read_picture` cannot be a reference, and the fix. None if it can."""
     if min(picture.size) < 8:
         return f"has {picture.width}x{picture.height} pixels; give 8 a side or more"
     if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).max() < 128:
@@ -183,7 +184,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _register_heif() -> bool:
-    """Let Pillow open HEIC, if the package for it is installed."""
+    """Register the HEIC plugin with Pillow, if it is installed."""
     with contextlib.suppress(ImportError, OSError):
         from pillow_heif import register_heif_opener
 
@@ -205,7 +206,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _not_a_file(source: Path | bytes) -> str:
-    """Why nothing can be read from `source`, and what to do; empty: something can."""
+    """Why `source` cannot be read, and the fix. Empty if it can."""
     if isinstance(source, bytes):
         return "" if source else "is empty"
     try:
@@ -222,7 +223,7 @@ def _not_a_file(source: Path | bytes) -> str:
 
 
 def _wrong_kind(source: Path | bytes) -> str:
-    """What kind of file `source` is, if that is none of pictures, and what to do."""
+    """What kind of file `source` is if it is not a picture, and the fix. Empty if it may be a picture."""
     if isinstance(source, Path) and source.suffix.lower() in _RAW_SUFFIXES:
         return "is a raw file of a camera; export it as PNG, TIFF or JPEG"
     try:
@@ -256,7 +257,7 @@ def _wrong_size(image: Image.Image) -> str:
 
 
 def _is_one_of_many(image: Image.Image) -> bool:
-    """Whether further pictures in the file show something else: frames or pages."""
+    """Whether the file has further frames or pages with other content."""
     if image.format in _STILL or not getattr(image, "is_animated", False):
         return False
     if image.format != "TIFF":
@@ -280,7 +281,7 @@ def _say_once(line: str) -> None:
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """Suffixes of files that are expected to be pictures, `.png` and the like."""
+    """Suffixes of files that are expected to be pictures, such as `.png`."""
     formats = set(_formats())
     known = {suffix for suffix, format in Image.registered_extensions().items() if format in formats}
     return frozenset({*known, *_HEIF_SUFFIXES, ".avif", ".avifs"})

@@ -45,7 +45,7 @@ def test_all_that_is_known_is_said(tmp_path: Path) -> None:
         assert text in card
     assert "| bootpig | 0.300 | – | 0.612 |" in card
     assert "20 subjects, 80 pictures" in card
-    assert "see its own model card" in card
+    assert "see its model card" in card
 
 
 def test_what_is_not_known_is_left_out() -> None:
