@@ -52,6 +52,8 @@ class BootPIG(nn.Module):
         self.reference_unet = truncate(reference_unet)
         self.train_reference = train_reference
         self.train_base = train_base
+        self.zero_gradients = True
+        """Whether a step without references gives the Reference UNet gradients of zero, which DDP waits for."""
 
         self.reference_unet.requires_grad_(train_reference)
         self.unet.requires_grad_(train_base == "all")
@@ -128,7 +130,7 @@ class BootPIG(nn.Module):
             added_cond_kwargs=added_cond_kwargs,
             return_dict=False,
         )[0]
-        if self.train_reference and not use_reference and torch.is_grad_enabled():
+        if self.zero_gradients and self.train_reference and not use_reference and torch.is_grad_enabled():
             # DDP waits for a gradient of every parameter; without reference features they are all zero.
             nothing = sum(parameter.flatten()[0] for parameter in self.reference_unet.parameters())
             prediction = prediction + (0.0 * nothing).to(prediction.dtype)

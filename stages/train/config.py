@@ -117,6 +117,12 @@ class TrainConfig(StageConfig):
     mixed_precision: Literal["no", "bf16"] = Field(
         default="bf16", description="bf16: compute in bfloat16, keep weights and optimizer moments in float32."
     )
+    shard: Literal["none", "fsdp"] = Field(
+        default="none",
+        json_schema_extra=SPEED,
+        description="none: every process holds all weights (DDP). fsdp: weights, gradients and optimizer state are "
+        "shared out among the processes (FSDP2), for full training of bases that do not fit one device.",
+    )
     shuffle_window: int = Field(
         default=4096,
         ge=1,
@@ -187,6 +193,10 @@ class TrainConfig(StageConfig):
             )
         if self.validate_every is not None and not self.validation:
             problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
+        if self.shard == "fsdp" and self.drop_reference_per == "sample" and self.drop_reference:
+            problems.append(
+                "shard: fsdp needs the same networks on all processes in every update; set drop_reference_per to step"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

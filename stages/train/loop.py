@@ -28,7 +28,8 @@ from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import Batch, ShardLoader
 from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.objective import Draws, Inputs, Objective
-from bootpig.stages.train.state import Position, load_state, save_state
+from bootpig.stages.train.sharding import fill_gradients, shard
+from bootpig.stages.train.state import Position, collect_state, load_state, save_state
 from bootpig.stages.train.uploads import Uploads
 from bootpig.stages.train.validation import Reading, Validation, usual_interval
 
@@ -90,14 +91,20 @@ class Trainer:
         self.model = model
         self.loader = loader
         self.accelerator = accelerator
+        # Loader and schedule are not prepared: accelerate would split the already split stream again, and would
+        # advance the schedule once per process.
+        self.sharded = config.shard == "fsdp" and accelerator.num_processes > 1
+        if self.sharded:
+            self.objective = accelerator.prepare_model(objective, evaluation_mode=True)  # its device and autocast only
+            shard(self.objective, model)
+        else:
+            self.objective = accelerator.prepare(objective)
         groups = model.parameter_groups(config.learning_rate_reference, config.learning_rate_base)
         optimizer = torch.optim.AdamW(
             groups, betas=config.betas, weight_decay=config.weight_decay, eps=config.eps, fused=True
         )
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        # Loader and schedule are not prepared: accelerate would split the already split stream again, and would
-        # advance the schedule once per process.
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
         self.base_rates = [group["lr"] for group in groups]
         self._warned = False
         self._gain = ""
@@ -124,7 +131,9 @@ class Trainer:
             checkpoints: where checkpoints are read and written.
             progress: progress callback.
             picture: makes a grid of samples with the current weights.
-            validation: measures the loss on held-out samples. Only the main process uses it.
+            validation: measures the loss on held-out samples.
+                Both are None except in the main process and, since they call the networks, in all ranks of a sharded
+                model.
 
         Raises:
             Interrupted: a signal arrived; a checkpoint was written.
@@ -148,7 +157,7 @@ class Trainer:
                 losses_since += 1
                 done = step + 1
                 last = done == self.config.steps
-                reading = self._validate(validation, done) if log and validation else None
+                reading = self._validate(validation, done) if validation else None
                 if done % self.config.log_every == 0 or last:
                     loss = self._mean(losses) / losses_since
                     rate = (done - began_step) * self.config.global_batch_size / (time.monotonic() - began)
@@ -157,7 +166,7 @@ class Trainer:
                     losses_since, began, began_step = 0, time.monotonic(), done
                 elif log and reading:
                     log.line({"step": done, **reading.values()})
-                if picture and log and self.config.sample_every and (done % self.config.sample_every == 0 or last):
+                if picture and self.config.sample_every and (done % self.config.sample_every == 0 or last):
                     self._picture(log, done, picture)
                 stop = self._stop(signals, done)
                 if stop or (done % self.config.checkpoint_every == 0 and not last):
@@ -175,12 +184,14 @@ class Trainer:
         if self.average is not None:
             self.average.copy_to(self._trained())
 
-    def _picture(self, log: TrainingLog, done: int, picture: Callable[[], Image.Image]) -> None:
+    def _picture(self, log: TrainingLog | None, done: int, picture: Callable[[], Image.Image]) -> None:
         """Add sample pictures to the log. A failure is only a warning and does not stop training."""
         try:
             # frozen weights may be stored in the dtype that autocast gives them
             with self.accelerator.autocast() if self.config.mixed_precision == "bf16" else contextlib.nullcontext():
-                log.picture(done, picture())
+                drawn = picture()
+            if log:
+                log.picture(done, drawn)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             _LOG.warning("train: no sample pictures at step %d (%s: %s)", done, type(error).__name__, reason)
@@ -216,6 +227,8 @@ class Trainer:
             group["lr"] = rate * factor
         while (loss := self._gradients(step, inputs)) is None:
             self._halve(len(inputs.use_reference))
+        if self.sharded:
+            fill_gradients(self.parameters)
         self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -294,11 +307,14 @@ class Trainer:
         return int(self.accelerator.gather(noted).max().item()) or None
 
     def _save(self, uploads: Uploads, identity: str, log: TrainingLog | None, position: Position) -> None:
+        if not self.accelerator.is_main_process and not self.sharded:
+            return
+        state = collect_state(self.model, self.optimizer.optimizer, self.average)
         if not self.accelerator.is_main_process:
             return
 
         def write(folder: Path) -> None:
-            save_state(folder, self.model, self.optimizer.optimizer, position, identity, self.average)
+            save_state(folder, state, position, identity)
             if log:
                 log.save(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from bootpig.models.pipelines.sd import BootPIGPipeline
     from bootpig.models.pipelines.xl import BootPIGXLPipeline
     from bootpig.stages.train.dataset import EncodedSample
+
+_LOG = logging.getLogger(__name__)
 
 _STEP_TFLOP = 4.5
 """Of an update per sample of 512 px with SD 2.1's networks, in 10^12 operations."""
@@ -143,6 +146,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.loop import Trainer
         from bootpig.stages.train.objective import Draws, Objective
         from bootpig.stages.train.precision import FrozenInBfloat16
+        from bootpig.stages.train.sharding import gather
         from bootpig.stages.train.state import check_finite
         from bootpig.stages.train.validation import MEASURED, Validation
 
@@ -178,7 +182,11 @@ class Train(ReduceStage):
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.train()
-        lowered = FrozenInBfloat16(model.unet, model.reference_unet) if config.mixed_precision == "bf16" else None
+        sharded = config.shard == "fsdp" and accelerator.num_processes > 1
+        if config.shard == "fsdp" and not sharded:
+            _LOG.warning("train.shard: fsdp has no effect with one process")
+        lowers = config.mixed_precision == "bf16" and not sharded  # FSDP wants one dtype
+        lowered = FrozenInBfloat16(model.unet, model.reference_unet) if lowers else None
         scheduler = training_schedule(pipeline.scheduler)
         objective = Objective(model, scheduler, pipeline.vae_scale_factor, config.min_snr_gamma)
         trainer = Trainer(config, model, objective, loader, accelerator)
@@ -201,7 +209,8 @@ class Train(ReduceStage):
             "samples": loader.order.samples,
         }
         validation = None
-        if loader.held and accelerator.is_main_process:
+        watches = accelerator.is_main_process or sharded
+        if loader.held and watches:
             validation = Validation(
                 objective,
                 loader.held_samples(MEASURED),
@@ -209,15 +218,18 @@ class Train(ReduceStage):
                 seed=config.seed,
                 clean=config.reference_timestep == "zero",
             )
-        grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every else None
+        grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every and watches else None
         log = TrainingLog(workdir) if accelerator.is_main_process else None
         try:
             trainer.fit(draws, digest(facts), log, checkpoints, progress, grid, validation)
         finally:
             if log:
                 log.close()
-        if accelerator.is_main_process:
+        if watches:
             trainer.use_average()
+        if sharded:
+            gather(model)
+        if accelerator.is_main_process:
             check_finite(model.trained_state(), config.steps)
             if lowered:
                 model.cpu()  # its weights have their full size again

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.stages.engine.contract import FatalError, InputError
+from bootpig.stages.train.sharding import like, whole
 from bootpig.storage.jsonio import parse_json
 
 VERSION = 1
@@ -34,39 +35,49 @@ class Position:
     """Number of steps since the last log line."""
 
 
-def save_state(
-    folder: Path,
-    model: BootPIG,
-    optimizer: Optimizer,
-    position: Position,
-    identity: str,
-    average: EMAModel | None = None,
-) -> None:
-    """Write the trained weights, the optimizer's moments, the position, and the average of the weights to `folder`.
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds, by parameter name. The tensors are not copied, unless the model is sharded."""
+
+    weights: dict[str, torch.Tensor]
+    """The trained weights."""
+    moments: dict[str, torch.Tensor]
+    """The optimizer's state, as `<parameter>.<key>`."""
+    averaged: dict[str, torch.Tensor] | None
+    """The moving average of the trained weights, if there is one."""
+
+
+def collect_state(model: BootPIG, optimizer: Optimizer, average: EMAModel | None = None) -> TrainingState:
+    """The state of a model in training. If it is sharded, all ranks must call this."""
+    moments = {
+        f"{name}.{key}": whole(value).contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    weights = {name: whole(tensor).contiguous() for name, tensor in model.trained_state().items()}
+    averaged = None
+    if average is not None:
+        averaged = {name: whole(value) for name, value in zip(weights, average.shadow_params, strict=True)}
+    return TrainingState(weights, moments, averaged)
+
+
+def save_state(folder: Path, collected: TrainingState, position: Position, identity: str) -> None:
+    """Write a state and the position to `folder`, which exists.
 
     Args:
         folder: an existing folder.
-        model: the model in training.
-        optimizer: its optimizer.
+        collected: the state.
         position: the progress.
         identity: digest of everything that determines the result; compared when loading.
-        average: the moving average of the trained weights, if there is one.
 
     Raises:
         FatalError: a weight or a moment is not finite. Nothing is written.
     """
-    moments = {
-        f"{name}.{key}": value.detach().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    weights = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
-    check_finite({**weights, **moments}, position.step)
-    safetensors.torch.save_file(weights, folder / "weights.safetensors")
-    safetensors.torch.save_file(moments, folder / "optimizer.safetensors")
-    if average is not None:
-        averaged = dict(zip(weights, average.shadow_params, strict=True))
-        safetensors.torch.save_file(averaged, folder / "average.safetensors")
+    check_finite({**collected.weights, **collected.moments}, position.step)
+    safetensors.torch.save_file(collected.weights, folder / "weights.safetensors")
+    safetensors.torch.save_file(collected.moments, folder / "optimizer.safetensors")
+    if collected.averaged is not None:
+        safetensors.torch.save_file(collected.averaged, folder / "average.safetensors")
     state = {"version": VERSION, "identity": identity, **asdict(position)}
     (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
 
@@ -101,14 +112,19 @@ def load_state(
     if (state["version"], state["identity"]) != (VERSION, identity):
         raise InputError(hint % "was made by another configuration or version")
     try:
-        model.load_trained_state(weights)
+        own = model.trained_state()
+        model.load_trained_state({name: like(value, own.get(name, value)) for name, value in weights.items()})
     except ValueError as error:
         raise InputError(hint % f"is damaged ({error})") from None
     if average is not None:
-        average.shadow_params = [averaged[name].to(own.device) for name, own in model.trained_state().items()]
+        average.shadow_params = [like(averaged[name], tensor) for name, tensor in own.items()]
         average.optimization_step = position.step
     for name, parameter in model.named_parameters():
         keys = [key for key in MOMENTS if f"{name}.{key}" in moments]
         if keys:
-            optimizer.state[parameter] = {key: moments[f"{name}.{key}"].to(parameter.device) for key in keys}
+            kept = {key: moments[f"{name}.{key}"] for key in keys}
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) if key == "step" else like(value, parameter)
+                for key, value in kept.items()
+            }
     return position
