@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -52,7 +53,7 @@ def _connect(model: BootPIG) -> None:
     model.register_forward_hook(connect)
 
 
-def _blocks(unet: nn.Module) -> Iterator[nn.Module]:
+def _blocks(unet: UNet2DConditionModel) -> Iterator[nn.Module]:
     yield from unet.down_blocks
     if unet.mid_block is not None:
         yield unet.mid_block
@@ -61,7 +62,7 @@ def _blocks(unet: nn.Module) -> Iterator[nn.Module]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor without its graph; of a sharded one, all of it, on the CPU. All ranks must call this."""
-    return tensor.detach().full_tensor().cpu() if isinstance(tensor, DTensor) else tensor.detach()
+    return (tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def like(full: Tensor, own: Tensor) -> Tensor:
