@@ -345,6 +345,7 @@ def test_what_is_hashed(base: Path) -> None:
         "checkpoint_every",
         "sample_every",
         "validate_every",
+        "shard",
     }
     assert not speed & hashed.keys()
     as_before = {*CURRENT, "validation"}  # at their defaults
