@@ -373,6 +373,10 @@ class ReduceStage(Stage):
     identity_prefix: ClassVar[str] = ""
     """Only files of the result with this prefix count as input of later stages. Others, such as logs, do not."""
 
+    def processes(self) -> int:
+        """Number of processes on this machine that run the stage together, as ranks of torch.distributed."""
+        return 1
+
     @abstractmethod
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         """Write the result to `workdir`, an empty local folder. The engine publishes it as a whole."""

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 
 from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine import ranks
 from bootpig.stages.engine.contract import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Stage
 from bootpig.stages.engine.loaded import loaded
 from bootpig.stages.engine.pieces import clear_pieces
@@ -112,7 +113,10 @@ class Engine:
         parts.describe(survey.identity)
         started = time.monotonic()
         try:
-            with loaded(reduce_stage, self.config, lambda: progress(0, 1, WAITS)) as ready:
+            with (
+                ranks.started(self.config, stage, reduce_stage.processes()),
+                loaded(reduce_stage, self.config, lambda: progress(0, 1, WAITS)) as ready,
+            ):
                 assert isinstance(ready, ReduceStage)
                 above = [surveys[name] for name in self.graph.upstream[stage]]
                 publish_result(self.root, ready, survey, above, progress, restart=force)

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from bootpig.stages.engine.contract import ADDED, MODEL, SPEED, StageConfig
 from bootpig.stages.engine.fields import ModelName, Revision
 
+MAX_PROCESSES = 64
+"""More than any machine has devices."""
+
 
 class Trainable(StageConfig):
     """Which weights are trained. Frozen parts are still used: an untrained Reference UNet also provides features."""
@@ -117,6 +120,12 @@ class TrainConfig(StageConfig):
     mixed_precision: Literal["no", "bf16"] = Field(
         default="bf16", description="bf16: compute in bfloat16, keep weights and optimizer moments in float32."
     )
+    num_processes: int | Literal["auto"] = Field(
+        default="auto",
+        json_schema_extra=SPEED,
+        description="Processes on this machine that train together, each on a device of its own. auto: one for each "
+        "GPU, as far as global_batch_size can be divided among them; one on a CPU. Under torchrun, its number counts.",
+    )
     shard: Literal["none", "fsdp"] = Field(
         default="none",
         json_schema_extra=SPEED,
@@ -193,6 +202,13 @@ class TrainConfig(StageConfig):
             )
         if self.validate_every is not None and not self.validation:
             problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
+        if isinstance(self.num_processes, int):
+            if not 1 <= self.num_processes <= MAX_PROCESSES:
+                problems.append(f"num_processes: {self.num_processes} must be auto or from 1 to {MAX_PROCESSES}")
+            elif self.global_batch_size % self.num_processes:
+                problems.append(
+                    f"num_processes: {self.num_processes} does not divide global_batch_size, {self.global_batch_size}"
+                )
         if self.shard == "fsdp" and self.drop_reference_per == "sample" and self.drop_reference:
             problems.append(
                 "shard: fsdp needs the same networks on all processes in every update; set drop_reference_per to step"

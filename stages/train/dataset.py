@@ -210,7 +210,7 @@ class ShardLoader:
             held_out: fraction of the samples that are in no batch, see `held_out_place`.
 
         Raises:
-            InputError: there are fewer samples than `batch_size`, or fewer shards than ranks.
+            InputError: there are fewer samples than `batch_size`.
         """
         units = [unit for unit in data.units if unit.samples]
         rows = {unit.unit: list(range(unit.samples)) for unit in units}
@@ -229,11 +229,6 @@ class ShardLoader:
             raise InputError(
                 f"train.global_batch_size: {batch_size} is more than the {total} encoded samples{besides}; lower it, "
                 "or raise caption.count"
-            )
-        if len(self.units) < ranks:
-            raise InputError(
-                f"train: {ranks} processes cannot share {len(self.units)} shards; start fewer processes, or make more "
-                "shards (a smaller unit_size, or a larger caption.count)"
             )
         self.order = Order([len(indices) for indices in self.rows], seed, window)
         self.seed = seed
@@ -285,11 +280,8 @@ class ShardLoader:
         Raises:
             InputError: the samples have different shapes.
         """
-        share = self.batch_size // self.ranks
-        begin = step * self.batch_size + self.rank * share
         ids, seeds, rows = [], [], []
-        for position in range(begin, begin + share):
-            epoch, unit, index = self.order.at(position)
+        for epoch, unit, index in self._own(step):
             sample = self.cache.get(unit)[self.rows[unit][index]]
             seed = sample_seed(self.seed, "train", sample.id, epoch)
             references = sample.tensors["references"]
@@ -308,6 +300,18 @@ class ShardLoader:
                 f"encode: samples have different shapes ({error}); run encode again with --force"
             ) from None
         return Batch(ids, seeds, tensors)
+
+    def _own(self, step: int) -> list[tuple[int, int, int]]:
+        """This rank's samples of batch `step`, as `Order.at` gives them.
+
+        Ranks divide a batch by units, not by positions, so that each of them reads only a part of the shards.
+        """
+        begin = step * self.batch_size
+        samples = [self.order.at(position) for position in range(begin, begin + self.batch_size)]
+        if self.ranks == 1:
+            return samples
+        share = self.batch_size // self.ranks
+        return sorted(samples)[self.rank * share : (self.rank + 1) * share]
 
     def batches(self, begin: int, end: int, prepare: Callable[[int, Batch], T]) -> Iterator[T]:
         """Yield `prepare(step, batch)` for each step in [begin, end), in order, computed ahead by worker threads."""
@@ -338,6 +342,10 @@ class ShardLoader:
         old, _ = self.order.ahead(oldest * self.batch_size)
         new, soon = self.order.ahead((newest + 1) * self.batch_size - 1)
         self.cache.pin({*old, *new, *soon})
+        if self.ranks > 1:  # about our part of the next window: batches are divided in the order of the units
+            share = -(-len(soon) // self.ranks)
+            coming = sorted(soon)[self.rank * share : (self.rank + 1) * share]
+            return {*coming, *(unit for _, unit, _ in self._own(newest))}
         return {*new, *soon}
 
 

@@ -59,6 +59,13 @@ class Train(ReduceStage):
         rank = os.environ.get("LOCAL_RANK")
         return "auto" if rank is None else f"cuda:{rank}"
 
+    def processes(self) -> int:
+        c = self.config
+        if c.num_processes != "auto":
+            return c.num_processes
+        devices = _accelerators()
+        return next(count for count in range(max(1, devices), 0, -1) if c.global_batch_size % count == 0)
+
     def models(self) -> dict[str, ModelSource]:
         c = self.config
         lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE, BASE)}
@@ -68,6 +75,11 @@ class Train(ReduceStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
+        wanted, devices = self.config.num_processes, _accelerators()
+        if wanted != "auto" and 0 < devices < wanted:
+            raise InputError(
+                f"train.num_processes: {wanted}, but this machine has {devices} devices; lower it, or use auto"
+            )
         problems = pipeline_problems(sources["model"]) or base_problems(sources["model"])
         if "init_from" in sources:
             problems += trained_problems("train.init_from", Path(sources["init_from"].path), sources["model"])
@@ -118,7 +130,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.loop import micro_batch
 
         # accelerate keeps global state and refuses to change the precision, but a process may train more than once
-        AcceleratorState._reset_state()
+        AcceleratorState._reset_state(True)
         accelerator = Accelerator(mixed_precision=self.config.mixed_precision, cpu=not torch.accelerator.is_available())
         ranks = accelerator.num_processes
         if self.config.global_batch_size % ranks:
@@ -132,7 +144,7 @@ class Train(ReduceStage):
             self._train(accelerator, data, workdir, checkpoints, progress)
         finally:
             accelerator.free_memory()
-            AcceleratorState._reset_state()
+            AcceleratorState._reset_state(True)
 
     def _train(
         self, accelerator: Accelerator, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress
@@ -243,6 +255,13 @@ class Train(ReduceStage):
             }
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
         accelerator.wait_for_everyone()
+
+
+def _accelerators() -> int:
+    """Number of GPUs or other accelerators of this machine. 0: there is only the CPU."""
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
 def _reference_timestep(model: Path) -> str | None:

@@ -89,15 +89,18 @@ def test_resume_reads_only_the_window_it_enters(tmp_path: Path) -> None:
     assert 1 <= len(read) <= 4
 
 
-def test_ranks_share_a_batch(data: ReduceInput) -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_a_batch(data: ReduceInput, ranks: int, workers: int) -> None:
     whole = list(ShardLoader(data, seed=1, batch_size=6, window=10).batches(0, 9, keep))
-    ranks = [
-        list(ShardLoader(data, seed=1, batch_size=6, window=10, rank=rank, ranks=3).batches(0, 9, keep))
-        for rank in range(3)
+    loaders = [
+        ShardLoader(data, seed=1, batch_size=6, window=10, workers=workers, rank=rank, ranks=ranks)
+        for rank in range(ranks)
     ]
+    parts = [list(loader.batches(0, 9, keep)) for loader in loaders]
     for step, batch in enumerate(whole):
-        assert [name for rank in ranks for name in rank[step].ids] == batch.ids
-        assert torch.equal(torch.cat([rank[step].tensors["reference"] for rank in ranks]), batch.tensors["reference"])
+        assert all(len(part[step].ids) == 6 // ranks for part in parts)
+        assert sorted(row for part in parts for row in rows(part[step])) == rows(batch)
 
 
 def test_a_visit_draws_one_reference(data: ReduceInput) -> None:
@@ -165,6 +168,11 @@ def test_little_memory_changes_nothing(data: ReduceInput) -> None:
     assert all(equal(one, other) for one, other in zip(much, little, strict=True))
 
 
+def rows(batch: Batch) -> list[tuple[str, int, bytes]]:
+    references = [row.numpy().tobytes() for row in batch.tensors["reference"]]
+    return sorted(zip(batch.ids, batch.seeds, references, strict=True))
+
+
 @pytest.mark.parametrize("counts", [(), (0, 0), (3,)])
 def test_too_few_samples(tmp_path: Path, counts: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=rf"^train.global_batch_size: 4 is more than the {sum(counts)} encoded"):
@@ -173,9 +181,25 @@ def test_too_few_samples(tmp_path: Path, counts: tuple[int, ...]) -> None:
 
 def test_fewer_shards_than_ranks(tmp_path: Path) -> None:
     data = write_units(tmp_path, (8, 0, 8))
-    ShardLoader(data, seed=0, batch_size=6, ranks=2)
-    with pytest.raises(InputError, match=r"^train: 3 processes cannot share 2 shards"):
-        ShardLoader(data, seed=0, batch_size=6, ranks=3)
+    one = ShardLoader(data, seed=0, batch_size=6)
+    three = [ShardLoader(data, seed=0, batch_size=6, rank=rank, ranks=3) for rank in range(3)]
+    for step in range(4):
+        assert sorted(name for loader in three for name in loader.batch(step).ids) == sorted(one.batch(step).ids)
+
+
+def test_a_rank_reads_a_part_of_the_shards(tmp_path: Path) -> None:
+    data = write_units(tmp_path, (4,) * 24)
+    reads: list[set[int]] = [set(), set()]
+    for rank, seen in enumerate(reads):
+
+        def shard(unit: int, seen: set[int] = seen) -> bytes:
+            seen.add(unit)
+            return data.shard(unit)
+
+        loader = ShardLoader(replace(data, shard=shard), seed=0, batch_size=24, window=96, rank=rank, ranks=2)
+        list(loader.batches(0, 4, keep))
+    assert len(reads[0] | reads[1]) == 24
+    assert len(reads[0] & reads[1]) <= 8, "only those near the middle are read by both"
 
 
 def test_damage_is_named(data: ReduceInput) -> None:
