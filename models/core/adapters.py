@@ -56,7 +56,7 @@ def add_adapter(unet: Any, lora: Lora, *, seed: int, self_attention: bool = Fals
 
 
 def load_adapter(unet: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy LoRA weights, named as in `adapter_state`, into the adapter of a UNet. Layers that are not named keep theirs.
+    """Copy LoRA weights, named as in `adapter_state`, into the adapter of a UNet. Other layers keep theirs.
 
     Raises:
         ValueError: the adapter has no such layer, or another rank.

@@ -59,6 +59,8 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield "the pictures, and the base UNet's self-attention layers attend to its features. This folder holds what was"
     yield "trained, not the base:"
     yield f"`{base}`{commit}."
+    if info.get("method") == "lora":
+        yield f"The weights are LoRA adapters of rank {info['lora']['rank']} for the base."
     yield ""
     yield "```python"
     yield f"pipeline = BootPIGPipeline.from_pretrained({base!r})  # BootPIGXLPipeline for SDXL"

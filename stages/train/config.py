@@ -114,7 +114,9 @@ class TrainConfig(StageConfig):
         description="Train the weights themselves (full, paper), or LoRA adapters beside frozen weights (lora): the "
         "Reference UNet is then the base with one adapter, and its RSA layers have another.",
     )
-    lora_rank: int = Field(default=16, ge=1, le=4096, json_schema_extra=ADDED, description="lora: rank of the adapters.")
+    lora_rank: int = Field(
+        default=16, ge=1, le=4096, json_schema_extra=ADDED, description="lora: rank of the adapters."
+    )
     lora_alpha: float | None = Field(
         default=None,
         gt=0,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
+from bootpig.models.pretrained.lora_sizes import lora_parameters
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
@@ -81,6 +82,9 @@ class Train(ReduceStage):
         base = {"none": 0.0, "rsa": sizes.RSA_SHARE, "all": 1.0}[c.trainable.base]
         trained = weights * (base + (1.0 if c.trainable.reference else 0.0))
         model = 4 * weights * (1 + max(base, sizes.RSA_SHARE))
+        if (lora := lora_of(c)) is not None:
+            trained = lora_parameters(c.model, lora, whole_base=c.trainable.base == "all")
+            model = 4 * trained
         return Estimate(
             replace(work.above, base=c.model),
             tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again),
@@ -257,9 +261,7 @@ def _info(model: Path) -> dict[str, Any] | None:
     return info if isinstance(info, dict) else None
 
 
-def load_pipeline(
-    sources: Mapping[str, ModelSource], lora: Lora | None = None
-) -> BootPIGPipeline | BootPIGXLPipeline:
+def load_pipeline(sources: Mapping[str, ModelSource], lora: Lora | None = None) -> BootPIGPipeline | BootPIGXLPipeline:
     """The base pipeline in float32 on the CPU, with the trained weights of `init_from` if given. With `lora`, its
     Reference UNet has the same tensors as the base, and of `init_from` it has only the settings.
 
