@@ -13,9 +13,6 @@ from torch import Tensor, nn
 ADAPTER = "bootpig"
 """The name of BootPIG's adapter in a network. Those of users have other names."""
 
-LORA_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
-"""The layers that can have LoRA weights."""
-
 
 @dataclass(frozen=True)
 class Lora:
@@ -43,7 +40,9 @@ class Lora:
     @classmethod
     def from_json(cls, entry: object) -> Lora:
         """Read what `as_json` returned. Raises ValueError, one line, if it is anything else."""
-        values = entry if isinstance(entry, dict) else {}
+        values: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        rank: Any
+        alpha: Any
         rank, alpha = values.get("rank"), values.get("alpha")
         targets, networks = values.get("targets"), values.get("networks")
         if type(rank) is not int or rank < 1:
@@ -65,12 +64,9 @@ Widths = Mapping[str, tuple[int, int]]
 
 
 def layer_widths(unet: nn.Module) -> dict[str, tuple[int, int]]:
-    """The widths of all layers that can have LoRA weights."""
-    return {
-        name: (module.weight.shape[0], math.prod(module.weight.shape[1:]))
-        for name, module in unet.named_modules()
-        if isinstance(module, LORA_LAYERS)
-    }
+    """The widths of all layers that can have LoRA weights: linear layers and convolutions."""
+    layers = [(name, module) for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return {name: (layer.weight.shape[0], math.prod(layer.weight.shape[1:])) for name, layer in layers}
 
 
 def target_layers(unet: nn.Module, targets: Iterable[str], *, self_attention: bool = False) -> list[str]:

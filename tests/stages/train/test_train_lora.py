@@ -95,7 +95,7 @@ def trained(base: Path, data: ReduceInput, tmp_path_factory: pytest.TempPathFact
 
 def features(pipeline: BootPIGPipeline) -> torch.Tensor:
     """A picture's latents."""
-    references = [torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16)]
+    references = [torch.linspace(0, 1, 3 * 16 * 16).reshape(3, 16, 16)]
     generator = torch.Generator().manual_seed(0)
     pipeline.set_progress_bar_config(disable=True)
     out = pipeline("a mug", references, num_inference_steps=2, generator=generator, output_type="latent")
@@ -259,13 +259,13 @@ def test_training_goes_on_from_lora(base: Path, data: ReduceInput, trained: Path
 def test_another_kind_to_start_from_is_one_line(
     base: Path, trained: Path, change: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(InputError, match=f"^{message}"):
+    with pytest.raises(ModelError, match=f"^{message}"):
         Train(recipe(base, init_from=str(trained), **change), 0).models()
 
 
 def test_full_weights_to_start_from_are_refused(base: Path, tmp_path: Path) -> None:
     (tmp_path / "bootpig.json").write_text('{"format": 1}')
-    with pytest.raises(InputError, match=r"^train.method: lora, but train.init_from was trained with full; set method"):
+    with pytest.raises(ModelError, match=r"^train.method: lora, but train.init_from was trained with full; set method"):
         Train(recipe(base, init_from=str(tmp_path)), 0).models()
 
 
