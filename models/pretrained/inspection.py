@@ -88,8 +88,11 @@ def trained_problems(field: str, folder: Path, base: ModelSource) -> list[str]:
         try:
             info = read_json(folder / "bootpig.json")
             known = local if local is not None and (local / "unet" / "config.json").is_file() else None
-            if info.get("method", "full") == "lora":
+            method = info.get("method", "full")
+            if method == "lora":
                 problem = lora_problem(folder, info, known)
+            elif method != "full":
+                problem = f"{str(folder)!r} was trained with {method!r}, which this version does not know; update it"
             else:
                 rsa = read_safetensors(folder / "rsa.safetensors")
                 problem = _component_problem(folder, "reference_unet", "diffusers", "UNet2DConditionModel")

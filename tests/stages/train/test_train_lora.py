@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.core.lora import Lora
-from bootpig.models.pipelines.export import save_trained
+from bootpig.models.pipelines.export import save_trained, standalone_source
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.inspection import trained_problems
 from bootpig.models.pretrained.source import ModelError
@@ -238,6 +239,33 @@ def test_diffusers_reads_the_base_adapter(base: Path, trained: Path) -> None:
     merged = ours.unet.state_dict()
     for name, weight in theirs.unet.state_dict().items():
         torch.testing.assert_close(weight, merged[name], rtol=0, atol=1e-6)
+
+
+def test_the_single_file_of_a_saved_pipeline_loads_lora(
+    base: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "alone.py").write_text(standalone_source(BootPIGPipeline), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("alone", tmp_path / "alone.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "alone", module)
+    spec.loader.exec_module(module)
+    drawn = []
+    for kind in (BootPIGPipeline, module.BootPIGPipeline):
+        pipeline = kind.from_pretrained(base)
+        pipeline.load_bootpig(trained)
+        drawn.append(features(pipeline))
+    assert torch.equal(*drawn)
+
+
+def test_an_unknown_method_is_named(base: Path, trained: Path, tmp_path: Path) -> None:
+    folder = damaged(trained, tmp_path / "new")
+    info = json.loads((folder / "bootpig.json").read_text())
+    (folder / "bootpig.json").write_text(json.dumps({**info, "method": "dora"}))
+    (problem,) = trained_problems("model", folder, resolve("train.model", str(base)))
+    assert "was trained with 'dora', which this version does not know" in problem
+    with pytest.raises(ValueError, match="knows the methods full and lora, not dora"):
+        BootPIGPipeline.from_pretrained(base).load_bootpig(folder)
 
 
 def test_training_goes_on_from_lora(base: Path, data: ReduceInput, trained: Path, tmp_path: Path) -> None:
