@@ -8,7 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from bootpig.models.core.reference_unet import copy_as_reference, record_features, truncate
+from bootpig.models.core.adapters import add_adapter
+from bootpig.models.core.lora import Lora
+from bootpig.models.core.reference_unet import copy_as_reference, record_features, sharing_weights, truncate
 from bootpig.models.core.rsa import Pooling, install_rsa, self_attention_blocks
 
 TrainBase = Literal["none", "rsa", "all"]
@@ -27,6 +29,9 @@ class BootPIG(nn.Module):
         train_reference: whether the Reference UNet is trained. A frozen one still provides features.
         train_base: see `TrainBase`.
         key_scale, pooling: see `bootpig.models.core.rsa.RSAProcessor`.
+        lora: train LoRA adapters instead of the weights themselves, which stay frozen. The two UNets may then share
+            them. `lora.networks` has no effect.
+        seed: of the adapters' first weights.
 
     Raises:
         ValueError: nothing would be trained, or the UNet is incompatible.
@@ -41,6 +46,8 @@ class BootPIG(nn.Module):
         train_base: TrainBase = "rsa",
         key_scale: float = 1.0,
         pooling: Pooling = "softmax",
+        lora: Lora | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if train_base not in ("none", "rsa", "all"):
@@ -55,11 +62,18 @@ class BootPIG(nn.Module):
         self.zero_gradients = True
         """Whether a step without references gives the Reference UNet gradients of zero, which DDP waits for."""
 
-        self.reference_unet.requires_grad_(train_reference)
-        self.unet.requires_grad_(train_base == "all")
-        if train_base == "rsa":
-            for _, block in self_attention_blocks(self.unet):
-                block.attn1.requires_grad_(True)
+        if lora is not None:
+            self.requires_grad_(False)
+            if train_reference:
+                add_adapter(self.reference_unet, lora, seed=seed)
+            if train_base != "none":
+                add_adapter(self.unet, lora, seed=seed + 1, self_attention=train_base == "rsa")
+        else:
+            self.reference_unet.requires_grad_(train_reference)
+            self.unet.requires_grad_(train_base == "all")
+            if train_base == "rsa":
+                for _, block in self_attention_blocks(self.unet):
+                    block.attn1.requires_grad_(True)
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -73,15 +87,20 @@ class BootPIG(nn.Module):
         train_base: TrainBase = "rsa",
         key_scale: float = 1.0,
         pooling: Pooling = "softmax",
+        lora: Lora | None = None,
+        seed: int = 0,
     ) -> BootPIG:
-        """Make both networks from one pretrained UNet (BootPIG, section 3.2). `unet` itself becomes the base."""
+        """Make both networks from one pretrained UNet (BootPIG, section 3.2). `unet` itself becomes the base. With
+        `lora`, both have the same tensors: one copy in memory."""
         return cls(
             unet,
-            copy_as_reference(unet),
+            copy_as_reference(unet) if lora is None else sharing_weights(unet),
             train_reference=train_reference,
             train_base=train_base,
             key_scale=key_scale,
             pooling=pooling,
+            lora=lora,
+            seed=seed,
         )
 
     def forward(
@@ -132,7 +151,8 @@ class BootPIG(nn.Module):
         )[0]
         if self.zero_gradients and self.train_reference and not use_reference and torch.is_grad_enabled():
             # DDP waits for a gradient of every parameter; without reference features they are all zero.
-            nothing = sum(parameter.flatten()[0] for parameter in self.reference_unet.parameters())
+            trained = [parameter for parameter in self.reference_unet.parameters() if parameter.requires_grad]
+            nothing = sum(parameter.flatten()[0] for parameter in trained)
             prediction = prediction + (0.0 * nothing).to(prediction.dtype)
         return prediction
 

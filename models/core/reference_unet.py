@@ -160,6 +160,12 @@ def copy_as_reference(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return truncate(copy.deepcopy(unet))
 
 
+def sharing_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the modules around the same parameters and buffers."""
+    tensors = [*unet.parameters(), *unet.buffers()]
+    return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
+
+
 def record_features(
     reference_unet: UNet2DConditionModel,
     references: Tensor,

@@ -59,6 +59,8 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield "The method is BootPIG ([arXiv 2401.13974](https://arxiv.org/abs/2401.13974)): a Reference UNet reads"
     yield "the pictures, and the base UNet's self-attention layers attend to its features. This folder contains only"
     yield f"the trained weights. The base model is `{base}`{commit}."
+    if info.get("method") == "lora":
+        yield f"The weights are LoRA adapters of rank {info['lora']['rank']} for the base."
     yield ""
     yield "```python"
     yield f"pipeline = BootPIGPipeline.from_pretrained({base!r})  # BootPIGXLPipeline for SDXL"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import Tensor, nn
 
-from bootpig.models.core.reference_unet import copy_as_reference, restore, truncate
+from bootpig.models.core.lora import Lora
+from bootpig.models.core.reference_unet import copy_as_reference, restore, sharing_weights, truncate
 from bootpig.models.core.rsa import has_rsa, install_rsa, uncompiled
 from bootpig.models.pipelines.card import base_licence
 from bootpig.models.pipelines.clean_references import ReferenceTimestep
@@ -110,7 +110,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         the weights are shared, and nothing is cast unless `dtype` is given."""
         unet = pipeline.components.get("unet")
         if unet is not None and "unet" not in kwargs and not has_rsa(unet):
-            kwargs["unet"] = _sharing_weights(uncompiled(unet))
+            kwargs["unet"] = sharing_weights(uncompiled(unet))
         parts: dict[str, Any] = {n: part for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
         dtypes = {name: part.dtype for name, part in parts.items()}
         if {"dtype", "torch_dtype"} & kwargs.keys() or not dtypes:
@@ -127,7 +127,8 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
 
     def load_bootpig(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Load a trained model: its Reference UNet, the trained attn1 of its base, and the settings that must match
-        training (key scale, pooling, reference caption and timestep, noise schedule).
+        training (key scale, pooling, reference caption and timestep, noise schedule). The LoRA weights of a model that
+        was trained with LoRA are merged into the base and a copy of it.
 
         Args:
             folder: a folder written by `save_bootpig`.
@@ -141,12 +142,17 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         """
         check_components(self)
         reference_unet, info = load_trained(Path(folder), self.unet)
+        self.set_like(info, reference_unet)
+        return info
+
+    def set_like(self, info: Mapping[str, Any], reference_unet: UNet2DConditionModel) -> None:
+        """Take over the settings of a trained model that must match training, and a Reference UNet. `info` is the
+        content of the model's `bootpig.json`."""
         self._register_bootpig(reference_unet, **_reading(info))
         schedule = {name: value for name, value in info.get("noise_schedule", {}).items() if value is not None}
         known = {name: value for name, value in schedule.items() if name in self.scheduler.config}
         if any(self.scheduler.config[name] != value for name, value in known.items()):
             self.register_modules(scheduler=type(self.scheduler).from_config(self.scheduler.config, **known))
-        return info
 
     def read_like(self, info: Mapping[str, Any]) -> None:
         """Read references in the same way as a trained model, without its weights: for comparisons with the untrained
@@ -160,9 +166,11 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         *,
         train_base: Literal["none", "rsa", "all"] = "rsa",
         dtype: torch.dtype | None = None,
+        lora: Lora | None = None,
     ) -> None:
         """Write the trained weights without the base: `reference_unet/`, `rsa.safetensors`, `bootpig.json` and a model
-        card made from `bootpig.json`.
+        card made from `bootpig.json`. With `lora`: `reference_lora.safetensors` and `base_lora.safetensors` instead of
+        the first two.
 
         Args:
             folder: created if missing.
@@ -171,8 +179,13 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
                 pipeline.
             train_base: "all" writes the whole base instead of its attn1.
             dtype: dtype of the written weights. None keeps the current one.
+            lora: the settings of BootPIG's LoRA adapters in this pipeline's UNets.
+
+        Raises:
+            ValueError: an adapter is missing, or there is one and `lora` is not given.
         """
-        self._refuse_lora("save_bootpig")
+        if lora is None:
+            self._refuse_lora("save_bootpig")
         config = self.scheduler.config
         base, revision = self.config.get("_name_or_path"), self.config.get("base_revision")
         written = {
@@ -187,7 +200,10 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
             "noise_schedule": noise_schedule(config),
             **(info or {}),
         }
-        save_trained(Path(folder), self.unet, self.reference_unet, written, whole_base=train_base == "all", dtype=dtype)
+        whole_base = train_base == "all"
+        save_trained(
+            Path(folder), self.unet, self.reference_unet, written, whole_base=whole_base, dtype=dtype, lora=lora
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in diffusers, with the Reference UNet written as an ordinary, complete UNet. Adds a `pipeline.py`, so that
@@ -299,12 +315,6 @@ def _reading(info: Mapping[str, Any]) -> dict[str, Any]:
     """How a trained model reads references. Fields that old models lack have the value that they were trained with."""
     usual = {"key_scale": 1.0, "pooling": "softmax", "reference_caption": "caption", "reference_timestep": "same"}
     return {name: info.get(name, value) for name, value in usual.items()}
-
-
-def _sharing_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A copy of the modules around the same parameters and buffers."""
-    tensors = [*unet.parameters(), *unet.buffers()]
-    return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
 
 
 def _noise_draws(

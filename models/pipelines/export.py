@@ -16,9 +16,11 @@ from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from bootpig.models.core.lora import Lora
 from bootpig.models.core.reference_unet import restore, truncate
 from bootpig.models.core.rsa import self_attention_blocks, uncompiled
 from bootpig.models.pipelines.card import CARD_FILE, model_card
+from bootpig.models.pipelines.lora_files import load_lora_files, save_lora_files
 
 FORMAT = 1
 REFERENCE_FOLDER = "reference_unet"
@@ -36,9 +38,10 @@ def save_trained(
     *,
     whole_base: bool = False,
     dtype: torch.dtype | None = None,
+    lora: Lora | None = None,
 ) -> None:
     """Write `reference_unet/` (an ordinary UNet folder), `rsa.safetensors` (the base's attn1), `bootpig.json` and the
-    model card.
+    model card. With `lora`, the files of its LoRA weights instead of the first two.
 
     Args:
         folder: created if missing.
@@ -47,33 +50,41 @@ def save_trained(
         info: JSON values, see `BootPIGPipeline.save_bootpig`.
         whole_base: write the whole base instead of its attn1 (`train_base: all`).
         dtype: dtype of the written weights. None keeps the current one.
+        lora: the settings of the LoRA adapters in the UNets, if these were trained.
 
     Raises:
-        ValueError: the two UNets have different architectures.
+        ValueError: the two UNets have different architectures, or an adapter is missing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     unet, reference_unet = uncompiled(unet), uncompiled(reference_unet)
-    restore(reference_unet, unet, dtype).save_pretrained(folder / REFERENCE_FOLDER)
-    state = unet.state_dict()
-    names = list(state) if whole_base else rsa_names(unet)
-    save_file({name: state[name].detach().to("cpu", dtype).contiguous() for name in names}, folder / RSA_FILE)
+    if lora is not None:
+        save_lora_files(folder, {"reference": reference_unet, "base": unet}, lora, dtype)
+        info = {**info, "method": "lora", "lora": lora.as_json()}
+    else:
+        restore(reference_unet, unet, dtype).save_pretrained(folder / REFERENCE_FOLDER)
+        state = unet.state_dict()
+        names = list(state) if whole_base else rsa_names(unet)
+        save_file({name: state[name].detach().to("cpu", dtype).contiguous() for name in names}, folder / RSA_FILE)
     text = json.dumps({"format": FORMAT, **info}, indent=2, sort_keys=True)
     (folder / INFO_FILE).write_text(text + "\n", encoding="utf-8")
     (folder / CARD_FILE).write_text(model_card(info), encoding="utf-8")
 
 
 def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """Load a folder written by `save_trained`. The trained attn1 weights are loaded into `unet`, in place.
+    """Load a folder written by `save_trained`. The trained attn1 weights are loaded into `unet`, in place. LoRA weights
+    are merged into `unet` and a copy of it.
 
     Returns:
         The truncated Reference UNet, with the base's dtype and device, and the content of `bootpig.json`.
 
     Raises:
-        ValueError: a part is missing or damaged, or the model was trained on a base with another architecture. `unet`
-            is then unchanged.
+        ValueError: a part is missing or damaged, or the model was trained on a base with another architecture, or it
+            has LoRA weights and `unet` is no longer the base. `unet` is then unchanged.
     """
     folder = Path(folder)
+    if _method(folder) == "lora":
+        return _load_lora(folder, uncompiled(unet))
     for name in (INFO_FILE, RSA_FILE, f"{REFERENCE_FOLDER}/config.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: {name} is missing; give the folder of a trained BootPIG model")
@@ -98,7 +109,43 @@ def load_trained(folder: str | Path, unet: UNet2DConditionModel) -> tuple[UNet2D
     if wrong:
         raise ValueError(f"{folder}: trained on a UNet with another architecture than this one; {min(wrong)} differs")
     unet.load_state_dict(state, strict=False)
+    unet.bootpig_trained = True
     return truncate(reference_unet.to(unet.device)), info
+
+
+def _method(folder: Path) -> str:
+    """How the model in a folder was trained. "full" also if `bootpig.json` cannot be read, which is noticed later.
+
+    Raises:
+        ValueError: this version of BootPIG does not know the method.
+    """
+    try:
+        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "full"
+    method = info.get("method", "full") if isinstance(info, dict) else "full"
+    if method not in ("full", "lora"):
+        raise ValueError(f"{folder}/{INFO_FILE}: this version of BootPIG knows the methods full and lora, not {method}")
+    return str(method)
+
+
+def _load_lora(folder: Path, unet: Any) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+    info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    if info.get("format") != FORMAT:
+        raise ValueError(f"{folder}/{INFO_FILE}: this version of BootPIG reads only format {FORMAT}")
+    if getattr(unet, "bootpig_trained", False):
+        raise ValueError(
+            f"{folder}: LoRA weights are added to those of the base, but this pipeline already holds a trained model; "
+            "load the base again"
+        )
+    if getattr(unet, "peft_config", None):
+        raise ValueError(f"{folder}: another LoRA is loaded; call unload_lora_weights first, and load it again after")
+    try:
+        reference_unet = load_lora_files(folder, unet, info)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be read: {str(error).splitlines()[0]}") from error
+    unet.bootpig_trained = True
+    return reference_unet, info
 
 
 def rsa_names(unet: UNet2DConditionModel) -> list[str]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from bootpig.models.pretrained.lora_check import lora_problem, target_problem
 from bootpig.models.pretrained.snapshots import complete_folder
 from bootpig.models.pretrained.source import PIPELINE, ModelSource, first_line
 from bootpig.models.pretrained.weight_choice import Library, choose_weights, read_weights, why_none
@@ -85,14 +86,32 @@ def trained_problems(field: str, folder: Path, base: ModelSource) -> list[str]:
     local = complete_folder(base)
     with _LOCK:
         try:
-            read_json(folder / "bootpig.json")
-            rsa = read_safetensors(folder / "rsa.safetensors")
-            problem = _component_problem(folder, "reference_unet", "diffusers", "UNet2DConditionModel")
-            if problem is None and local is not None and (local / "unet" / "config.json").is_file():
-                problem = _rsa_problem(folder, local, {name: info.shape for name, info in rsa.items()})
+            info = read_json(folder / "bootpig.json")
+            known = local if local is not None and (local / "unet" / "config.json").is_file() else None
+            method = info.get("method", "full")
+            if method == "lora":
+                problem = lora_problem(folder, info, known)
+            elif method != "full":
+                problem = f"{str(folder)!r} was trained with {method!r}, which this version does not know; update it"
+            else:
+                rsa = read_safetensors(folder / "rsa.safetensors")
+                problem = _component_problem(folder, "reference_unet", "diffusers", "UNet2DConditionModel")
+                if problem is None and known is not None:
+                    problem = _rsa_problem(folder, known, {name: tensor.shape for name, tensor in rsa.items()})
         except DamagedFile as error:
             problem = str(error)
     return [] if problem is None else [f"{field}: {problem}"]
+
+
+def target_problems(section: str, base: ModelSource, lora: Any, *, whole_base: bool) -> list[str]:
+    """What is wrong with the settings of LoRA for a base, see `lora_check.target_problem`. `section` is the config's,
+    for messages."""
+    folder = complete_folder(base)
+    if folder is None or not (folder / "unet" / "config.json").is_file():
+        return []
+    with _LOCK:
+        problem = target_problem(lora, folder, whole_base=whole_base)
+    return [] if problem is None else [f"{section}.{problem}"]
 
 
 def _pipeline_parts(folder: Path) -> dict[str, tuple[str, str]]:

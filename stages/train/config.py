@@ -111,6 +111,28 @@ class TrainConfig(StageConfig):
         "export the weights of the last update (paper).",
     )
     trainable: Trainable = Field(default=Trainable(), description="Which weights are trained.")
+    method: Literal["full", "lora"] = Field(
+        default="full",
+        json_schema_extra=ADDED,
+        description="Train the weights themselves (full, paper), or LoRA adapters beside frozen weights (lora): the "
+        "Reference UNet is then the base with one adapter, and its RSA layers have another.",
+    )
+    lora_rank: int = Field(
+        default=16, ge=1, le=4096, json_schema_extra=ADDED, description="lora: rank of the adapters."
+    )
+    lora_alpha: float | None = Field(
+        default=None,
+        gt=0,
+        le=10**6,
+        json_schema_extra=ADDED,
+        description="lora: an adapter's output is multiplied by lora_alpha / lora_rank. null: lora_rank.",
+    )
+    lora_targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"),
+        min_length=1,
+        json_schema_extra=ADDED,
+        description="lora: ends of the names of the layers that get adapters, linear layers or convolutions.",
+    )
     key_scale: float = Field(
         default=1.0,
         gt=0,
@@ -200,6 +222,8 @@ class TrainConfig(StageConfig):
             problems.append(
                 f"{', '.join(ignored)}: no effect while schedule is constant; set schedule to linear_tail or remove it"
             )
+        if self.method == "full" and (ignored := self.changed(["lora_rank", "lora_alpha", "lora_targets"])):
+            problems.append(f"{', '.join(ignored)}: no effect while method is full; set method to lora or remove it")
         if self.validate_every is not None and not self.validation:
             problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
         if isinstance(self.num_processes, int):
@@ -209,6 +233,8 @@ class TrainConfig(StageConfig):
                 problems.append(
                     f"num_processes: {self.num_processes} does not divide global_batch_size, {self.global_batch_size}"
                 )
+        if self.shard == "fsdp" and self.method == "lora":
+            problems.append("shard: fsdp shards trained weights, which are small with method lora; set shard to none")
         if self.shard == "fsdp" and self.drop_reference_per == "sample" and self.drop_reference:
             problems.append(
                 "shard: fsdp needs the same networks on all processes in every update; set drop_reference_per to step"

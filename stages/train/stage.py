@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
+from bootpig.models.pretrained.lora_sizes import lora_parameters
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
@@ -25,12 +26,14 @@ from bootpig.stages.engine.contract import (
     Workload,
 )
 from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from bootpig.models.core.lora import Lora
     from bootpig.models.pipelines.sd import BootPIGPipeline
     from bootpig.models.pipelines.xl import BootPIGXLPipeline
     from bootpig.stages.train.dataset import EncodedSample
@@ -77,10 +80,9 @@ class Train(ReduceStage):
         sources = self.models()
         wanted, devices = self.config.num_processes, _accelerators()
         if wanted != "auto" and 0 < devices < wanted:
-            raise InputError(
-                f"train.num_processes: {wanted}, but this machine has {devices} devices; lower it, or use auto"
-            )
+            return [f"train.num_processes: {wanted}, but this machine has {devices} devices; lower it, or use auto"]
         problems = pipeline_problems(sources["model"]) or base_problems(sources["model"])
+        problems = problems or lora_problems(self.config, sources["model"])
         if "init_from" in sources:
             problems += trained_problems("train.init_from", Path(sources["init_from"].path), sources["model"])
         return problems
@@ -93,6 +95,9 @@ class Train(ReduceStage):
         base = {"none": 0.0, "rsa": sizes.RSA_SHARE, "all": 1.0}[c.trainable.base]
         trained = weights * (base + (1.0 if c.trainable.reference else 0.0))
         model = 4 * weights * (1 + max(base, sizes.RSA_SHARE))
+        if (lora := lora_of(c)) is not None:
+            trained = lora_parameters(c.model, lora, whole_base=c.trainable.base == "all")
+            model = 4 * trained
         return Estimate(
             replace(work.above, base=c.model),
             tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again),
@@ -106,7 +111,11 @@ class Train(ReduceStage):
         if local_path(name) is None:
             raise InputError(f"train.init_from: {name!r} is not a folder; give the folder of a trained model")
         source = resolve("train.init_from", name)
-        reads, wanted = _reference_timestep(Path(source.path)), self.config.reference_timestep
+        info = _info(Path(source.path))
+        if info is not None and (problem := start_problem(self.config, info)):
+            raise InputError(problem)
+        reads = None if info is None else str(info.get("reference_timestep", "same"))
+        wanted = self.config.reference_timestep
         if reads not in (None, wanted):
             raise InputError(
                 f"train.reference_timestep: {wanted!r}, but train.init_from was trained with {reads!r}; set "
@@ -176,7 +185,10 @@ class Train(ReduceStage):
         )
         samples = loader.first(SampleGrid.ROWS)
         sources = self.models()
-        pipeline: Any = load_pipeline(sources)
+        lora = lora_of(config)
+        if problems := lora_problems(config, sources["model"]):
+            raise InputError(problems[0])
+        pipeline: Any = load_pipeline(sources, lora)
         check_fit(config.model, pipeline, samples[0])
         # the pipeline shares its UNets with the model in training, so it always samples with and saves current weights
         reads = data.config.get("reference_caption", "caption")  # encode's setting, which inference must follow
@@ -190,7 +202,12 @@ class Train(ReduceStage):
             train_reference=config.trainable.reference,
             train_base=config.trainable.base,
             key_scale=config.key_scale,
+            lora=lora,
+            seed=config.seed,
         )
+        if lora and "init_from" in sources:
+            with loading("train.init_from", sources["init_from"].source):
+                start_from(model, Path(sources["init_from"].path))
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         model.train()
@@ -253,7 +270,7 @@ class Train(ReduceStage):
                 "base_license": base_licence(base.path, base.revision),
                 **facts,
             }
-            pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base)
+            pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base, lora=lora)
         accelerator.wait_for_everyone()
 
 
@@ -264,30 +281,37 @@ def _accelerators() -> int:
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
-def _reference_timestep(model: Path) -> str | None:
-    """How a trained model reads references. None if it does not say, which loading will report."""
+def _info(model: Path) -> dict[str, Any] | None:
+    """The content of a trained model's `bootpig.json`. None if it cannot be read, which loading will report."""
     try:
         info = parse_json((model / "bootpig.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return str(info.get("reference_timestep", "same")) if isinstance(info, dict) else None
+    return info if isinstance(info, dict) else None
 
 
-def load_pipeline(sources: Mapping[str, ModelSource]) -> BootPIGPipeline | BootPIGXLPipeline:
-    """The base pipeline in float32 on the CPU, with the trained weights of `init_from` if given.
+def load_pipeline(sources: Mapping[str, ModelSource], lora: Lora | None = None) -> BootPIGPipeline | BootPIGXLPipeline:
+    """The base pipeline in float32 on the CPU, with the trained weights of `init_from` if given. With `lora`, its
+    Reference UNet has the same tensors as the base, and of `init_from` it has only the settings.
 
     Raises:
         ModelError: one of the two cannot be loaded.
     """
     import torch
 
+    from bootpig.models.core.reference_unet import sharing_weights, truncate
     from bootpig.models.pipelines.bases import load_base
     from bootpig.models.pretrained.finite import check_pipeline, check_trained
 
     pipeline = load_base(sources["model"], torch.float32)
     check_pipeline(sources["model"], pipeline)
+    if lora is not None:
+        pipeline.register_modules(reference_unet=truncate(sharing_weights(pipeline.unet)))
     if "init_from" in sources:
         with loading("train.init_from", sources["init_from"].source):
+            if lora is not None:
+                pipeline.set_like(_info(Path(sources["init_from"].path)) or {}, pipeline.reference_unet)
+                return pipeline
             pipeline.load_bootpig(sources["init_from"].path)
             check_trained("train.init_from", Path(sources["init_from"].path), pipeline)
     return pipeline
