@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -405,17 +403,14 @@ def test_the_estimate_counts_small_checkpoints(base: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(tmp_path: Path) -> None:
-    from tests.stages.train.test_train_ranks import PROGRAM
+    from tests.stages.train.test_train_ranks import PROGRAM, train
 
     save_base(tmp_path / "base")
     program = PROGRAM.replace("steps=4,", 'steps=4, method="lora", lora_rank=4,')
     assert program != PROGRAM
     (tmp_path / "program.py").write_text(program)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    for ranks in ("1", "2"):
-        command = [*torchrun, "--nproc_per_node", ranks, str(tmp_path / "program.py"), str(tmp_path), ranks]
-        subprocess.run(command, check=True, timeout=300, env={**os.environ, "PYTHONPATH": str(PROJECT)})
-    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    [one] = train(tmp_path, "one", 1, "none", "kept1")
+    first, second = train(tmp_path, "two", 2, "none", "kept2")
     assert equal(first, second)
     assert all(".lora_" in name for name in one)
     for name in one:
