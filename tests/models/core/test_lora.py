@@ -45,9 +45,8 @@ def shake(model: BootPIG) -> None:
 @pytest.mark.parametrize("lora", [LORA, WIDE])
 def test_adapters_start_as_nothing_and_all_are_trained(family: Callable[[], UNet2DConditionModel], lora: Lora) -> None:
     model = BootPIG.from_unet(family(), train_base="all", lora=lora)
-    untrained = BootPIG.from_unet(family()).requires_grad_(
-        False
-    )  # torch adds in another order where it needs gradients
+    # frozen, because torch adds in another order where it needs gradients
+    untrained = BootPIG.from_unet(family()).requires_grad_(False)
     with torch.no_grad():
         plain = predict(untrained)
         assert torch.equal(predict(model), plain)
