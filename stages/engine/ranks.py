@@ -9,13 +9,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import FatalError, InputError
+from bootpig.stages.engine.contract import FatalError
 
 GRACE_SECONDS = 30.0
 """Time that the other ranks have to end after rank 0."""
@@ -78,7 +77,7 @@ class _Rank:
         self.log = logs / f"rank-{rank}"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bootpig.stages.engine.ranks", stage],
+                [sys.executable, "-m", "bootpig.stages.engine.rank", stage],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -133,30 +132,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    """The parent keeps our standard input open while it lives."""
-    while sys.stdin.buffer.read(1):
-        pass
-    os._exit(128 + signal.SIGTERM)
-
-
-def main(stage: str) -> int:
-    """Run a stage as the rank of the environment. The first line of standard input is the configuration."""
-    from bootpig.stages.engine.engine import Engine
-
-    config = PipelineConfig.model_validate_json(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        report = Engine(config).run_reduce(stage)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if report.state == "failed":
-        print(report.message, file=sys.stderr)
-    return int(report.state == "failed")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
