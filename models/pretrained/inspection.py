@@ -203,7 +203,8 @@ def _open_component(folder: Path, library: str, name: str) -> str | None:
         return _open_weights(folder, "diffusers", kind)
     if issubclass(kind, transformers.PreTrainedModel):
         return _open_weights(folder, "transformers", kind, kind.config_class.from_pretrained(str(folder)))
-    if issubclass(kind, transformers.PreTrainedTokenizerBase):
+    # ByT5's and others' tokens are bytes or characters, without a file
+    if issubclass(kind, transformers.PreTrainedTokenizerBase) and kind.vocab_files_names:
         _check_vocabulary(folder)
     if hasattr(kind, "from_pretrained"):
         kind.from_pretrained(str(folder))  # schedulers, tokenizers, processors: small

@@ -59,9 +59,7 @@ class ZeroShotDetector:
         transformers_logging.disable_progress_bar()
         folder = fetch_folder(source)
         with loading(source.field, source.source):
-            config = AutoConfig.from_pretrained(
-                source.path, revision=source.revision or "main", trust_remote_code=False
-            )
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if problem := config_problem(source, config.to_dict()):
                 raise ModelError(problem)
             model, report = AutoModelForZeroShotObjectDetection.from_pretrained(

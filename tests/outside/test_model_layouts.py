@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
@@ -265,3 +266,15 @@ def test_a_judge_without_what_is_not_used_is_accepted(tmp_path: Path) -> None:
         assert len(fewer) < len(tensors)
         save_file(fewer, folder / "model.safetensors", metadata={"format": "pt"})
         assert problems(field, folder, tmp_path / "store") == []
+
+
+@pytest.mark.parametrize("kind", ["ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"])
+def test_a_tokenizer_without_a_vocabulary_is_no_damage(kind: str, tmp_path: Path) -> None:
+    """Its tokens are bytes or characters, as those of HunyuanImage's second text encoder."""
+    model = copy_model("stable-diffusion", tmp_path)
+    shutil.rmtree(model / "tokenizer")
+    getattr(transformers, kind)(model_max_length=24).save_pretrained(model / "tokenizer")
+    index = json.loads((model / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", kind]
+    (model / "model_index.json").write_text(json.dumps(index))
+    assert problems("train.model", model, tmp_path) == []
