@@ -92,6 +92,16 @@ class PipelineConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _enough_references(self) -> PipelineConfig:
+        stored = self.augment.references if self.augment.enabled else 1
+        if self.train.references_per_sample[1] > stored:
+            raise ValueError(
+                f"train.references_per_sample: {list(self.train.references_per_sample)} is more than the {stored} of "
+                "a sample that augment makes; lower it, or raise augment.references"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _not_too_many_units(self) -> PipelineConfig:
         if len(self.unit_numbers()) > MOST_UNITS:
             raise ValueError(

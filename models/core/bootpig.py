@@ -122,14 +122,16 @@ class BootPIG(nn.Module):
             noisy_latents: (B, C, h, w), the targets noised to `timesteps`.
             timesteps: (B,), of the targets.
             prompt_embeds: (B, S, D) for the base UNet; those of the empty prompt where the caption is dropped.
-            references: (B, C, h', w'), one per target, noised to `reference_timesteps` with independent noise.
-            reference_prompt_embeds: (B, S, D) for the Reference UNet.
+            references: (R, C, h', w'), noised to `reference_timesteps` with independent noise. R is B, or a multiple of
+                it: the first reference of each target, then the second of each. Several are pooled (eq. 5 to 8).
+            reference_prompt_embeds: (R, S, D) for the Reference UNet.
             use_reference: False in a step that drops the references: plain self-attention; the Reference UNet is not
                 run, and its gradients are zero. Must be the same on all ranks.
-            reference_timesteps: (B,), of the references. None: `timesteps`, as in the paper.
+            reference_timesteps: (R,), of the references. None: `timesteps`, as in the paper; R is then B.
             added_cond_kwargs, reference_added_cond_kwargs: SDXL's pooled embeds and time ids.
         """
         kwargs: dict[str, Any] | None = None
+        rows = noisy_latents.shape[0]
         if use_reference:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_reference):
                 features = record_features(
@@ -137,7 +139,7 @@ class BootPIG(nn.Module):
                     references,
                     timesteps if reference_timesteps is None else reference_timesteps,
                     reference_prompt_embeds,
-                    [(row,) for row in range(noisy_latents.shape[0])],
+                    [tuple(range(row, len(references), rows)) for row in range(rows)],
                     reference_added_cond_kwargs,
                 )
             kwargs = {"reference": features}

@@ -110,6 +110,12 @@ class TrainConfig(StageConfig):
         description="Export an exponential moving average of the trained weights with this decay, such as 0.999. null: "
         "export the weights of the last update (paper).",
     )
+    references_per_sample: tuple[int, int] = Field(
+        default=(1, 1),
+        json_schema_extra=ADDED,
+        description="Fewest and most references of a sample in an update. Their number is drawn for each update, and "
+        "they are pooled as at inference. [1, 1]: one (paper). The most is limited by augment.references.",
+    )
     trainable: Trainable = Field(default=Trainable(), description="Which weights are trained.")
     method: Literal["full", "lora"] = Field(
         default="full",
@@ -217,6 +223,9 @@ class TrainConfig(StageConfig):
             problems.append(f"betas: {list(self.betas)} must each be in [0, 1)")
         if self.warmup_steps >= self.steps:
             problems.append(f"warmup_steps: {self.warmup_steps} must be less than steps, {self.steps}")
+        fewest, most = self.references_per_sample
+        if not 1 <= fewest <= most:
+            problems.append(f"references_per_sample: [{fewest}, {most}] must be from 1 on, and the first no more")
         ignored = self.changed(["tail_from", "tail_to"])
         if self.schedule == "constant" and ignored:
             problems.append(

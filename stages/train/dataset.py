@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from bootpig.stages.engine.contract import InputError, ReduceInput, UnitRef, sample_seed
+from bootpig.stages.train.reference_draws import choose_references, references_in
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard
 
@@ -55,7 +56,8 @@ class Batch:
     seeds: list[int]
     """Per sample, the seed of all its random draws in this epoch: a function of (train seed, epoch, sample id)."""
     tensors: dict[str, torch.Tensor]
-    """The stacked `EncodedSample.tensors`, with one of the references as `reference` (B, C, h, w)."""
+    """The stacked `EncodedSample.tensors`, with one of the references as `reference` (B, C, h, w), or several as
+    (B, n, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class ShardLoader:
         rank: int = 0,
         ranks: int = 1,
         held_out: float = 0.0,
+        references: tuple[int, int] = (1, 1),
     ) -> None:
         """
         Args:
@@ -208,6 +211,7 @@ class ShardLoader:
             workers: threads that read ahead; 0 reads on demand.
             rank, ranks: this process and the number of processes.
             held_out: fraction of the samples that are in no batch, see `held_out_place`.
+            references: fewest and most references of a sample in a batch; their number is drawn for each step.
 
         Raises:
             InputError: there are fewer samples than `batch_size`.
@@ -234,6 +238,7 @@ class ShardLoader:
         self.seed = seed
         self.batch_size = batch_size
         self.workers = workers
+        self.references = references
         self.rank = rank
         self.ranks = ranks
         self._shard = data.shard
@@ -278,16 +283,16 @@ class ShardLoader:
         """This rank's part of batch `step`.
 
         Raises:
-            InputError: the samples have different shapes.
+            InputError: the samples have different shapes, or too few references.
         """
+        count = references_in(self.seed, step, *self.references)
         ids, seeds, rows = [], [], []
         for epoch, unit, index in self._own(step):
             sample = self.cache.get(unit)[self.rows[unit][index]]
             seed = sample_seed(self.seed, "train", sample.id, epoch)
             references = sample.tensors["references"]
             row = {name: tensor for name, tensor in sample.tensors.items() if name != "references"}
-            # use high bits for the choice, which is then independent of the noise drawn from the whole seed
-            row["reference"] = references[(seed >> 40) % len(references)]
+            row["reference"] = choose_references(references, seed, count)
             ids.append(sample.id)
             seeds.append(seed)
             rows.append(row)

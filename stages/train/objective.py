@@ -22,7 +22,7 @@ class Inputs:
     target: torch.Tensor
     """(B, C, h, w) latents."""
     reference: torch.Tensor
-    """(B, C, h, w) latents."""
+    """(B, C, h, w) latents, or (B, n, C, h, w) with several references per sample."""
     noise: torch.Tensor
     """(B, C, h, w), noise for the target."""
     timesteps: torch.Tensor
@@ -34,7 +34,7 @@ class Inputs:
     use_reference: tuple[bool, ...]
     """B booleans, kept on the host so that no step waits for the device."""
     reference_noise: torch.Tensor | None = None
-    """(B, C, h, w), independent of `noise`. None: the reference is read without noise, at timestep 0."""
+    """Of the shape of `reference`, independent of `noise`. None: the reference is read without noise, at timestep 0."""
     pooled_prompt_embeds: torch.Tensor | None = None
     """(B, P), dropped with the caption; SDXL only."""
     pooled_reference_prompt_embeds: torch.Tensor | None = None
@@ -108,7 +108,8 @@ class Draws:
     def __call__(self, step: int, batch: Batch) -> Inputs:
         target = batch.tensors["target"]
         noise = torch.empty(target.shape)
-        reference_noise = None if self.clean_references else torch.empty(target.shape)
+        reference = batch.tensors["reference"]
+        reference_noise = None if self.clean_references else torch.empty(reference.shape)
         timesteps = torch.empty(len(batch.ids), dtype=torch.long)
         chances = torch.empty(len(batch.ids), 2)
         for row, seed in enumerate(batch.seeds):
@@ -121,7 +122,7 @@ class Draws:
             torch.rand(2, generator=generator, out=chances[row])
             torch.randn(target.shape[1:], generator=generator, out=noise[row])
             if reference_noise is not None:
-                torch.randn(target.shape[1:], generator=generator, out=reference_noise[row])
+                torch.randn(reference.shape[1:], generator=generator, out=reference_noise[row])
         if self.per_step:
             generator = torch.Generator().manual_seed(sample_seed(self.seed, "train.step", str(step)))
             chances[:, 1] = torch.rand(1, generator=generator)
@@ -132,7 +133,7 @@ class Draws:
             pooled = torch.where(dropped.view(-1, 1), self.empty_pooled.to(pooled.dtype), pooled)
         return Inputs(
             target=target,
-            reference=batch.tensors["reference"],
+            reference=reference,
             noise=noise,
             reference_noise=reference_noise,
             timesteps=timesteps,
@@ -142,6 +143,11 @@ class Draws:
             pooled_prompt_embeds=pooled,
             pooled_reference_prompt_embeds=batch.tensors.get("pooled_reference_prompt_embeds"),
         )
+
+
+def _in_slots(references: torch.Tensor) -> torch.Tensor:
+    """(B, n, …) to (n · B, …): the first reference of each sample, then the second of each."""
+    return references.transpose(0, 1).flatten(0, 1)
 
 
 class NoiseSchedule(Protocol):
@@ -217,14 +223,21 @@ class Objective(nn.Module):
         """The model's prediction and what it should be, (B, C, h, w) each. All or none of the samples use their
         reference."""
         noisy = self.scheduler.add_noise(target, noise, timesteps)
+        reference_timesteps, pooled_reference = timesteps, pooled_reference_prompt_embeds
+        if (count := reference.shape[1] if reference.ndim == 5 else 1) > 1:
+            reference = _in_slots(reference)
+            reference_noise = None if reference_noise is None else _in_slots(reference_noise)
+            reference_timesteps = timesteps.repeat(count)
+            reference_prompt_embeds = reference_prompt_embeds.repeat(count, 1, 1)
+            pooled_reference = None if pooled_reference is None else pooled_reference.repeat(count, 1)
         if reference_noise is None:
-            read, reference_timesteps = reference, torch.zeros_like(timesteps)
+            read, reference_timesteps = reference, torch.zeros_like(reference_timesteps)
         else:
-            read, reference_timesteps = self.scheduler.add_noise(reference, reference_noise, timesteps), timesteps
+            read = self.scheduler.add_noise(reference, reference_noise, reference_timesteps)
         conditions = {}
-        if pooled_prompt_embeds is not None and pooled_reference_prompt_embeds is not None:
+        if pooled_prompt_embeds is not None and pooled_reference is not None:
             conditions["added_cond_kwargs"] = self._conditions(pooled_prompt_embeds, target)
-            conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference_prompt_embeds, reference)
+            conditions["reference_added_cond_kwargs"] = self._conditions(pooled_reference, reference)
         prediction = self.model(
             noisy,
             timesteps,

@@ -182,6 +182,7 @@ class Train(ReduceStage):
             rank=accelerator.process_index,
             ranks=accelerator.num_processes,
             held_out=config.validation,
+            references=config.references_per_sample,
         )
         samples = loader.first(SampleGrid.ROWS)
         sources = self.models()
