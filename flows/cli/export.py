@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,19 +12,16 @@ from bootpig.flows.cli import display
 from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.runs.records import read_config, read_run
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.export.records import DataSet
+from bootpig.stages.export.run import Options, export, open_target
+from bootpig.stages.export.splits import Splits
 from bootpig.storage.root import Root
-
-SHARD_BYTES = 500_000_000
 
 
 def export_run(asked: argparse.Namespace) -> int:
-    # the export reads pictures and models' cards; `bootpig --help` should not wait for their libraries
-    from bootpig.stages.export.records import DataSet
-    from bootpig.stages.export.run import Options, export, open_target
-    from bootpig.stages.export.splits import Splits
-
     options = Options(asked.format, Splits.parse(asked.split), asked.shard_bytes)
-    data: DataSet = find_data_set(asked.run, asked.root, asked.config, asked.set)
+    data = find_data_set(asked.run, asked.root, asked.config, asked.set)
     target = open_target(data, asked.to, options)
     was_done = target.done
     with display.shown_on(Console(stderr=True)) as screen:
@@ -34,15 +32,14 @@ def export_run(asked: argparse.Namespace) -> int:
         for split in options.splits.names:
             if not target.of(split):
                 screen.line(f"split {split}: no sample falls into it; it is left out", "yellow")
-    count, size = sum(shard.samples for shard in target.shards), sum(shard.bytes for shard in target.shards)
-    screen = display.Display(Console(stderr=True))
-    state = "was complete" if was_done else "exported"
-    screen.line(f"{state}: {count} samples in {len(target.shards)} shards, {size / 1e6:.1f} MB")
+        count, size = sum(shard.samples for shard in target.shards), sum(shard.size for shard in target.shards)
+        state = "was complete" if was_done else "exported"
+        screen.line(f"{state}: {count} samples in {len(target.shards)} shards, {size / 1e6:.1f} MB")
     print(target.root.url if target.root.local is None else target.root.local)
     return 0
 
 
-def find_data_set(run: str, root: str, config: str | None, overrides: list[str]):  # type: ignore[no-untyped-def]
+def find_data_set(run: str, root: str, config: str | None, overrides: Sequence[str]) -> DataSet:
     """The data set of a run id, of `latest`, or of a configuration.
 
     Args:
@@ -54,9 +51,6 @@ def find_data_set(run: str, root: str, config: str | None, overrides: list[str])
     Raises:
         InputError: there is no such run, or its data set is not finished.
     """
-    from bootpig.stages.engine.engine import Engine
-    from bootpig.stages.export.records import DataSet
-
     if run != "latest" and (Path(run).is_file() or run in shipped_configs()):
         if config is not None:
             raise InputError(f"--config: {config!r} → RUN is a configuration already; leave out one of them")

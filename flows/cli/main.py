@@ -24,6 +24,7 @@ from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
 from bootpig.flows.proxies import check_proxies, spare_loopback
 from bootpig.flows.runs.gc import KEEP
+from bootpig.stages.export.run import SHARD_BYTES
 from bootpig.stages.plain_text import one_line
 
 EPILOG = (
@@ -251,7 +252,7 @@ def _export(command: argparse.ArgumentParser) -> None:
         help="put this fraction of the samples into another split than train; can be given several times",
     )
     command.add_argument(
-        "--shard-bytes", type=int, default=export.SHARD_BYTES, metavar="N", help="maximum size of a shard (500000000)"
+        "--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="maximum size of a shard (500000000)"
     )
     command.add_argument("--config", metavar="CONFIG", help="find the run in this configuration's store, not in --root")
     command.add_argument(

@@ -66,7 +66,7 @@ def _text(
     yield f"[BootPIG]({PAPER})." + (" The pictures were drawn by a model." if "synthesize" in data.markers else "")
     yield ""
     yield from _table(
-        ("split", "samples", "files", "bytes"),
+        ("split", "samples", "shards", "bytes"),
         (
             (split, *(f"{number:,}" for number in _counts(shard for shard in shards if shard.split == split)))
             for split in split_names(shards)
@@ -113,12 +113,18 @@ def _text(
         ),
     )
     yield ""
-    yield "| stage | model | commit or digest | licence |"
-    yield "|---|---|---|---|"
-    for model in data.models:
-        licence = facts.licences[model] or "unknown; see the model's own card"
-        cells = f"{model.stage}.{model.role}", markdown(model.source), f"`{model.identity[:12] or '–'}`"
-        yield f"| {' | '.join(cells)} | {markdown(licence)} |"
+    yield from _table(
+        ("stage", "model", "commit or digest", "licence"),
+        (
+            (
+                f"{model.stage}.{model.role}",
+                markdown(model.source),
+                f"`{model.identity[:12] or '–'}`",
+                markdown(facts.licences[model] or "unknown; see the model's own card"),
+            )
+            for model in data.models
+        ),
+    )
     if facts.scores:
         yield ""
         yield "## Scores"
@@ -140,24 +146,25 @@ def _text(
 
 def _counts(shards: Iterable[ShardFacts]) -> tuple[int, int, int]:
     found = list(shards)
-    return sum(shard.samples for shard in found), len(found), sum(shard.bytes for shard in found)
+    return sum(shard.samples for shard in found), len(found), sum(shard.size for shard in found)
 
 
 def _loading(shards: Sequence[ShardFacts], format: str) -> Iterator[str]:
     yield "from datasets import load_dataset"
     yield ""
-    yield 'data = load_dataset("FOLDER", split="train")'
+    yield f'data = load_dataset("FOLDER", split="{split_names(shards)[0]}")'
+    first = min(shard.name for shard in shards if shard.split == split_names(shards)[0])
     if format == "parquet":
         yield ""
         yield "import pandas"
         yield ""
-        yield f'rows = pandas.read_parquet("FOLDER/{shards[0].name}")'
+        yield f'rows = pandas.read_parquet("FOLDER/{first}")'
     if format == "webdataset":
-        last = sum(shard.split == "train" for shard in shards) - 1
+        last = sum(shard.split == split_names(shards)[0] for shard in shards) - 1
         yield ""
         yield "import webdataset"
         yield ""
-        yield f'data = webdataset.WebDataset("FOLDER/data/train-{{00000..{last:05d}}}.tar", shardshuffle=False)'
+        yield f'data = webdataset.WebDataset("FOLDER/{first[:-9]}{{00000..{last:05d}}}.tar", shardshuffle=False)'
 
 
 def _columns(data: DataSet, format: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ class Published:
     name: str
     bytes: int
     sha256: str
+    size: int
+    """Bytes of all files of the shard."""
 
 
 class Shard(ABC):
@@ -69,6 +71,10 @@ class Shard(ABC):
     def add(self, record: Record) -> None:
         """Append a sample."""
 
+    def room(self, record: Record) -> int:
+        """Bytes that a sample takes, about."""
+        return record.size
+
     @abstractmethod
     def finish(self) -> Published:
         """Publish the shard.
@@ -83,7 +89,8 @@ class Shard(ABC):
 
     def _publish(self) -> Published:
         path = f"{self.name}{self.extension}"
-        facts = Published(path, self.file.stat().st_size, file_digest(self.file))
+        size = self.file.stat().st_size
+        facts = Published(path, size, file_digest(self.file), size)
         self.target.upload(path, self.file)
         self.file.unlink()
         return facts
@@ -98,13 +105,20 @@ class WebDataset(Shard):
         super().__init__(target, name, scratch, data)
         self._stream = self.file.open("wb")
 
-    def add(self, record: Record) -> None:
+    @staticmethod
+    def _blocks(record: Record) -> Iterator[bytes]:
         members = [("png", record.image), ("mask.png", record.mask)]
         members += [(f"reference.{k}.png", data) for k, data in enumerate(record.references)]
         members += [("json", canonical_json({"id": record.id, **plain(record.values)}))]
         for extension, data in members:
-            for block in member_blocks(f"{record.id}.{extension}", data):
-                self.size += self._stream.write(block)
+            yield from member_blocks(f"{record.id}.{extension}", data)
+
+    def room(self, record: Record) -> int:
+        return sum(map(len, self._blocks(record)))
+
+    def add(self, record: Record) -> None:
+        for block in self._blocks(record):
+            self.size += self._stream.write(block)
         self.samples += 1
 
     def finish(self) -> Published:
@@ -192,7 +206,7 @@ class Folder(Shard):
         data = b"\n".join(self._lines) + b"\n"
         path = f"{self.name}{self.extension}"
         self.target.write(path, data)
-        return Published(path, len(data), bytes_digest(data))
+        return Published(path, len(data), bytes_digest(data), self.size + len(data))
 
     def drop(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -32,6 +32,8 @@ CUT_OUT = "segment"
 REFERENCES = "augment"
 """The stage with `reference0.png`, …"""
 
+_MEND = "finish it with bootpig run, and export again"
+
 _NAMED = {("caption", "caption"), ("caption", "object")}
 """Columns (stage, name) that every record has anyway."""
 
@@ -116,7 +118,7 @@ class DataSet:
         graph = graph_of(config)
         needed = [stage for stage in graph.above([LAST]) if graph.is_map(stage)]
         if missing := [stage for stage in needed if not fingerprints.get(stage)]:
-            raise InputError(f"run: {name!r} → has no finished data set: it did not run {missing[0]}; {self._mend()}")
+            raise InputError(f"run: {name!r} → has no finished data set: it did not run {missing[0]}; {_MEND}")
         self.parts = {
             stage: Parts(root, stage, fingerprints[stage]) for stage in graph.maps() if fingerprints.get(stage)
         }
@@ -124,11 +126,7 @@ class DataSet:
         for stage in list(self.markers):
             incomplete = [unit for unit in self.units if not self._is_fresh(graph, stage, unit)]
             if incomplete and stage in needed:
-                listed = ", ".join(map(str, incomplete[:8])) + (", …" if len(incomplete) > 8 else "")
-                raise InputError(
-                    f"run: {name!r} → has no finished data set: {len(incomplete)} of {len(self.units)} units of "
-                    f"{stage} are not complete ({listed}); {self._mend()}"
-                )
+                raise InputError(_incomplete(name, stage, incomplete, len(self.units)))
             if incomplete:
                 del self.markers[stage], self.parts[stage]
         if not self.total:
@@ -136,12 +134,13 @@ class DataSet:
 
     @classmethod
     def of_surveys(cls, root: Root, config: PipelineConfig, surveys: Mapping[str, StageSurvey]) -> DataSet:
-        """The data set that a configuration has now. Raises InputError as the class does."""
+        """The data set that a configuration has now, from the surveys of its map stages. Raises InputError likewise."""
+        for name in graph_of(config).above([LAST]):
+            left = [unit for unit, state in surveys[name].units.items() if state != "complete"]
+            if left:
+                raise InputError(_incomplete(config.name, name, left, len(surveys[name].units)))
         fingerprints = {name: survey.fingerprint for name, survey in surveys.items()}
         return cls(root, config, config.name, config.unit_numbers(), fingerprints)
-
-    def _mend(self) -> str:
-        return "finish it with bootpig run, and export again"
 
     def _is_fresh(self, graph: Graph, stage: str, unit: int) -> bool:
         """Whether a unit is there, and made from what the stages above hold today."""
@@ -236,6 +235,14 @@ class DataSet:
             count = sum(name.startswith("reference") for name in files)
             references = tuple(files[f"reference{k}.png"] for k in range(count))
             yield Record(key, image, mask, references, {**values, **models})
+
+
+def _incomplete(run: str, stage: str, left: Sequence[int], units: int) -> str:
+    listed = ", ".join(map(str, left[:8])) + (", …" if len(left) > 8 else "")
+    return (
+        f"run: {run!r} → has no finished data set: {len(left)} of {units} units of {stage} are not complete "
+        f"({listed}); {_MEND}"
+    )
 
 
 def _seek(shard: Iterator[tuple[str, dict[str, bytes]]], key: str) -> dict[str, bytes]:

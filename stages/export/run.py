@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from bootpig.stages.export.records import DataSet
 from bootpig.stages.export.samples import sample_pictures
 from bootpig.stages.export.splits import Splits
 from bootpig.stages.export.target import SCRATCH, ShardFacts, Target
+from bootpig.storage.errors import NO_SPACE, StoreFull
 from bootpig.storage.fingerprint import digest
 
 LAYOUT = 1
@@ -101,9 +102,17 @@ class _Writer:
     def run(self, progress: Progress) -> None:
         try:
             self._write(progress)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise StoreFull(
+                    f"--to: {self.target.root.url!r}: no space left for unfinished shards; free some and run again, "
+                    "finished shards are kept"
+                ) from None
+            raise
         finally:
             for shard in self.open.values():
-                shard.drop()
+                with suppress(OSError):  # a full disk takes no footer
+                    shard.drop()
 
     def _write(self, progress: Progress) -> None:
         of = self.options.splits.of
@@ -118,7 +127,7 @@ class _Writer:
                     if position + i < resumed[split]:
                         continue
                     shard = self.open.get(split)
-                    if shard is not None and shard.size + record.size > self.options.shard_bytes:
+                    if shard is not None and shard.size + shard.room(record) > self.options.shard_bytes:
                         self._finish(split, self.end[split])
                         shard = None
                     if shard is None:
@@ -135,7 +144,7 @@ class _Writer:
         shard = self.open[split]
         facts = shard.finish()
         del self.open[split]
-        self.target.add(ShardFacts(facts.name, split, shard.samples, end, facts.bytes, facts.sha256))
+        self.target.add(ShardFacts(facts.name, split, shard.samples, end, facts.bytes, facts.sha256, facts.size))
 
 
 @contextmanager

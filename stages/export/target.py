@@ -33,7 +33,10 @@ class ShardFacts:
     end: int
     """Position in the data set after the shard's last sample; for a split's last shard, the number of all samples."""
     bytes: int
+    """Of the file `name`, as is `sha256`."""
     sha256: str
+    size: int
+    """Bytes of all its files."""
 
 
 class Target:
@@ -57,7 +60,7 @@ class Target:
             if self.root.local is not None and self.root.local.exists() and not self.root.local.is_dir():
                 raise InputError(f"--to: {url!r} → is a file; choose an empty folder")
             found = self._read(url)
-            if found is None:
+            if found is None or not found.get("done"):
                 self.root.check_writable()
         except StoreError as error:
             raise type(error)(str(error).replace("root:", "--to:", 1)) from None
