@@ -18,9 +18,9 @@ OPTIONS = {
 }
 
 
-def finished(root: Path, count: int = 30) -> tuple[Engine, RunRecord]:
+def finished(root: Path, count: int = 30, unit_size: int = 10) -> tuple[Engine, RunRecord]:
     """Make the map stages with the doubles, and a record of the run."""
-    engine = Engine(config(root, caption__count=count, unit_size=10))
+    engine = Engine(config(root, caption__count=count, unit_size=unit_size))
     for stage in engine.graph.maps():
         for unit in engine.units():
             assert engine.run_unit(stage, unit).state == "done"

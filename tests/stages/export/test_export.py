@@ -20,7 +20,6 @@ import yaml
 from PIL import Image
 
 from bootpig.flows.cli.main import main
-from bootpig.flows.runs.records import RunRecord, promote
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.export.formats import FORMATS, Shard
@@ -31,6 +30,7 @@ from bootpig.stages.export.target import SCRATCH
 from bootpig.stages.pictures import decode_mask
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard
+from tests.servers.s3 import s3_bucket
 from tests.stages import doubles as small
 from tests.stages.doubles import doubles
 from tests.stages.export.data import OPTIONS, SHARD_BYTES, data_set, exported, files, finished
@@ -38,25 +38,6 @@ from tests.stages.export.data import OPTIONS, SHARD_BYTES, data_set, exported, f
 __all__ = ["doubles"]
 
 PROJECT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, RunRecord]]:
-    with pytest.MonkeyPatch.context() as patch:
-        for double in (small.Painter, small.Cutter, small.Encoder):
-            patch.setitem(small.STAGES, double.name, double)
-        engine, record = finished(tmp_path_factory.mktemp("data") / "store")
-        promote(engine.root, record)
-        yield engine, record
-
-
-@pytest.fixture(scope="module")
-def whole(made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an uninterrupted export in each format."""
-    folder = tmp_path_factory.mktemp("whole")
-    for name in FORMATS:
-        assert exported(data_set(*made), folder / name, name).done
-    return folder
 
 
 def stored(engine: Engine, stage: str) -> dict[str, dict[str, bytes]]:
@@ -196,6 +177,22 @@ def test_any_file_system_takes_the_same_bytes(made, whole: Path, tmp_path: Path,
     assert found == files(whole / name)
 
 
+def test_s3_takes_the_same_bytes_and_a_missing_bucket_is_one_line(
+    made, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with s3_bucket() as faults:
+        faults.rate, faults.in_a_row = 0.1, 1
+        assert exported(data_set(*made), "s3://data/out", "webdataset").done
+        faults.rate = 0.0
+        fs = fsspec.url_to_fs("s3://data")[0]
+        fs.invalidate_cache()
+        found = {name.removeprefix("data/out/"): fs.cat_file(name) for name in fs.find("data/out")}
+        assert main(["export", "latest", "--root", made[0].root.url, "--to", "s3://nothing/out"]) == 2
+    assert found == files(whole / "webdataset")
+    said = capsys.readouterr().err
+    assert said.startswith("--to: 's3://nothing/out'") and "no such bucket" in said and said.count("\n") == 1
+
+
 def test_the_card_and_the_croissant_metadata_describe_the_files(made, whole: Path) -> None:
     engine, record = made
     text = (whole / "parquet/README.md").read_text()
@@ -318,7 +315,7 @@ def test_a_target_that_cannot_be_written_is_one_line(made, tmp_path: Path, capsy
 def test_a_run_without_a_finished_data_set_is_refused(
     tmp_path: Path, doubles, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine, record = finished(tmp_path / "store", 20)
+    engine, record = finished(tmp_path / "store", 8, 4)
     survey = engine.survey("segment")
     engine.root.remove(f"{survey.path}/{survey.markers[1].payload}")
     command = ["export", record.id, "--root", engine.root.url, "--to", str(tmp_path / "to")]
@@ -334,7 +331,7 @@ def test_a_run_without_a_finished_data_set_is_refused(
 
 
 def test_a_unit_made_again_upstream_makes_the_data_set_stale(tmp_path: Path, doubles) -> None:
-    engine, record = finished(tmp_path / "store", 20)
+    engine, record = finished(tmp_path / "store", 8, 4)
     small.FAULTS["segment"] = set()
     before = small.Cutter.make
     small.Cutter.make = lambda self, sample: sample.rejected("blank")  # type: ignore[method-assign]

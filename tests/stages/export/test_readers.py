@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 
 from bootpig.stages.export.formats import FORMATS
-from tests.stages.doubles import doubles
-from tests.stages.export.data import OPTIONS, data_set, exported, finished
-
-__all__ = ["doubles"]
+from tests.stages.export.data import OPTIONS, data_set
 
 READER = """
 import glob, json, sys
@@ -51,7 +48,7 @@ if datasets is not None:
     names = {"parquet": ("id", "image", "mask"), "folder": ("id", "image", "mask"),
              "webdataset": ("__key__", "png", "mask.png")}
     for format, (key, image, mask) in names.items():
-        data = datasets.load_dataset(f"{folder}/{format}", cache_dir=f"{folder}/cache/{format}")
+        data = datasets.load_dataset(f"{folder}/{format}", cache_dir=f"{sys.argv[2]}/cache/{format}")
         assert set(data) == {"train", "validation"}, data
         for split, rows in data.items():
             seen[format, split] = found = {}
@@ -67,11 +64,8 @@ print(json.dumps([[*key, value] for key, value in seen.items()]))
 """
 
 
-def test_an_export_opens_in_one_line_without_this_project(tmp_path: Path, doubles: Any) -> None:
-    engine, record = finished(tmp_path / "store")
-    data = data_set(engine, record)
-    for name in FORMATS:
-        exported(data, tmp_path / name, name)
+def test_an_export_opens_in_one_line_without_this_project(made: Any, whole: Path, tmp_path: Path) -> None:
+    data = data_set(*made)
     expected: dict[str, dict[str, list[Any]]] = {"train": {}, "validation": {}}
     for unit in data.units:
         for sample in data.records(unit):
@@ -83,7 +77,7 @@ def test_an_export_opens_in_one_line_without_this_project(tmp_path: Path, double
     reader = tmp_path / "reader.py"
     reader.write_text(READER)
     read = subprocess.run(
-        [sys.executable, "-I", str(reader), str(tmp_path)],
+        [sys.executable, "-I", str(reader), str(whole), str(tmp_path)],
         cwd=tmp_path,
         env=environment | offline,
         capture_output=True,
