@@ -50,15 +50,23 @@ def write_shard(members: Iterable[tuple[str, bytes]]) -> bytes:
     Raises:
         ValueError: a name is longer than 100 bytes.
     """
-    blocks = []
+    blocks: list[bytes] = []
     for name, data in members:
-        encoded = name.encode()
-        if len(encoded) > _LONGEST_NAME:
-            raise ValueError(f"shard: the name {name!r} is longer than {_LONGEST_NAME} bytes")
-        blocks += [_header(encoded, len(data)), data, bytes(-len(data) % _BLOCK)]
-    blocks.append(bytes(2 * _BLOCK))
-    blocks.append(bytes(-sum(map(len, blocks)) % tarfile.RECORDSIZE))
-    return b"".join(blocks)
+        blocks += member_blocks(name, data)
+    return b"".join([*blocks, end_blocks(sum(map(len, blocks)))])
+
+
+def member_blocks(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """The bytes of one member, for shards that are written piece by piece. Raises ValueError like `write_shard`."""
+    encoded = name.encode()
+    if len(encoded) > _LONGEST_NAME:
+        raise ValueError(f"shard: the name {name!r} is longer than {_LONGEST_NAME} bytes")
+    return _header(encoded, len(data)), data, bytes(-len(data) % _BLOCK)
+
+
+def end_blocks(size: int) -> bytes:
+    """The end of a shard whose members take `size` bytes."""
+    return bytes(2 * _BLOCK + -(size + 2 * _BLOCK) % tarfile.RECORDSIZE)
 
 
 def read_shard(source: bytes | Path) -> Iterator[tuple[str, dict[str, bytes]]]:

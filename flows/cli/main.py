@@ -18,12 +18,13 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands, draw
+from bootpig.flows.cli import commands, draw, export
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
 from bootpig.flows.proxies import check_proxies, spare_loopback
 from bootpig.flows.runs.gc import KEEP
+from bootpig.stages.export.run import SHARD_BYTES
 from bootpig.stages.plain_text import one_line
 
 EPILOG = (
@@ -153,6 +154,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting")
     evaluate.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new folder")
     evaluate.set_defaults(command=draw.evaluate)
+
+    _export(add("export", help="write the data set of a run as Parquet, webdataset or folders, with its card"))
     return top
 
 
@@ -233,6 +236,30 @@ def _generate(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--seed", type=int, default=0)
     _root(generate)
     generate.set_defaults(command=draw.generate)
+
+
+def _export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", help="a run id, latest, or a configuration (its data set as it is now)")
+    command.add_argument("--to", required=True, metavar="URL", help="an empty folder: a path or any fsspec URL")
+    command.add_argument(
+        "--format", default="parquet", metavar="FORMAT", help="parquet, webdataset or folder (parquet)"
+    )
+    command.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=FRACTION",
+        help="put this fraction of the samples into another split than train; can be given several times",
+    )
+    command.add_argument(
+        "--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="maximum size of a shard (500000000)"
+    )
+    command.add_argument("--config", metavar="CONFIG", help="find the run in this configuration's store, not in --root")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a setting of the configuration"
+    )
+    _root(command)
+    command.set_defaults(command=export.export_run)
 
 
 def _number(text: str) -> float:

@@ -1,0 +1,1 @@
+"""Takes the data set of a run out of the store."""

@@ -1,0 +1,193 @@
+"""The card of an export: README.md with the YAML header that the hub and `datasets` read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from bootpig.stages.export.facts import Facts
+from bootpig.stages.export.formats import shard_pattern
+from bootpig.stages.export.records import DataSet
+from bootpig.stages.export.target import ShardFacts
+from bootpig.stages.plain_text import markdown
+
+PAPER = "https://arxiv.org/abs/2401.13974"
+
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+_SIZES |= {100_000_000: "10M<n<100M", 1_000_000_000: "100M<n<1B"}
+
+
+def card(
+    data: DataSet, facts: Facts, shards: Sequence[ShardFacts], format: str, name: str, captions: Sequence[str]
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        data: the data set.
+        facts: its yields, scores and licences.
+        shards: the finished shards.
+        format: one of `FORMATS`.
+        name: the run, as in `export.json`.
+        captions: of the sample pictures `samples/0.png`, ….
+    """
+    samples = sum(shard.samples for shard in shards)
+    head: dict[str, Any] = {
+        "pretty_name": f"BootPIG data set {data.config.name}",
+        "task_categories": ["text-to-image", "image-to-image"],
+        "size_categories": [next((size for bound, size in _SIZES.items() if samples < bound), "n>1T")],
+        "tags": ["bootpig", "subject-driven-generation", "synthetic"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": shard_pattern(format, split)} for split in split_names(shards)],
+            }
+        ],
+    }
+    if facts.licence:
+        head["license"] = facts.licence
+    header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
+    return "\n".join(["---", header, "---", "", *_text(data, facts, shards, format, name, captions)]) + "\n"
+
+
+def split_names(shards: Iterable[ShardFacts]) -> list[str]:
+    """The splits with samples, `train` first. The hub refuses a split without files."""
+    return sorted({shard.split for shard in shards}, key=lambda split: (split != "train", split))
+
+
+def _text(
+    data: DataSet, facts: Facts, shards: Sequence[ShardFacts], format: str, name: str, captions: Sequence[str]
+) -> Iterator[str]:
+    yield f"# BootPIG data set {markdown(data.config.name)}"
+    yield ""
+    yield "Pictures of one subject each, with the subject's mask, a caption, and references: the subject cut out,"
+    yield "changed at random and placed on white. Training data for subject-driven generation as in"
+    yield f"[BootPIG]({PAPER})." + (" The pictures were drawn by a model." if "synthesize" in data.markers else "")
+    yield ""
+    yield from _table(
+        ("split", "samples", "shards", "bytes"),
+        (
+            (split, *(f"{number:,}" for number in _counts(shard for shard in shards if shard.split == split)))
+            for split in split_names(shards)
+        ),
+    )
+    if captions:
+        yield ""
+        yield "## Samples"
+        yield ""
+        yield "The first ones, not selected: the picture, the subject by its mask, references."
+        yield ""
+        rows = ((f"![](samples/{number}.png)", markdown(caption)) for number, caption in enumerate(captions))
+        yield from _table(("picture", "caption"), rows)
+    yield ""
+    yield "## How to load it"
+    yield ""
+    yield "`FOLDER` is this folder, or the id of the repository that it was uploaded to."
+    yield ""
+    yield "```python"
+    yield from _loading(shards, format)
+    yield "```"
+    yield ""
+    yield "## Columns"
+    yield ""
+    yield from _table(("name", "what it is"), ((f"`{column}`", what) for column, what in _columns(data, format)))
+    yield ""
+    yield "A sample's split depends only on its id, so samples do not move between splits when the data set grows."
+    yield ""
+    yield "## How it was made"
+    yield ""
+    yield f"Run `{name}` of the BootPIG pipeline. Each stage reads the samples that the one before it accepted."
+    yield ""
+    yield from _table(
+        ("stage", "rows", "accepted", "rejected", "failed"),
+        (
+            (
+                line.stage,
+                f"{line.rows:,}",
+                f"{line.ok:,}",
+                ", ".join(f"{reason} {count:,}" for reason, count in line.rejected.items()) or "–",
+                f"{line.failed:,}",
+            )
+            for line in facts.yields
+        ),
+    )
+    yield ""
+    yield from _table(
+        ("stage", "model", "commit or digest", "licence"),
+        (
+            (
+                f"{model.stage}.{model.role}",
+                markdown(model.source),
+                f"`{model.identity[:12] or '–'}`",
+                markdown(facts.licences[model] or "unknown; see the model's own card"),
+            )
+            for model in data.models
+        ),
+    )
+    if facts.scores:
+        yield ""
+        yield "## Scores"
+        yield ""
+        yield "Over the exported samples. The histogram has ten equal bins from lowest to highest."
+        yield ""
+        rows_of_scores = (
+            (f"`{s.name}`", f"{s.count:,}", f"{s.low:.3g}", f"{s.median:.3g}", f"{s.high:.3g}", s.bars)
+            for s in facts.scores
+        )
+        yield from _table(("score", "samples", "lowest", "median", "highest", "histogram"), rows_of_scores)
+    yield ""
+    yield "## Licence"
+    yield ""
+    known = f"`{facts.licence}`" if facts.licence else "not known here"
+    yield f"The licence of the model that drew the pictures is {known}. The licences of the other models are in"
+    yield "the table above; whether they extend to what a model makes is for you to check."
+
+
+def _counts(shards: Iterable[ShardFacts]) -> tuple[int, int, int]:
+    found = list(shards)
+    return sum(shard.samples for shard in found), len(found), sum(shard.size for shard in found)
+
+
+def _loading(shards: Sequence[ShardFacts], format: str) -> Iterator[str]:
+    yield "from datasets import load_dataset"
+    yield ""
+    yield f'data = load_dataset("FOLDER", split="{split_names(shards)[0]}")'
+    first = min(shard.name for shard in shards if shard.split == split_names(shards)[0])
+    if format == "parquet":
+        yield ""
+        yield "import pandas"
+        yield ""
+        yield f'rows = pandas.read_parquet("FOLDER/{first}")'
+    if format == "webdataset":
+        last = sum(shard.split == split_names(shards)[0] for shard in shards) - 1
+        yield ""
+        yield "import webdataset"
+        yield ""
+        yield f'data = webdataset.WebDataset("FOLDER/{first[:-9]}{{00000..{last:05d}}}.tar", shardshuffle=False)'
+
+
+def _columns(data: DataSet, format: str) -> Iterator[tuple[str, str]]:
+    pictures = {
+        "parquet": ("image", "mask", "references"),
+        "folder": ("image", "mask", "references"),
+        "webdataset": ("png", "mask.png", "reference.0.png`, `reference.1.png`, `…"),
+    }[format]
+    yield pictures[0], "the picture, RGB"
+    yield pictures[1], "the subject's mask, greyscale, of the picture's size; 255 is the subject"
+    yield pictures[2], "the subject on white, RGB"
+    yield "id", "the sample's id"
+    yield "caption", "what the picture was drawn from"
+    yield "object", "the part of the caption that names the subject"
+    yield "seed", "the run's seed; all random draws for a sample are made from it and the sample's id"
+    for column in data.columns:
+        yield column.name, f"`{column.column}` of the {column.stage} stage"
+    for model in data.models:
+        yield model.name, f"the {model.role} of the {model.stage} stage, with its commit or digest"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
