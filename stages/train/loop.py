@@ -36,6 +36,10 @@ from bootpig.stages.train.validation import Reading, Validation, usual_interval
 _LOG = logging.getLogger(__name__)
 
 
+PATIENCE_SECONDS = 60.0
+"""Time that rank 0 lets the others wait for the upload of an earlier checkpoint."""
+
+
 class Interrupted(SystemExit):
     """Training stopped on a signal after writing a checkpoint. `code` is the exit status, 128 + the signal number:
     143 for SIGTERM, 130 for SIGINT."""
@@ -170,7 +174,8 @@ class Trainer:
                     self._picture(log, done, picture)
                 stop = self._stop(signals, done)
                 if stop or (done % self.config.checkpoint_every == 0 and not last):
-                    self._save(uploads, identity, log, Position(done, self._mean(losses), losses_since))
+                    position = Position(done, self._mean(losses), losses_since)
+                    self._save(uploads, identity, log, position, wait=bool(stop))
                 if stop:
                     uploads.wait()
                     raise Interrupted(128 + stop)
@@ -306,8 +311,14 @@ class Trainer:
         noted = torch.tensor([signals.received or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(noted).max().item()) or None
 
-    def _save(self, uploads: Uploads, identity: str, log: TrainingLog | None, position: Position) -> None:
+    def _save(
+        self, uploads: Uploads, identity: str, log: TrainingLog | None, position: Position, *, wait: bool
+    ) -> None:
         if not self.accelerator.is_main_process and not self.sharded:
+            return
+        if self.accelerator.num_processes > 1 and not self.sharded and not wait and uploads.busy(PATIENCE_SECONDS):
+            # the other ranks would wait in the next all-reduce, which has a timeout
+            _LOG.warning("train: no checkpoint at step %d, an earlier one is still being uploaded", position.step)
             return
         state = collect_state(self.model, self.optimizer.optimizer, self.average)
         if not self.accelerator.is_main_process:

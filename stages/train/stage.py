@@ -271,8 +271,8 @@ class Train(ReduceStage):
                 "base_license": base_licence(base.path, base.revision),
                 **facts,
             }
+            # the other ranks do not wait for it: a collective has a timeout
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base, lora=lora)
-        accelerator.wait_for_everyone()
 
 
 def _accelerators() -> int:

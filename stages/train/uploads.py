@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
@@ -49,6 +49,10 @@ class Uploads:
     def _upload(self, step: int, folder: TemporaryDirectory[str]) -> None:
         with folder:
             self.checkpoints.save(step, Path(folder.name))
+
+    def busy(self, seconds: float) -> bool:
+        """Whether an upload still runs after `seconds`."""
+        return self._running is not None and bool(wait([self._running], seconds).not_done)
 
     def wait(self) -> None:
         """Wait for the current upload. Raises its exception, if any."""

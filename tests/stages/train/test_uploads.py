@@ -10,6 +10,7 @@ import pytest
 from bootpig.stages.engine.contract import ReduceInput
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.stage import Train
+from bootpig.stages.train.uploads import Uploads
 from bootpig.storage.errors import StoreUnavailable
 from tests.stages.train.training_data import FolderCheckpoints, save_base, write_units
 
@@ -65,3 +66,13 @@ def test_a_failed_upload_ends_the_training_in_its_own_words(base: Path, data: Re
         Train(recipe(base), seed=0).run(data, tmp_path, Ill(tmp_path / "kept"), lambda done, *_: seen.append(done))
     assert max(seen) <= 4, "the next checkpoint waits for the one before"
     assert not (tmp_path / "model").exists()
+
+
+def test_whether_an_upload_still_runs(tmp_path: Path) -> None:
+    slow = Slow(tmp_path)
+    with Uploads(slow) as uploads:
+        assert not uploads.busy(0.0)
+        uploads.save(2, lambda folder: None)
+        assert uploads.busy(0.05)
+        slow.go_on.set()
+        assert not uploads.busy(60.0)
