@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # settings are read by commands that need no torch, such as status
+    from torch import Tensor, nn
 
 ADAPTER = "bootpig"
 """The name of BootPIG's adapter in a network. Those of users have other names."""
@@ -65,6 +65,8 @@ Widths = Mapping[str, tuple[int, int]]
 
 def layer_widths(unet: nn.Module) -> dict[str, tuple[int, int]]:
     """The widths of all layers that can have LoRA weights: linear layers and convolutions."""
+    from torch import nn
+
     layers = [(name, module) for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     return {name: (layer.weight.shape[0], math.prod(layer.weight.shape[1:])) for name, layer in layers}
 
@@ -117,6 +119,8 @@ def misfit(lora: Lora, shapes: Mapping[str, tuple[int, ...]], widths: Widths) ->
 
 def merge(unet: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> None:
     """Add LoRA weights to the layers of a UNet, in place. They must fit, see `misfit`."""
+    import torch
+
     with torch.no_grad():
         for layer in {name.rpartition(".lora_")[0] for name in tensors}:
             weight: Any = unet.get_submodule(layer).weight
