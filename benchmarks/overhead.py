@@ -47,7 +47,7 @@ def _paint(stage: MapStage, samples: Sequence[Sample]) -> None:
     for begin in range(0, len(samples), painter.slice_size):
         batch = samples[begin : begin + painter.slice_size]
         seeds = [sample_seed(painter.seed, painter.name, sample.id) for sample in batch]
-        painter._pipeline(
+        painter._painter.pipeline(
             [sample.meta["caption"] for sample in batch],
             height=painter.config.height,
             width=painter.config.width,
