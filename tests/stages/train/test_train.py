@@ -345,10 +345,12 @@ def test_what_is_hashed(base: Path) -> None:
         "checkpoint_every",
         "sample_every",
         "validate_every",
+        "num_processes",
         "shard",
     }
     assert not speed & hashed.keys()
-    as_before = {*CURRENT, "validation", "method", "lora_rank", "lora_alpha", "lora_targets"}  # at their defaults
+    lora = {"method", "lora_rank", "lora_alpha", "lora_targets"}
+    as_before = {*CURRENT, "validation", "references_per_sample", *lora}  # at their defaults
     assert hashed.keys() | speed | as_before == TrainConfig.model_fields.keys()
 
 
