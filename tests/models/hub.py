@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -134,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _file(self, path: str, content: bytes, commit: str = "") -> None:
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
+        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit}
         if path in self.hub.cut and self.command == "GET":
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -157,3 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@functools.lru_cache(maxsize=32)
+def _digest(content: bytes) -> str:
+    """Computed once: a checkpoint of 375 MB takes longer than some clients wait on a busy machine."""
+    return hashlib.sha256(content).hexdigest()
