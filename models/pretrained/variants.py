@@ -35,10 +35,22 @@ def variant_components(folder: Path, dtype: torch.dtype, *, without: Collection[
             continue
         if value[0] is None:
             continue
-        kind: Any = simple_get_class_obj(*value)
-        if not issubclass(kind, (ModelMixin, PreTrainedModel)):
+        kind: Any
+        try:
+            kind = simple_get_class_obj(*value)
+        except (AttributeError, ImportError, TypeError, ValueError):
+            continue  # a class of the folder's own code, or of another release: the pipeline may not even use it
+        if (library := _library(kind)) is None:
             continue
-        library: Library = "diffusers" if issubclass(kind, ModelMixin) else "transformers"
         if (variant := variant_of(folder / name, library)) is not None:
             found[name] = kind.from_pretrained(folder / name, variant=variant, dtype=dtype, use_safetensors=True)
     return found
+
+
+def _library(kind: Any) -> Library | None:
+    """Whose model a class is; None: it is no model."""
+    if not isinstance(kind, type):
+        return None
+    if issubclass(kind, ModelMixin):
+        return "diffusers"
+    return "transformers" if issubclass(kind, PreTrainedModel) else None
