@@ -176,6 +176,7 @@ class _Work:
     def stages(self) -> list[str]:
         """Run the stages. Returns one line per stage that failed."""
         failures: list[str] = []
+        self._warn()
         for stage in self.selection.stages:
             if stage == "train" and (thin := self.thin()):
                 return [*failures, f"train: not started; {thin}"]
@@ -204,6 +205,18 @@ class _Work:
                 changed = "a model or a file changed during the run, so the result is out of date; run again"
                 return failures or [f"{stage}: {changed if outcome.made else 'no unit to work on'}"]
         return failures
+
+    def _warn(self) -> None:
+        """Show what users should know of the stages with something to make."""
+        chosen = self.record.units if self.selection.units is None else self.selection.units
+        for name in self.selection.stages:
+            units = chosen if self.engine.graph.is_map(name) else [0]
+            if all(self.surveys[name].units.get(unit) == "complete" for unit in units) and not self.selection.force:
+                continue
+            for line in self.engine.make(name).warnings():
+                display.current.line(f"warning: {line}", "yellow")
+                get_run_logger().warning(line)
+                self._keep(f"warning: {line}")
 
     def _units(self, stage: str) -> list[int]:
         """The selected units. For all but the first stage of a run, only those that are complete in the upstreams."""

@@ -16,6 +16,7 @@ from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
+    SPEED,
     Estimate,
     MapStage,
     Sample,
@@ -62,6 +63,11 @@ class SynthesizeConfig(StageConfig):
         le=127,
         description="Pictures below it are rejected as blank. The largest standard deviation of a colour channel, on a "
         "scale of 0 to 255. 0 disables the check.",
+    )
+    accept_terms: bool = Field(
+        default=False,
+        json_schema_extra=SPEED,
+        description="Do not warn that the model's terms limit what may be trained on its pictures.",
     )
     dtype: Dtype = "float32"
     device: Device = "auto"
@@ -131,6 +137,19 @@ class Synthesize(MapStage):
             stored_bytes=work.samples * PNG_BYTES * kept,
             assumptions=(sizes.ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
         )
+
+    def warnings(self) -> list[str]:
+        from bootpig.models.pretrained.licences import fetch_licence, training_terms
+
+        if self.config.accept_terms:
+            return []
+        found = [(source, training_terms(source.source, fetch_licence(source))) for source in self.models().values()]
+        return [
+            f"{source.field}: by the terms of {source.source!r}, its pictures may not be used to {terms.says} "
+            f"({terms.page}); use another model, or set synthesize.accept_terms to true if that is no concern"
+            for source, terms in found
+            if terms is not None
+        ]
 
     def setup(self) -> None:
         from bootpig.models.devices import torch_device, torch_dtype

@@ -204,14 +204,17 @@ def status(asked: argparse.Namespace) -> int:
 
 
 def plan(asked: argparse.Namespace) -> int:
-    from bootpig.flows.runs.plan import plan, plan_table
+    from bootpig.flows.runs.plan import licence_lines, plan, plan_table
 
     facts = plan(load_config(asked.config, asked.set))
     _show(facts, plan_table(facts), asked.json)
     if not asked.json:
         console = Console()
-        for problem in facts["missing"]:
-            console.print(f"missing: {problem}", style="yellow", highlight=False, markup=False)
+        for kind, lines in (("missing", facts["missing"]), ("warning", facts["warnings"])):
+            for line in lines:
+                console.print(f"{kind}: {line}", style="yellow", highlight=False, markup=False)
+        for line in licence_lines(facts):
+            console.print(line, highlight=False, markup=False)
         for assumption in facts["assumptions"]:
             console.print(f"assumed: {assumption}", style="dim", highlight=False, markup=False)
     return 0

@@ -8,11 +8,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import Estimate, InputError, SampleShape, Stage, Workload
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import missing_models
 from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
@@ -29,7 +31,7 @@ ASSUMPTIONS = (
 
 def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None) -> dict[str, Any]:
     """What a run would make, per stage: units, samples, GPU-hours, cost, bytes in the store, seconds as measured. Also
-    the missing models, and the assumptions behind the figures.
+    the licences of the models, warnings, the missing models, and the assumptions behind the figures.
 
     Args:
         known: the stages there are, as in `Engine`; the registry's where none are given.
@@ -41,7 +43,7 @@ def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None)
     missing = missing_models(engine, engine.graph.stages)
     stages: dict[str, Any] = {}
     shapes: dict[str, SampleShape] = {}
-    assumptions = list(ASSUMPTIONS)
+    assumptions, warnings = list(ASSUMPTIONS), list[str]()
     blocked = False
     dirty = False
     for name in engine.graph.stages:
@@ -57,15 +59,26 @@ def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None)
         shapes[name] = estimate.shape
         assumptions += estimate.assumptions
         stages[name] = _facts(engine.root, survey, units, work, estimate)
+        stages[name]["licences"] = {} if missing[name] else _licences(stage)
         missing[name] += _unready(stage, units)
+        warnings += stage.warnings() if units["due"] and not missing[name] else []
     total = {key: sum(stage[key] for stage in stages.values()) for key in ("gpu_hours", "cost_usd", "bytes")}
     return {
         "root": config.root,
         "stages": stages,
         "total": total,
+        "warnings": list(dict.fromkeys(warnings)),
         "missing": list(dict.fromkeys(line for lines in missing.values() for line in lines)),
         "assumptions": list(dict.fromkeys(assumptions)),
     }
+
+
+def _licences(stage: Stage) -> dict[str, dict[str, str | None]]:
+    """By the config field that names it, each model and the licence in its card; None if that is not known."""
+    from bootpig.models.pretrained.licences import fetch_licence
+
+    found = {role: source for role, source in stage.models().items() if isinstance(source, ModelSource)}
+    return {role: {"model": source.source, "licence": fetch_licence(source)} for role, source in found.items()}
 
 
 def _unready(stage: Stage, units: Mapping[str, int]) -> list[str]:
@@ -120,6 +133,18 @@ def _measured_bytes(root: Root, survey: StageSurvey) -> float | None:
         return None
     names = root.names(survey.path)
     return sum(names.get(marker.payload, 0) for marker in survey.markers.values()) / len(survey.markers)
+
+
+def licence_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The licence of each model of a plan, one line each. A model in several fields is named once."""
+    fields: dict[tuple[str, str | None], list[str]] = {}
+    for name, stage in facts["stages"].items():
+        for role, found in stage["licences"].items():
+            fields.setdefault((found["model"], found["licence"]), []).append(f"{name}.{role}")
+    return [
+        f"licence: {one_line(model, 120)} ({', '.join(names)}): {one_line(licence or 'unknown', 120)}"
+        for (model, licence), names in fields.items()
+    ]
 
 
 def plan_table(facts: dict[str, Any]) -> Table:

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
-
-CARD_FILE = "README.md"
 
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
@@ -32,23 +29,6 @@ def model_card(info: Mapping[str, Any]) -> str:
     return (
         "\n".join(["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", "", *_text(info, base, licence)]) + "\n"
     )
-
-
-def base_licence(base: str, revision: str | None = None) -> str | None:
-    """The licence named in a base model's card, in its folder or the hub's local cache. None if unknown."""
-    card = Path(base, CARD_FILE)
-    if not card.is_file() and base and not Path(base).is_absolute() and base.count("/") <= 1:
-        cached = try_to_load_from_cache(base, CARD_FILE, revision=revision)
-        card = Path(cached) if isinstance(cached, str) else card
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    try:
-        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a date such as 2020-13-45 is a ValueError
-        return None
-    licence = head.get("license") if isinstance(head, dict) else None
-    return licence if isinstance(licence, str) else None
 
 
 def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[str]:

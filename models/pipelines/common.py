@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from bootpig.models.core.lora import Lora
 from bootpig.models.core.reference_unet import copy_as_reference, restore, sharing_weights, truncate
 from bootpig.models.core.rsa import has_rsa, install_rsa, uncompiled
-from bootpig.models.pipelines.card import base_licence
 from bootpig.models.pipelines.clean_references import ReferenceTimestep
 from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
@@ -34,6 +33,7 @@ from bootpig.models.pipelines.references import (
 )
 from bootpig.models.pipelines.supported import check_components
 from bootpig.models.pipelines.vae import encoded_mode, normalised
+from bootpig.models.pretrained.licences import licence_of
 
 NOISE_SCHEDULE = (
     "prediction_type",
@@ -191,7 +191,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         written = {
             "base": None if base is None else str(base),  # `from_pretrained` keeps a Path as one
             "revision": revision,
-            "base_license": base_licence(str(base or ""), revision),
+            "base_license": licence_of(str(base or ""), revision),
             "key_scale": self.config.key_scale,
             "pooling": self.config.pooling,
             "reference_caption": self.config.reference_caption,

@@ -29,8 +29,8 @@ RSA_SHARE = 49.6 / 865.9
 """Of a UNet's weights, those of its self-attention layers."""
 
 ASSUMPTION = (
-    "operations grow with the number of weights and of latent pixels; a model that is not on this disk has SD 2.1's "
-    "size (SDXL's if its name has 'xl')"
+    "operations grow with the number of weights and of latent pixels; a model that is not on this disk has its "
+    "published size if that is known here, else SD 2.1's (SDXL's if its name has 'xl')"
 )
 
 

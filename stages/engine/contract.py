@@ -228,6 +228,13 @@ class Stage(ABC):
             InputError: something is missing or unusable; one line per problem.
         """
 
+    def warnings(self) -> list[str]:
+        """What users should know before a run and that does not stop it, one line each.
+
+        Called before the first stage of a run starts, if this stage has something to make, and by `plan`.
+        """
+        return []
+
     def device(self) -> str:
         """The device of its models, as in a `device` setting. `cpu` for a stage without models."""
         return str(getattr(self.config, "device", "cpu"))

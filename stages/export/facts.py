@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from bootpig.models.pipelines.card import base_licence
+from bootpig.models.pretrained.licences import licence_of
 from bootpig.models.pretrained.source import local_path
 from bootpig.stages.export.records import DataSet, Model
 
@@ -99,6 +98,4 @@ def _distribution(name: str, values: np.ndarray) -> Distribution:
 
 def _licence(model: Model) -> str | None:
     found = local_path(model.location)
-    with suppress(ValueError, OSError):  # a service's name is no repository
-        return base_licence(str(found) if found is not None else model.location, model.identity or None)
-    return None
+    return licence_of(str(found) if found is not None else model.location, model.identity or None)

@@ -160,7 +160,7 @@ class Train(ReduceStage):
     ) -> None:
         from bootpig.models.core.bootpig import BootPIG
         from bootpig.models.pipelines.bases import empty_prompt, training_schedule
-        from bootpig.models.pipelines.card import base_licence
+        from bootpig.models.pretrained.licences import licence_of
         from bootpig.stages.train.dataset import ShardLoader
         from bootpig.stages.train.grid import SampleGrid
         from bootpig.stages.train.log import TrainingLog
@@ -268,7 +268,7 @@ class Train(ReduceStage):
             info = {
                 "base": config.model,
                 "revision": base.revision,
-                "base_license": base_licence(base.path, base.revision),
+                "base_license": licence_of(base.path, base.revision),
                 **facts,
             }
             # the other ranks do not wait for it: a collective has a timeout

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from bootpig.flows.loading import load_config
 from bootpig.flows.runs.plan import plan
+from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import Estimate, MapStage, Sample, StageConfig, Workload
 from bootpig.stages.registry import STAGES
@@ -31,7 +32,7 @@ def facts(name: str, folder: Path, *overrides: str) -> dict:
     return plan(load_config(CONFIGS / f"{name}.yaml", [*local, *overrides]))
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl-data", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl-data", "sdxl", "flux2-klein", "z-image-turbo", "qwen-image"])
 def test_units_hours_bytes_and_what_is_missing(name: str, tmp_path: Path) -> None:
     planned = facts(name, tmp_path)
     for stage in ("caption", "synthesize", "segment", "augment", "encode"):
@@ -61,6 +62,12 @@ def test_figures_follow_the_operation_counts(tmp_path: Path) -> None:
     assert xl["encode"]["bytes"] == 200_000 * 2 * (5 * 4 * 128 * 128 + 2 * (77 * 2048 + 1280))
     refined = facts("sdxl-data", tmp_path)["stages"]["synthesize"]
     assert refined["bytes"] == stages["synthesize"]["bytes"], "kept at 512 pixels"
+    drawn = {name: facts(name, tmp_path)["stages"]["synthesize"] for name in ("flux2-klein", "z-image-turbo")}
+    tokens = 64**2
+    for name, flop in (("flux2-klein", 4 * 3.9e9), ("z-image-turbo", 8 * 6.15e9)):  # one pass a step: no guidance
+        wanted = 200_000 * (2e-12 * tokens * flop + 4 * 2.5) / hour
+        assert drawn[name]["gpu_hours"] == pytest.approx(wanted)
+        assert drawn[name]["bytes"] == stages["synthesize"]["bytes"]
     step = 0.8 * 6.76 + 0.2 * 7.29
     assert refined["gpu_hours"] == pytest.approx(200_000 * (25 * 2 * step + 4 * 2.5) / hour)
 
@@ -134,3 +141,21 @@ def test_a_stage_that_is_not_registered_is_planned(tmp_path: Path) -> None:
     for name, facts in plain["stages"].items():
         assert planned["stages"][name] == facts, "no other stage is planned differently"
     assert planned["total"]["bytes"] == plain["total"]["bytes"] + weigh["bytes"]
+
+
+def test_licences_and_terms_of_the_models(tmp_path: Path) -> None:
+    base = PROJECT / "models/toy/checkpoints/stable-diffusion"
+    copy = tmp_path / "FLUX.1-dev"
+    copy.mkdir()
+    for part in base.iterdir():
+        if part.name != "README.md":
+            (copy / part.name).symlink_to(part)
+    planned = facts("toy", tmp_path, f"synthesize.model={copy}")
+    licences = planned["stages"]["synthesize"]["licences"]
+    assert licences == {"model": {"model": str(copy), "licence": None}}
+    assert planned["stages"]["evaluate"]["licences"]["clip"]["licence"] == "apache-2.0"
+    (warning,) = planned["warnings"]
+    assert warning.startswith("synthesize.model: ") and "competes with FLUX" in warning and "accept_terms" in warning
+    assert facts("toy", tmp_path, f"synthesize.model={copy}", "synthesize.accept_terms=true")["warnings"] == []
+    (copy / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert facts("toy", tmp_path, f"synthesize.model={copy}")["warnings"] == []

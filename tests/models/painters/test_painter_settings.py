@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 
+from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.models.painters.checks import painter_problems
 from bootpig.models.painters.costs import step_tflop
 from bootpig.models.painters.families import BY_CLASS, FAMILIES
@@ -237,3 +238,17 @@ def test_the_cost_of_a_step_follows_the_weights_and_the_passes(tmp_path: Path) -
 def test_every_family_is_listed_once() -> None:
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     assert len(BY_CLASS) == sum(len(family.classes) for family in FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "configs"),
+    [
+        ("flux2-klein", "Flux2KleinPipeline", {"": {"is_distilled": True}}),
+        ("z-image-turbo", "ZImagePipeline", {}),
+        ("qwen-image", "QwenImagePipeline", {}),
+    ],
+)
+def test_the_shipped_configs_suit_their_painters(name: str, pipeline: str, configs: dict[str, Any]) -> None:
+    c = load_config(shipped_configs()[name]).synthesize
+    settings = {key: getattr(c, key) for key in ("steps", "guidance_scale", "negative_prompt", "height", "width")}
+    assert problems(pipeline, configs, **settings) == []
