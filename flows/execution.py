@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from bootpig.flows.cli import display
 from bootpig.flows.loading import dump_config
 from bootpig.flows.prepared import current, prepare
 from bootpig.flows.proxies import spare_loopback
+from bootpig.flows.rounds import with_round_before
 from bootpig.flows.runners import Workers
 from bootpig.flows.runs.records import (
     Process,
@@ -92,7 +94,7 @@ def execute(
             ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
         record.state, record.ended, record.message, record.process = "running", None, "", Process.current()
     _export_key(config)
-    engine = current() or prepare(config, selection.stages)
+    engine = current(config) or prepare(config, selection.stages)
     fetch_models(engine, selection.stages, display.current.line)
     if record is None:
         record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled, until=until)
@@ -284,6 +286,7 @@ class _Work:
             report = gather(self.engine, self.record.id, done, config=dump_config(self.engine.config), when=when)
             if report.metrics is not None:
                 root.write(f"{folder}/metrics.json", json.dumps(report.metrics, indent=2).encode())
+                report = replace(report, metrics=with_round_before(report.metrics, root, self.engine.config))
             root.write(f"{folder}/report.html", build_report(report).encode())
             artifacts.publish(report, str(root.fs.unstrip_protocol(root.join(folder, "report.html"))))
         except (ValueError, OSError) as error:

@@ -10,12 +10,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import Field
 
 from bootpig.flows.execution import execute
 from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.parameters import StoredParameters, opened
+from bootpig.flows.rounds import first_round
 from bootpig.flows.runs import gc
 from bootpig.flows.runs.records import read_config, read_run, run_of_flow
 from bootpig.flows.schedule import due, due_behind
@@ -53,7 +54,12 @@ def bootstrap(
     promotes = until is None
     if run is not None and until is None:
         until = read_run(Root(config.root), run).until
-    return execute(config, run, Selection(span(graph_of(config), first, until), None, force, retry_failed), promotes)
+    stages = span(graph_of(config), first, until)
+    if run is None and first is None and (before := first_round(config, stages)) is not None:
+        state: State[Any] = bootstrap(config=before, return_state=True)
+        if not state.is_completed():
+            return Failed(message=f"the first round: {state.message}")
+    return execute(config, run, Selection(stages, None, force, retry_failed), promotes)
 
 
 @flow(flow_run_name="run_stage {stage}", persist_result=False)

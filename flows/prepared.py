@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from bootpig.flows.environment import check_scratch
+from bootpig.flows.rounds import with_view_model
 from bootpig.flows.runners import runner_problems
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import pinned, preflight
 
-_CURRENT: ContextVar[Engine | None] = ContextVar("prepared", default=None)
+_CURRENT: ContextVar[tuple[PipelineConfig, Engine] | None] = ContextVar("prepared", default=None)
 
 
 def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
@@ -27,24 +28,25 @@ def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
         StoreError: the root cannot be opened.
     """
     stages = list(stages)
-    engine = Engine(config)
+    engine = Engine(with_view_model(config))
     check_scratch()  # first: libraries that open models write there as they are imported
     if problems := preflight(engine, stages) + runner_problems(config):
         raise InputError("\n".join(problems))
     exact = pinned(engine, stages)
-    return engine if exact == config else Engine(exact)
+    return engine if exact == engine.config else Engine(exact)
 
 
 @contextmanager
-def prepared(engine: Engine) -> Iterator[None]:
-    """A context in which flows use `engine`, without another preflight."""
-    token = _CURRENT.set(engine)
+def prepared(config: PipelineConfig, engine: Engine) -> Iterator[None]:
+    """A context in which flows of `config` use `engine`, without another preflight."""
+    token = _CURRENT.set((config, engine))
     try:
         yield
     finally:
         _CURRENT.reset(token)
 
 
-def current() -> Engine | None:
-    """The engine that the caller of this flow prepared, if any."""
-    return _CURRENT.get()
+def current(config: PipelineConfig) -> Engine | None:
+    """The engine that the caller of this flow prepared for its configuration, if any."""
+    known = _CURRENT.get()
+    return known[1] if known is not None and known[0] == config else None

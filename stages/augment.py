@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
-from bootpig.stages.engine.contract import Estimate, MapStage, Sample, SampleShape, StageConfig, Workload, sample_seed
+from bootpig.stages.engine.contract import (
+    ADDED,
+    Estimate,
+    MapStage,
+    Sample,
+    SampleShape,
+    StageConfig,
+    Workload,
+    sample_seed,
+)
 from bootpig.stages.pictures import PNG_BYTES, decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)
@@ -31,6 +40,12 @@ class AugmentConfig(StageConfig):
     )
     references: int = Field(
         default=4, ge=1, le=64, description="References per sample. Training draws one of them each time."
+    )
+    references_from: Literal["cut_out", "views", "both"] = Field(
+        default="cut_out",
+        json_schema_extra=ADDED,
+        description="What references are made of: the subject's own cut-out (paper), its views in turn, or first the "
+        "cut-out and then the views. A sample without a view always has its cut-out.",
     )
     size: int | None = Field(
         default=None,
@@ -78,7 +93,7 @@ class Augment(MapStage):
     """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of the same size."""
 
     name = "augment"
-    upstream = ("segment",)
+    upstream = ("view",)
     config_class = AugmentConfig
     config: AugmentConfig
     columns: ClassVar[pa.Schema] = pa.schema([])
@@ -114,11 +129,26 @@ class Augment(MapStage):
             target = encode_png(picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
         if self.config.enabled:
             seeds = [sample_seed(self.seed, self.name, sample.id, k) for k in range(self.config.references)]
-            references = [draw_reference(picture, size, self.config, random.Random(seed)) for seed in seeds]
+            sources = self._sources(picture, sample)
+            references = [
+                draw_reference(sources[k % len(sources)], size, self.config, random.Random(seed))
+                for k, seed in enumerate(seeds)
+            ]
         else:
-            references = [prepare_reference(picture, size, self.config.middle_scale)]
+            references = [prepare_reference(self._sources(picture, sample)[0], size, self.config.middle_scale)]
         files = {f"reference{k}.png": encode_png(reference) for k, reference in enumerate(references)}
         return sample.ok(files={"target.png": target, **files})
+
+    def _sources(self, picture: Image.Image, sample: Sample) -> list[Image.Image]:
+        """The cut-outs that references are made of, RGBA, in turn."""
+        views = [
+            decode_cut_out({"png": data, "mask.json": sample.files[f"{name.removesuffix('.png')}.mask.json"]})
+            for name, data in sorted(sample.files.items())
+            if name.startswith("view") and name.endswith(".png")
+        ]
+        if self.config.references_from == "cut_out" or not views:
+            return [picture]
+        return views if self.config.references_from == "views" else [picture, *views]
 
 
 def prepare_reference(image: Image.Image, size: int, scale: float) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from bootpig.stages.evaluate.stage import EvaluateConfig
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.synthesize import SynthesizeConfig
 from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.view.config import ViewConfig
 
 MOST_UNITS = 1_000_000
 """Of a run. Each is listed, and named in the run's record."""
@@ -76,6 +77,7 @@ class PipelineConfig(StageConfig):
     caption: CaptionConfig
     synthesize: SynthesizeConfig
     segment: SegmentConfig
+    view: ViewConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     encode: EncodeConfig
     train: TrainConfig
@@ -102,6 +104,20 @@ class PipelineConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _views_are_drawn_and_used(self) -> PipelineConfig:
+        used = self.augment.references_from
+        if self.view is None and used != "cut_out":
+            raise ValueError(f"augment.references_from: {used!r} needs the stage view; add view, or use cut_out")
+        if self.view is not None and used == "cut_out":
+            raise ValueError("view: has no effect while augment.references_from is cut_out; set it to views or both")
+        if self.view is not None and self.caption.other_scenes < self.view.count:
+            raise ValueError(
+                f"view.count: {self.view.count} needs as many other scenes, but caption.other_scenes is "
+                f"{self.caption.other_scenes}; set it to {self.view.count}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _not_too_many_units(self) -> PipelineConfig:
         if len(self.unit_numbers()) > MOST_UNITS:
             raise ValueError(
@@ -119,13 +135,19 @@ class PipelineConfig(StageConfig):
             )
         return self
 
+    def section(self, stage: str) -> Any:
+        """The settings of a stage, with those that it takes over from other stages where it has none of its own."""
+        if stage == "view" and self.view is not None and self.view.segment is None:
+            return self.view.model_copy(update={"segment": self.segment})
+        return getattr(self, stage)
+
     def pinned(self, pins: Mapping[str, Mapping[str, str]]) -> PipelineConfig:
         """A copy with other revisions, given as stage → field → commit. encode and train always get the same one."""
         pins = {stage: dict(fields) for stage, fields in pins.items()}
         for name, other in (("encode", "train"), ("train", "encode")):
             if "revision" in pins.get(name, {}):
                 pins[other] = {**pins.get(other, {}), "revision": pins[name]["revision"]}
-        copies = {stage: getattr(self, stage).model_copy(update=fields) for stage, fields in pins.items()}
+        copies = {stage: _pinned(getattr(self, stage), fields) for stage, fields in pins.items()}
         return self.model_copy(update=copies)
 
     def unit_numbers(self) -> range:
@@ -135,3 +157,14 @@ class PipelineConfig(StageConfig):
     def indices(self, unit: int) -> range:
         """The positions of a unit's samples in the whole data set."""
         return range(unit * self.unit_size, (unit + 1) * self.unit_size)
+
+
+def _pinned(section: StageConfig, pins: Mapping[str, str]) -> StageConfig:
+    """A copy with other revisions. A name such as `segment.detector_revision` is of a section within this one; where
+    that is null, another stage has the revision."""
+    known = {name: value for name, value in pins.items() if name in type(section).model_fields}
+    for name, value in pins.items():
+        inner, _, field = name.partition(".")
+        if field and isinstance(below := known.get(inner, getattr(section, inner, None)), StageConfig):
+            known[inner] = below.model_copy(update={field: value})  # type: ignore[assignment]
+    return section.model_copy(update=known)

@@ -10,9 +10,10 @@ from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.segment.stage import Segment
 from bootpig.stages.synthesize import Synthesize
 from bootpig.stages.train.stage import Train
+from bootpig.stages.view.stage import View
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Caption, Synthesize, Segment, Augment, Encode, Train, Evaluate)
+    stage.name: stage for stage in (Caption, Synthesize, Segment, View, Augment, Encode, Train, Evaluate)
 }
 
 MAP_STAGES = tuple(name for name, stage in STAGES.items() if issubclass(stage, MapStage))

@@ -28,6 +28,7 @@ from bootpig.flows.environment import check_scratch
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
 from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.prepared import prepare, prepared
+from bootpig.flows.rounds import first_round, with_view_model
 from bootpig.flows.runs.gc import collect, garbage, size
 from bootpig.flows.runs.records import (
     RunRecord,
@@ -51,6 +52,7 @@ from bootpig.stages.engine.preflight import preflight
 from bootpig.stages.engine.reduce import is_first_process
 from bootpig.stages.engine.survey import graph_of
 from bootpig.stages.plain_text import one_line, printable
+from bootpig.stages.view.stage import NO_FIRST_ROUND
 from bootpig.storage.errors import StoreFull, StoreUnavailable
 from bootpig.storage.root import Root
 from bootpig.storage.secrets import mask
@@ -99,7 +101,12 @@ def run(asked: argparse.Namespace) -> int:
     config, stages = _what_to_run(asked)
     units = None if asked.units is None else parse_units(asked.units)
     known_units(config, graph_of(config), stages, units)
-    engine = prepare(config, stages)
+    before = None if asked.only or asked.first or asked.run else first_round(config, stages)
+    if before is not None:
+        others = [line for line in preflight(Engine(config), stages) if not line.startswith(NO_FIRST_ROUND)]
+        if others:
+            raise InputError("\n".join(others))
+    engine = prepare(config, stages) if before is None else prepare(before, graph_of(before).stages)
     if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
         rounded = config.unit_size * len(config.unit_numbers())
         _complain(
@@ -108,7 +115,11 @@ def run(asked: argparse.Namespace) -> int:
         )
     started = time.monotonic()
     options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}
-    with display.shown_on(Console()) as screen, prefect_server("bootpig.flows.pipeline") as address, prepared(engine):
+    with (
+        display.shown_on(Console()) as screen,
+        prefect_server("bootpig.flows.pipeline") as address,
+        prepared(before or config, engine),
+    ):
         from bootpig.flows.pipeline import TOY, bootstrap, run_stage
 
         screen.line(f"run of {config.name!r} in {config.root}; Prefect: {address.removesuffix('/api')}", "dim")
@@ -285,7 +296,7 @@ def setup_server(asked: argparse.Namespace) -> int:
 
 
 def verify(asked: argparse.Namespace) -> int:
-    engine = Engine(load_config(asked.config, asked.set))
+    engine = Engine(with_view_model(load_config(asked.config, asked.set)))
     problems: list[str] = []
     with display.shown_on(Console(stderr=True)) as screen:
         for stage in engine.graph.stages:

@@ -23,7 +23,8 @@ from bootpig.stages.text_files import read_lines
 
 
 def generate(asked: argparse.Namespace) -> int:
-    from bootpig.flows.cli.generate import InpaintFiles, Prompts, generate, model_folder, run_config
+    from bootpig.flows.cli.generate import InpaintFiles, Prompts, generate, run_config
+    from bootpig.flows.runs.trained import model_folder
     from bootpig.stages.sampling import Sampling
 
     bounds = {"count": 1000, "batch-size": 1000, "steps": 1000, "reference-refresh-steps": 1000, "seed": 2**62}
@@ -105,7 +106,8 @@ def _prompts(given: list[str], file: str | None) -> list[str]:
 
 
 def evaluate(asked: argparse.Namespace) -> int:
-    from bootpig.flows.cli.generate import evaluate, model_folder
+    from bootpig.flows.cli.generate import evaluate
+    from bootpig.flows.runs.trained import model_folder
     from bootpig.stages.report.html import results_table
 
     config = load_config(asked.config, asked.set)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from bootpig.stages.picture_files.masks import read_mask
 from bootpig.stages.picture_files.reader import on_white, read_picture, reference_problem
 from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures, fix_of_not_finite
 from bootpig.stages.segment.stage import Segment, SegmentConfig
-from bootpig.storage.errors import CorruptPart
-from bootpig.storage.folders import Published, fetch_folder, read_manifest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
@@ -59,44 +56,6 @@ class Written:
     """False: it holds NaN or infinity, and no file was written."""
     known_psnr_db: float | None
     """See `bootpig.stages.sampling.Drawn`."""
-
-
-def model_folder(model: str, root: str, scratch: Path) -> Path:
-    """Find the folder of a trained model.
-
-    Args:
-        model: the folder itself, a folder that contains it as `model/`, train's folder in a store, a run id, or
-            `latest`.
-        root: the store to search for runs.
-        scratch: folder to which the model is copied if the store is remote.
-
-    Raises:
-        InputError: there is no trained model.
-    """
-    for folder in (Path(model), Path(model, "model"), *_published(Path(model).absolute())):
-        if (folder / "bootpig.json").is_file():
-            return folder
-    if Path(model).exists():
-        raise InputError(f"model: {model!r} → holds no bootpig.json; give the folder of a trained model")
-    store = Root(root)
-    record = read_run(store, model)
-    trained = record.stages.get("train")
-    published = read_manifest(store, f"train/{trained.fingerprint}/result") if trained is not None else None
-    if published is None:
-        raise InputError(f"model: {model!r} → that run has no trained model; see bootpig runs")
-    wanted = {name: facts for name, facts in published.files.items() if name.startswith("model/")}
-    try:
-        return fetch_folder(store, Published(published.path, wanted), scratch) / "model"
-    except CorruptPart as error:
-        raise InputError(f"model: {model!r} → {error}") from None
-
-
-def _published(folder: Path) -> Iterator[Path]:
-    """The model in train's result, if `folder` is `train/<fingerprint>` or its `result` folder in a local store."""
-    for result in (folder, folder / "result"):
-        with suppress(CorruptPart):
-            if (published := read_manifest(Root(str(result.parent)), result.name)) is not None:
-                yield result.parent / published.path / "model"
 
 
 def run_config(model: str, root: str) -> PipelineConfig | None:

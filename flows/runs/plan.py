@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bootpig.flows.rounds import with_view_model
 from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import Estimate, InputError, SampleShape, Stage, Workload
@@ -39,7 +40,7 @@ def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None)
     Raises:
         StoreError: the root cannot be opened.
     """
-    engine = Engine(config, known)
+    engine = Engine(with_view_model(config), known)
     missing = missing_models(engine, engine.graph.stages)
     stages: dict[str, Any] = {}
     shapes: dict[str, SampleShape] = {}

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bootpig.flows.rounds import with_view_model
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey, UnitState
@@ -20,7 +21,7 @@ def status(config: PipelineConfig) -> dict[str, Any]:
     Raises:
         ModelError, StoreError: a model is missing, or the root cannot be opened.
     """
-    engine = Engine(config)
+    engine = Engine(with_view_model(config))
     surveys = engine.survey_all()
     return {"root": config.root, "stages": {name: _facts(engine, survey) for name, survey in surveys.items()}}
 

@@ -33,7 +33,7 @@ def look_up(field: str, url: str, sha256: str | None) -> Path:
         raise ModelError(f"{field}: {shown!r} is a URL; also give the file's sha256 ({field}_sha256)")
     if "@" in urlsplit(url).netloc:
         raise ModelError(f"{field}: {shown!r} contains credentials; download the file by hand and give its path")
-    path = _cache() / f"{sha256}{PurePosixPath(urlsplit(url).path).suffix}"
+    path = cache_folder() / f"{sha256}{PurePosixPath(urlsplit(url).path).suffix}"
     if path.exists():
         return path
     try:
@@ -113,7 +113,8 @@ def _download(source: ModelSource, sha256: str, path: Path) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """The folder of this user for downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bootpig"
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bootpig.stages.caption.llm.config import OpenAIConfig
 from bootpig.stages.caption.phrases import object_phrase
-from bootpig.stages.engine.contract import EXTENT, MODEL, StageConfig
+from bootpig.stages.engine.contract import ADDED, EXTENT, MODEL, StageConfig
 
 BLANKS = {"object": "objects", "position": "positions", "scene": "scenes"}
 """Blank in the template → the field with its phrases."""
@@ -51,6 +51,13 @@ class CaptionConfig(StageConfig):
     )
     positions: list[str] = Field(default=[], description="source grammar: phrases for {position}: 'on the left'.")
     scenes: list[str] = Field(default=[], description="source grammar: phrases for {scene}: 'on a sandy beach'.")
+    other_scenes: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        json_schema_extra=ADDED,
+        description="Scenes of other captions that each caption is given, in which `view` draws its subject again.",
+    )
     openai: OpenAIConfig | None = Field(
         default=None, description="source openai: the endpoint, the prompt, and spending limits."
     )

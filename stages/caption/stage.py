@@ -14,6 +14,7 @@ from bootpig.stages.caption.llm.answers import FAULTS as ANSWER_FAULTS
 from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
 from bootpig.stages.caption.llm.source import OpenAISource
 from bootpig.stages.caption.llm.spending import expected_spending, spending_assumptions
+from bootpig.stages.caption.other_scenes import other_scenes
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.sources import CaptionSource, Draft, FileSource, GrammarSource
 from bootpig.stages.engine.contract import (
@@ -92,9 +93,19 @@ class Caption(MapStage):
 
     def draw(self, unit: int, indices: range, context: SourceContext | None = None) -> list[Sample]:
         drafts = self._source.captions(unit, indices, context)
-        return [
+        samples = [
             self._sample(unit, index, draft)
             for index, draft in zip(indices, drafts, strict=False)  # a file may end inside its last unit
+        ]
+        if not (count := self.config.other_scenes):
+            return samples
+        usable = [sample for sample in samples if sample.status == "ok"]
+        ids = [sample.id for sample in usable]
+        found = other_scenes([sample.meta["caption"] for sample in usable], ids, count, self.seed)
+        scenes = dict(zip(ids, found, strict=True))
+        return [
+            replace(sample, meta={**sample.meta, "other_scenes": scenes[sample.id]}) if sample.id in scenes else sample
+            for sample in samples
         ]
 
     def _sample(self, unit: int, index: int, draft: Draft) -> Sample:

@@ -63,7 +63,7 @@ def graph_of(config: PipelineConfig, stages: Mapping[str, type[Stage]] | None = 
 
 def make_stage(config: PipelineConfig, name: str) -> Stage:
     """Make a stage of the registry with its settings."""
-    return STAGES[name](getattr(config, name), config.seed)
+    return STAGES[name](config.section(name), config.seed)
 
 
 def identity_of(stage: Stage, config: PipelineConfig, upstream: str | Mapping[str, str]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Surveyor:
 
     def make(self, name: str) -> Stage:
         """Make a stage with its settings."""
-        return self.graph.stages[name](getattr(self.config, name), self.config.seed)
+        return self.graph.stages[name](self.config.section(name), self.config.seed)
 
     def survey(self, names: Iterable[str]) -> dict[str, StageSurvey]:
         """Survey the stages `names` and all stages that they depend on, in the graph's order."""

@@ -14,6 +14,7 @@ METHOD_NAMES = {
     "untrained": ("untrained", "BootPIG before training"),
     "bootpig": ("BootPIG", "trained, with the reference"),
     "bootpig_no_reference": ("BootPIG, no reference", "trained, with the caption only"),
+    "round_before": ("BootPIG, round before", "the model that drew the views, with the reference"),
     "real": ("real pictures", "compared with each other: the ceiling"),
 }
 

@@ -1,0 +1,79 @@
+"""Runs whose views are drawn by a trained BootPIG: which model that is, and the first round that makes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bootpig.flows.runs.records import list_runs, metrics_of
+from bootpig.flows.runs.trained import model_folder, published_model
+from bootpig.models.pretrained.downloads import cache_folder
+from bootpig.models.pretrained.source import PIPELINE, local_path
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine
+from bootpig.storage.root import Root
+
+
+def first_round(config: PipelineConfig, stages: Iterable[str]) -> PipelineConfig | None:
+    """The configuration of the round that makes the model of the views: the same without views.
+
+    None if there are no views, another model is named, or that round is complete. It then has nothing left to make.
+
+    Args:
+        stages: those that will run.
+    """
+    if config.view is None or config.view.model is not None or "view" not in stages:
+        return None
+    first = without_views(config)
+    return None if Engine(first).survey("evaluate").units == {0: "complete"} else first
+
+
+def without_views(config: PipelineConfig) -> PipelineConfig:
+    """The configuration of a first round."""
+    augment = config.augment.model_copy(update={"references_from": "cut_out"})
+    return config.model_copy(update={"view": None, "augment": augment})
+
+
+def with_view_model(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with the folder of the model that draws the views, in place of a run, `latest` or null.
+
+    A folder or the id of an editing pipeline stays as it is. So does null while the first round is not made.
+
+    Raises:
+        InputError: a run has no trained model, or `latest` names none.
+        StoreError: the root cannot be opened.
+    """
+    view = config.view
+    if view is None:
+        return config
+    store = Root(config.root)
+    scratch = cache_folder() / "models"
+    local = None if view.model is None else local_path(view.model)
+    if view.model is None:
+        survey = Engine(without_views(config)).survey("train")
+        folder = published_model(store, survey.fingerprint, scratch)
+    elif (local / PIPELINE).is_file() if local is not None else "/" in view.model:
+        return config
+    else:
+        try:
+            folder = model_folder(view.model if local is None else str(local), config.root, scratch)
+        except InputError as error:
+            raise InputError(f"view.{error}") from None
+    if folder is None:
+        return config
+    return config.model_copy(update={"view": view.model_copy(update={"model": str(folder)})})
+
+
+def with_round_before(metrics: Mapping[str, Any], root: Root, config: PipelineConfig) -> Mapping[str, Any]:
+    """A run's metrics, beside those of the model that drew its views, if a run of this store has evaluated that one."""
+    found = re.search(r"train[/-]([0-9a-f]{16})[/-]", config.view.model or "") if config.view is not None else None
+    if found is None:
+        return metrics
+    for record in reversed(list_runs(root)):
+        trained = record.stages.get("train")
+        before = metrics_of(root, record) if trained is not None and trained.fingerprint == found[1] else None
+        if before is not None and (drawn := before.get("methods", {}).get("bootpig")) is not None:
+            return {**metrics, "methods": {**metrics["methods"], "round_before": drawn}}
+    return metrics
