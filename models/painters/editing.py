@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from bootpig.models.pretrained.source import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 _NEEDED = ("image", "prompt", "num_inference_steps", "generator", "output_type")
 _OTHER_TASKS = ("mask_image", "control_image", "strength", "num_frames")

@@ -13,7 +13,6 @@ from PIL import Image
 from bootpig.models.painters.costs import step_tflop
 from bootpig.models.painters.editing import editing_problem
 from bootpig.models.pipelines.base_check import base_problems
-from bootpig.models.pipelines.references import prepare_picture
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import judge_problems, pipeline_problems, trained_problems
 from bootpig.models.pretrained.source import JUDGE, PIPELINE, TRANSFORMER, ModelSource, loading, local_path
@@ -181,6 +180,8 @@ class View(MapStage):
             return [None] * len(views)
         subjects = sorted({owners[k] for k in compared})
         whole = [cut_outs[place] for place in subjects] + [decode_cut_out(view.files) for view in compared.values()]
+        from bootpig.models.pipelines.references import prepare_picture
+
         rows = self._dino.images([prepare_picture(picture, _SIDE) for picture in whole]).astype(np.float64)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         own = dict(zip(subjects, rows, strict=False))
