@@ -12,7 +12,9 @@ from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.encode import EncodeConfig
 from bootpig.stages.engine.contract import EXTENT, SPEED, StageConfig
 from bootpig.stages.evaluate.stage import EvaluateConfig
+from bootpig.stages.score.config import ScoreConfig
 from bootpig.stages.segment.stage import SegmentConfig
+from bootpig.stages.select.config import SelectConfig
 from bootpig.stages.synthesize import SynthesizeConfig
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.view.config import ViewConfig
@@ -78,6 +80,8 @@ class PipelineConfig(StageConfig):
     synthesize: SynthesizeConfig
     segment: SegmentConfig
     view: ViewConfig | None = None
+    score: ScoreConfig | None = None
+    select: SelectConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     encode: EncodeConfig
     train: TrainConfig
@@ -115,6 +119,26 @@ class PipelineConfig(StageConfig):
                 f"view.count: {self.view.count} needs as many other scenes, but caption.other_scenes is "
                 f"{self.caption.other_scenes}; set it to {self.view.count}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_that_are_made(self) -> PipelineConfig:
+        if self.select is None:
+            return self
+        if self.score is None:
+            raise ValueError("select: reads scores, but there is no score section; add one, such as `score: {}`")
+        problems = []
+        for name, limit in self.select.limits().items():
+            lacking = self.score.lacks(name.split("_", 1)[1])
+            if lacking is not None:
+                problems.append(f"select.{name}: {limit} → no stage makes it; set score.{lacking}, or remove it")
+        embedding = self.select.similarity
+        if self.select.max_similarity is not None and self.score.lacks(embedding) is not None:
+            problems.append(
+                f"select.similarity: {embedding!r} → no stage makes it; set score.{embedding}, or choose another"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")

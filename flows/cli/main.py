@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands, draw, export
+from bootpig.flows.cli import commands, draw, export, select
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
@@ -109,6 +109,18 @@ def parser() -> argparse.ArgumentParser:
     _config(plan)
     _json(plan)
     plan.set_defaults(command=commands.plan)
+
+    preview = add("select", help="show what each rule of the selection keeps and drops; changes nothing")
+    _config(preview)
+    _json(preview)
+    preview.add_argument(
+        "-o",
+        "--out",
+        default="select.html",
+        metavar="FILE",
+        help="page with pictures near each limit (select.html)",
+    )
+    preview.set_defaults(command=select.select)
 
     runs = add("runs", help="list the runs of a store, compare two, or promote one")
     _root(runs)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
+from torchvision.ops import nms
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +36,9 @@ _BUILDERS = {
     "vit_toy": ("bootpig.models.toy.sam_model", "build_sam_vit_toy"),
 }
 SAM_TYPES = tuple(_BUILDERS)
+
+OVERLAP = 0.5
+"""Boxes with a larger IoU are taken for the same thing when things are counted."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +97,37 @@ class ZeroShotDetector:
             phrases: N phrases, one per picture. One without a word, such as "?" for Grounding DINO, finds nothing.
             threshold: in [0, 1).
         """
+        found = self._by_picture(images, phrases, threshold)
+        return [None if boxes is None else _best(boxes, image) for boxes, image in zip(found, images, strict=True)]
+
+    @torch.inference_mode()
+    def count(self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float) -> list[int]:
+        """How many things each picture has that its phrase names. Boxes that overlap are one thing.
+
+        Args:
+            images, phrases, threshold: as in `detect`.
+        """
+        found = self._by_picture(images, phrases, threshold)
+        return [0 if boxes is None else len(nms(boxes["boxes"], boxes["scores"], OVERLAP)) for boxes in found]
+
+    def _by_picture(
+        self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float
+    ) -> list[dict[str, torch.Tensor] | None]:
+        """The boxes above `threshold` in each picture, on the CPU: `boxes` (n×4, xyxy in pixels) and `scores` (n), both
+        float32. None for a phrase without a word."""
         texts = [self._phrases.text(phrase) for phrase in phrases]
         groups: dict[tuple[int, int], list[int]] = {}
         for place, (image, text) in enumerate(zip(images, texts, strict=True)):
             if text:
                 groups.setdefault(image.size if self._phrases.family.pads_pictures else (0, 0), []).append(place)
-        found: list[Detection | None] = [None] * len(texts)
+        found: list[dict[str, torch.Tensor] | None] = [None] * len(texts)
         for places in groups.values():
             boxes = self._detect([images[place] for place in places], [texts[place] for place in places], threshold)
-            for place, detection in zip(places, boxes, strict=True):
-                found[place] = detection
+            for place, detected in zip(places, boxes, strict=True):
+                found[place] = detected
         return found
 
-    def _detect(self, images: list[Image.Image], texts: list[str], threshold: float) -> list[Detection | None]:
+    def _detect(self, images: list[Image.Image], texts: list[str], threshold: float) -> list[dict[str, torch.Tensor]]:
         inputs = self._processor(
             images=images,
             text=[[text] for text in texts],
@@ -119,7 +141,7 @@ class ZeroShotDetector:
         found = self._processor.post_process_grounded_object_detection(
             outputs, threshold=threshold, target_sizes=[(image.height, image.width) for image in images]
         )
-        return [_best(result, image) for result, image in zip(found, images, strict=True)]
+        return [{name: result[name].float().cpu() for name in ("boxes", "scores")} for result in found]
 
 
 class BoxSegmenter:
@@ -195,13 +217,13 @@ def wrong_sam_type(sam_type: str, found: str | None = None) -> str:
     return f"does not contain the weights of a {sam_type}; {fix}"
 
 
-def _best(result: dict[str, Any], image: Image.Image) -> Detection | None:
-    scores = result["scores"].float()
+def _best(result: dict[str, torch.Tensor], image: Image.Image) -> Detection | None:
+    scores = result["scores"]
     if not len(scores):
         return None
     best = int(scores.argmax())
     limits = torch.tensor([image.width, image.height, image.width, image.height], dtype=torch.float32)
-    x0, y0, x1, y1 = result["boxes"][best].float().cpu().clamp(min=torch.zeros(4), max=limits).tolist()
+    x0, y0, x1, y1 = result["boxes"][best].clamp(min=torch.zeros(4), max=limits).tolist()
     if x1 - x0 < 1 or y1 - y0 < 1:
         return None
     return Detection((x0, y0, x1, y1), float(scores[best]))

@@ -59,11 +59,16 @@ def publish_result(
 
 
 def _inputs(root: Root, above: Sequence[StageSurvey], scratch: Path) -> ReduceInput:
-    first, *others = (_input(root, survey, scratch) for survey in above)
+    first, *others = (stage_input(root, survey, scratch) for survey in above)
     return replace(first, beside={survey.stage: data for survey, data in zip(above[1:], others, strict=True)})
 
 
-def _input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
+def stage_input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput:
+    """What a reduce stage reads from one upstream: its complete units, or a copy of its result in `scratch`.
+
+    Raises:
+        CorruptPart: the result is damaged. Shards are verified when they are read.
+    """
     config = upstream.identity["config"]
     if upstream.result is not None:
         try:

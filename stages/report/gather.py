@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,20 @@ from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.evaluate.results import METHOD_NAMES
 from bootpig.stages.pictures import decode_cut_out
-from bootpig.storage.errors import StoreError
+from bootpig.stages.report.pictures import UNREADABLE, Payload, data_uri, find_samples
+from bootpig.stages.report.selection import SelectionFacts, selection_facts
+from bootpig.stages.select.rules import Scored
+from bootpig.stages.select.stage import FACTS
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 from bootpig.storage.shards import read_shard
-
-THUMBNAIL = 192
-"""Longer side of an inlined picture, in pixels, at most."""
 
 EXAMPLES = 6
 REJECTED = 6
 SHEET_ROWS = 64
 LOOK = 200
 """Samples searched for examples of different objects."""
-
-Payload = Callable[[str, int], bytes | Path]
-"""`payload(stage, unit)`: the shard of a complete unit, as bytes or as a local file."""
-
-UNREADABLE = (StoreError, OSError, ValueError, KeyError)
-"""Raised by a damaged or missing file. The report leaves it out; the run's own checks name it."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +123,8 @@ class Report:
     """Most frequent first."""
     loss: Sequence[tuple[int, float]] = ()
     reference_gain: Sequence[tuple[int, float]] = ()
+    selection: SelectionFacts | None = None
+    """None without score."""
     metrics: Mapping[str, Any] | None = None
     sheet: Sequence[SheetEntry] = ()
     config: str = ""
@@ -170,6 +165,7 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
             (row for marker in surveys["caption"].markers.values() for row in marker.rows),
             (row for marker in surveys["encode"].markers.values() for row in marker.rows),
         ),
+        selection=read_selection(root, payload, surveys),
         loss=[] if trained.result is None else read_curve(root, trained.result.path, "loss"),
         reference_gain=[] if trained.result is None else read_curve(root, trained.result.path, "reference_gain"),
         metrics=None if evaluated.result is None else read_metrics(root, evaluated.result.path),
@@ -206,8 +202,8 @@ def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPL
     try:
         for unit in units:
             chosen = _different_objects(read_shard(payload("augment", unit)), count - len(examples))
-            images = _find(payload("synthesize", unit), chosen)
-            cut_outs = _find(payload("segment", unit), chosen)
+            images = find_samples(payload("synthesize", unit), chosen)
+            cut_outs = find_samples(payload("segment", unit), chosen)
             for key, members in chosen.items():
                 names = sorted((name for name in members if name.startswith("reference")), key=_number)
                 examples.append(
@@ -236,7 +232,7 @@ def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count:
     try:
         for unit in dict.fromkeys(row["unit"] for row in turns):
             reasons = {row["id"]: row["reason"] for row in turns if row["unit"] == unit}
-            for key, members in _find(payload("synthesize", unit), reasons).items():
+            for key, members in find_samples(payload("synthesize", unit), reasons).items():
                 caption = str(parse_json(members["json"])["caption"])
                 shown.append(Rejected(caption, data_uri(members["png"]), reasons[key]))
     except UNREADABLE:
@@ -265,6 +261,21 @@ def read_curve(root: Root, folder: str, name: str) -> list[tuple[int, float]]:
         return [(int(line["step"]), float(line[name])) for line in lines if name in line]
     except UNREADABLE:
         return []
+
+
+def read_selection(root: Root, payload: Payload, surveys: Mapping[str, StageSurvey]) -> SelectionFacts | None:
+    """Scores, and what select made of them. None when nothing is scored yet, or the result is unreadable."""
+    if "score" not in surveys or not surveys["score"].markers:
+        return None
+    select = surveys.get("select")
+    try:
+        facts = None
+        if select is not None and select.result is not None:
+            facts = parse_json(root.read(f"{select.result.path}/{FACTS}"))
+        scored = Scored.of_rows(row for _, marker in sorted(surveys["score"].markers.items()) for row in marker.rows)
+        return selection_facts(payload, scored, facts)
+    except UNREADABLE:
+        return None
 
 
 def read_metrics(root: Root, folder: str) -> dict[str, Any] | None:
@@ -302,23 +313,6 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
         return []
 
 
-def data_uri(picture: bytes | Image.Image) -> str:
-    """A picture of at most `THUMBNAIL` pixels per side as a data URI: PNG if it is that small already, else JPEG.
-
-    Raises:
-        OSError: the bytes are no picture.
-    """
-    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
-    image = image.convert("RGB")
-    small = max(image.size) <= THUMBNAIL
-    if not small:
-        image = ImageOps.contain(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, *(("PNG",) if small else ("JPEG",)), **({"optimize": True} if small else {"quality": 88}))
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _masked(image: Image.Image) -> str:
     pale = Image.blend(
         ImageOps.grayscale(image.convert("RGB")).convert("RGB"), Image.new("RGB", image.size, "white"), 0.75
@@ -341,17 +335,6 @@ def _different_objects(samples: Iterator[tuple[str, dict[str, bytes]]], count: i
         if len(firsts) >= count or looked >= LOOK:
             break
     return dict(list({**firsts, **others}.items())[:count])
-
-
-def _find(shard: bytes | Path, keys: Iterable[str]) -> dict[str, dict[str, bytes]]:
-    """The samples `keys` of a shard. Reads no further than the last of them."""
-    wanted, found = set(keys), {}
-    for key, members in read_shard(shard):
-        if key in wanted:
-            found[key] = members
-            if len(found) == len(wanted):
-                break
-    return found
 
 
 def _number(name: str) -> int:

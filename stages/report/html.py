@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows, results_table
 from bootpig.stages.report.charts import curve
 from bootpig.stages.report.gather import Report
+from bootpig.stages.report.selection import SelectionFacts
 
 __all__ = ["build_report", "results_table"]
 
@@ -22,6 +23,36 @@ MOST_SUBJECTS = 1000
 
 def build_report(report: Report) -> str:
     """The page, UTF-8. Whatever comes from a caption, a file or an error is escaped, and the page forbids scripts."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            widest=max((stage.rows for stage in report.stages), default=0) or 1,
+            reasons=[
+                (stage.name, reason, count, stage.meanings.get(reason, "an error; its message is in the unit's log"))
+                for stage in report.stages
+                for reason, count in [*stage.rejected.items(), *stage.failed.items()]
+            ],
+            curve=curve(report.loss),
+            gain=curve(report.reference_gain),
+            results=result_rows(report.metrics) if report.metrics else [],
+            metrics=METRIC_NAMES,
+            headlines=headlines(report),
+            first_entries=FIRST_ENTRIES,
+            first_subjects=FIRST_SUBJECTS,
+            most_subjects=MOST_SUBJECTS,
+        )
+    )
+
+
+def build_selection(name: str, selection: SelectionFacts) -> str:
+    """The page of a selection alone, as a preview for `name`, a configuration. UTF-8, likewise escaped."""
+    template = _environment().get_template("select.html.j2")
+    return template.render(name=name, selection=selection, most_subjects=MOST_SUBJECTS)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -30,23 +61,7 @@ def build_report(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "words": words}
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        widest=max((stage.rows for stage in report.stages), default=0) or 1,
-        reasons=[
-            (stage.name, reason, count, stage.meanings.get(reason, "an error; its message is in the unit's log"))
-            for stage in report.stages
-            for reason, count in [*stage.rejected.items(), *stage.failed.items()]
-        ],
-        curve=curve(report.loss),
-        gain=curve(report.reference_gain),
-        results=result_rows(report.metrics) if report.metrics else [],
-        metrics=METRIC_NAMES,
-        headlines=headlines(report),
-        first_entries=FIRST_ENTRIES,
-        first_subjects=FIRST_SUBJECTS,
-        most_subjects=MOST_SUBJECTS,
-    )
+    return environment
 
 
 def headlines(report: Report) -> list[tuple[str, str, str]]:
@@ -81,11 +96,13 @@ def headlines(report: Report) -> list[tuple[str, str, str]]:
             )
     maps = [stage for stage in report.stages if stage.is_map]
     if maps and maps[0].rows:
+        chosen = None if report.selection is None else report.selection.selected
+        share = f"{maps[-1].ok / maps[0].rows:.0%} of {maps[0].rows:,} captions came through every stage"
         found.append(
             (
-                f"{maps[-1].ok:,}",
+                f"{maps[-1].ok if chosen is None else chosen:,}",
                 "samples to train on",
-                f"{maps[-1].ok / maps[0].rows:.0%} of {maps[0].rows:,} captions came through every stage",
+                share if chosen is None else f"selected; {share}",
             )
         )
     return found

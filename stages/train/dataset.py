@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -200,6 +200,7 @@ class ShardLoader:
         ranks: int = 1,
         held_out: float = 0.0,
         references: tuple[int, int] = (1, 1),
+        chosen: Set[str] | None = None,
     ) -> None:
         """
         Args:
@@ -212,16 +213,17 @@ class ShardLoader:
             rank, ranks: this process and the number of processes.
             held_out: fraction of the samples that are in no batch, see `held_out_place`.
             references: fewest and most references of a sample in a batch; their number is drawn for each step.
+            chosen: ids of the samples that are read, in batches or held out; None: all.
 
         Raises:
             InputError: there are fewer samples than `batch_size`.
         """
         units = [unit for unit in data.units if unit.samples]
-        rows = {unit.unit: list(range(unit.samples)) for unit in units}
+        rows = {unit.unit: _rows(data, unit, chosen) for unit in units}
         self.held: list[tuple[UnitRef, int]] = []
         """The held-out samples, as (unit, index in its shard)."""
         if held_out:
-            self.held = _held_out(data, units, held_out)
+            self.held = _held_out(data, units, rows, held_out)
             for unit, index in self.held:
                 rows[unit.unit].remove(index)
         self.units: list[UnitRef] = [unit for unit in units if rows[unit.unit]]
@@ -229,10 +231,11 @@ class ShardLoader:
         """For each unit, the indices in its shard of the samples to train on."""
         total = sum(len(indices) for indices in self.rows)
         if total < batch_size:
-            besides = f" that are left beside {len(self.held)} held out for validation" if self.held else ""
+            besides = "" if chosen is None else " that select has chosen"
+            besides += f" that are left beside {len(self.held)} held out for validation" if self.held else ""
             raise InputError(
                 f"train.global_batch_size: {batch_size} is more than the {total} encoded samples{besides}; lower it, "
-                "or raise caption.count"
+                f"{'' if chosen is None else 'loosen select, '}or raise caption.count"
             )
         self.order = Order([len(indices) for indices in self.rows], seed, window)
         self.seed = seed
@@ -241,6 +244,7 @@ class ShardLoader:
         self.references = references
         self.rank = rank
         self.ranks = ranks
+        self._chosen = chosen
         self._shard = data.shard
         self.cache = ShardCache(self._load, cache_bytes)
 
@@ -263,7 +267,8 @@ class ShardLoader:
         """The first `count` samples in the order of the units, or all if there are fewer."""
         samples: list[EncodedSample] = []
         for index in range(len(self.units)):
-            samples += self.cache.get(index)[: count - len(samples)]
+            found = [s for s in self.cache.get(index) if self._chosen is None or s.id in self._chosen]
+            samples += found[: count - len(samples)]
             if len(samples) == count:
                 break
         return samples
@@ -354,15 +359,32 @@ class ShardLoader:
         return {*new, *soon}
 
 
-def _held_out(data: ReduceInput, units: Sequence[UnitRef], fraction: float) -> list[tuple[UnitRef, int]]:
-    """The samples below `fraction`, lowest first. A warning if there are none."""
+def _rows(data: ReduceInput, unit: UnitRef, chosen: Set[str] | None) -> list[int]:
+    """The indices in a unit's shard of the samples that are read."""
+    if chosen is None:
+        return list(range(unit.samples))
+    return [index for index, sample_id in enumerate(_ids(data, unit)) if sample_id in chosen]
+
+
+def _ids(data: ReduceInput, unit: UnitRef) -> list[str]:
+    return [row["id"] for row in data.rows(unit.unit) if row["status"] == "ok"]
+
+
+def _held_out(
+    data: ReduceInput, units: Sequence[UnitRef], rows: Mapping[int, Sequence[int]], fraction: float
+) -> list[tuple[UnitRef, int]]:
+    """The samples below `fraction`, lowest first. A warning if there are none.
+
+    Args:
+        rows: for each unit, the indices in its shard of the samples that are read.
+    """
     found = []
     for unit in units:
-        ids = [row["id"] for row in data.rows(unit.unit) if row["status"] == "ok"]
-        places = [(held_out_place(sample_id), unit, index) for index, sample_id in enumerate(ids)]
+        ids = _ids(data, unit)
+        places = [(held_out_place(ids[index]), unit, index) for index in rows[unit.unit]]
         found += [place for place in places if place[0] < fraction]
     if not found:
-        total = sum(unit.samples for unit in units)
+        total = sum(map(len, rows.values()))
         _LOG.warning(
             "train.validation: %g holds out none of the %d encoded samples, so that nothing tells whether references "
             "are used; raise it",

@@ -25,6 +25,7 @@ from bootpig.stages.engine.contract import (
     ReduceStage,
     Workload,
 )
+from bootpig.stages.select.stage import read_selected
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
 from bootpig.storage.fingerprint import digest
@@ -45,14 +46,15 @@ _STEP_TFLOP = 4.5
 
 
 class Train(ReduceStage):
-    """Reads encode's shards; writes `model/`, `log.jsonl`, `samples/` and `tensorboard/`.
+    """Reads encode's shards, and select's list of samples if there is one. Writes `model/`, `log.jsonl`, `samples/` and
+    `tensorboard/`.
 
     `model/` depends only on the input. The other files also contain speeds and times.
     """
 
     name = "train"
     version = 1
-    upstream = ("encode",)
+    upstream = ("encode", "select")
     config_class = TrainConfig
     config: TrainConfig
     identity_prefix: ClassVar[str] = "model/"
@@ -172,6 +174,7 @@ class Train(ReduceStage):
         from bootpig.stages.train.validation import MEASURED, Validation
 
         config = self.config
+        chosen = selected_samples(data)
         loader = ShardLoader(
             data,
             seed=config.seed,
@@ -183,6 +186,7 @@ class Train(ReduceStage):
             ranks=accelerator.num_processes,
             held_out=config.validation,
             references=config.references_per_sample,
+            chosen=chosen,
         )
         samples = loader.first(SampleGrid.ROWS)
         sources = self.models()
@@ -238,6 +242,8 @@ class Train(ReduceStage):
             "dataset": digest([[unit.unit, unit.digest] for unit in data.units]),
             "samples": loader.order.samples,
         }
+        if chosen is not None:
+            facts["selected"] = digest(sorted(chosen))
         validation = None
         watches = accelerator.is_main_process or sharded
         if loader.held and watches:
@@ -273,6 +279,15 @@ class Train(ReduceStage):
             }
             # the other ranks do not wait for it: a collective has a timeout
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base, lora=lora)
+
+
+def selected_samples(data: ReduceInput) -> frozenset[str] | None:
+    """The samples that select has chosen. None without select: all of them."""
+    select = data.beside.get("select")
+    if select is None:
+        return None
+    assert select.result is not None
+    return frozenset(read_selected(select.result))
 
 
 def _accelerators() -> int:

@@ -12,7 +12,6 @@ from bootpig.flows.runs.plan import plan
 from bootpig.models.toy.subject_folder import write_folder
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import preflight
-from bootpig.stages.registry import MAP_STAGES
 from tests.models.detectors import save_grounding_dino
 from tests.models.families import save_refiner, save_sd15, save_sd21, save_sdxl
 from tests.models.pretrained.test_segmenters import SAM
@@ -88,7 +87,7 @@ def test_caption_to_evaluate(name: str, models: Path, tmp_path: Path) -> None:
 
     engine = Engine(config)
     assert preflight(engine, engine.graph.stages) == []
-    for stage in MAP_STAGES:
+    for stage in engine.graph.maps():
         for unit in engine.units():
             report = engine.run_unit(stage, unit)
             assert (report.state, report.rows) == ("done", {"ok": 2, "rejected": 0, "failed": 0}), report.message

@@ -18,7 +18,7 @@ from bootpig.flows.runs.records import list_runs
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import make_stage
-from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.registry import STAGES
 from bootpig.storage.folders import fetch_folder, read_manifest
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
@@ -73,7 +73,7 @@ def encoded(config: PipelineConfig, counts: tuple[int, ...], scratch: Path) -> R
     engine = Engine(config)
     shards = write_units(scratch, counts)
     above: dict[int, str] = {}
-    for name in MAP_STAGES:
+    for name in engine.graph.maps():
         stage = make_stage(config, name)
         parts = Parts(engine.root, name, engine.survey(name).fingerprint)
         for unit, count in enumerate(counts):

@@ -28,7 +28,11 @@ from bootpig.stages.registry import STAGES
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.synthesize import SynthesizeConfig
 from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.stage import selected_samples
 from bootpig.storage.shards import read_shard
+
+MAPS = ("caption", "synthesize", "segment", "augment", "encode")
+"""The map stages of `config`."""
 
 FAULTS: dict[str, set[str]] = {}
 """Stage → sample ids that raise when they meet it."""
@@ -91,11 +95,13 @@ class Encoder(_Double):
 class Counter(ReduceStage):
     """Replaces train: its model is the list of sample ids it has read."""
 
-    name, upstream, config_class, identity_prefix = "train", ("encode",), TrainConfig, "model/"
+    name, upstream, config_class, identity_prefix = "train", ("encode", "select"), TrainConfig, "model/"
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         CALLS.append((self.name, 0))
+        chosen = selected_samples(data)
         ids = [key for unit in data.units for key, _ in read_shard(data.shard(unit.unit))]
+        ids = [key for key in ids if chosen is None or key in chosen]
         (workdir / "model").mkdir()
         (workdir / "model" / "ids.json").write_text(json.dumps(ids))
 

@@ -12,10 +12,10 @@ import torch
 
 import bootpig.stages.engine.loaded
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.registry import MAP_STAGES, STAGES
+from bootpig.stages.registry import STAGES
 from bootpig.storage.errors import StoreFull
 from bootpig.storage.shards import read_shard
-from tests.stages.doubles import CALLS, FAULTS, Counter, Painter, config, doubles, image_bytes
+from tests.stages.doubles import CALLS, FAULTS, MAPS, Counter, Painter, config, doubles, image_bytes
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
@@ -26,7 +26,7 @@ def run(configuration, **options) -> dict[str, list[str]]:
     """Run every stage; returns the unit states by stage."""
     engine = Engine(configuration)
     states = {}
-    for stage in MAP_STAGES:
+    for stage in MAPS:
         states[stage] = [engine.run_unit(stage, unit, **options).state for unit in engine.units()]
     for stage in ("train", "evaluate"):
         states[stage] = [engine.run_reduce(stage).state]
@@ -49,7 +49,7 @@ def test_run_then_cached(tmp_path: Path) -> None:
 def test_rows_are_the_ok_rows_above_and_payload_holds_the_ok_ones(tmp_path: Path) -> None:
     run(config(tmp_path))
     surveys = Engine(config(tmp_path)).survey_all()
-    for above, below in itertools.pairwise(MAP_STAGES):
+    for above, below in itertools.pairwise(MAPS):
         for unit in range(4):
             ok = [r["id"] for r in surveys[above].markers[unit].rows if r["status"] == "ok"]
             assert [r["id"] for r in surveys[below].markers[unit].rows] == ok
@@ -71,7 +71,7 @@ def test_growth_keeps_old_parts_and_equals_a_fresh_run(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "grown").rglob("part-*")}
     grown = config(tmp_path / "grown", caption__count=40)
     made = run(grown)
-    for stage in MAP_STAGES:
+    for stage in MAPS:
         assert made[stage] == ["cached"] * 4 + ["done"] * 4
     assert made["train"] == made["evaluate"] == ["done"]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -206,7 +206,7 @@ def test_a_forced_result_begins_at_the_beginning(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Counter, "run", run_with_a_checkpoint)
     engine = Engine(config(tmp_path / "store"))
-    for stage in MAP_STAGES:
+    for stage in MAPS:
         for unit in engine.units():
             engine.run_unit(stage, unit)
     assert engine.run_reduce("train").state == "failed"
@@ -228,7 +228,7 @@ def test_an_edited_captions_file_flows_down_exactly_as_far_as_it_must(tmp_path: 
     file.write_text("\n".join(lines))
     assert Engine(configuration).survey("caption").units == {0: "complete", 1: "stale"}
     made = run(configuration)
-    for stage in MAP_STAGES:
+    for stage in MAPS:
         assert made[stage] == ["cached", "done"], stage
     assert made["train"] == ["done"]
 

@@ -20,7 +20,6 @@ from rich.console import Console
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.evaluate.results import result_rows, results_table
 from bootpig.stages.pictures import encode_mask
-from bootpig.stages.registry import STAGES
 from bootpig.stages.report.charts import curve
 from bootpig.stages.report.gather import (
     Example,
@@ -137,7 +136,7 @@ def save_sheet(root: Root, folder: str, prompts: list[str]) -> None:
 def test_a_whole_run_makes_a_whole_page(store):
     done = {"caption": StageDone(4, 0.2), "synthesize": StageDone(3, 125.0)}
     report = gather(store, "20261123-toy", done, config="name: story\n", when="23 November 2026")
-    assert [stage.name for stage in report.stages] == list(STAGES)
+    assert [stage.name for stage in report.stages] == list(store.graph.stages)
     segment = report.stages[2]
     assert segment.rows == report.stages[0].ok
     assert segment.rejected["blank"] == segment.rows - segment.ok > 0

@@ -1,0 +1,1 @@
+"""The score stage: says how good a sample is."""

@@ -1,0 +1,201 @@
+"""The score stage: columns and embeddings that say how good a sample is. It rejects nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from bootpig.models.pretrained.heads import head_problems, read_head, width_problems
+from bootpig.models.pretrained.inspection import judge_problems
+from bootpig.models.pretrained.phrases import detector_problem
+from bootpig.models.pretrained.source import JUDGE, TRANSFORMER, ModelError, ModelSource, loading
+from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
+from bootpig.stages.augment import prepare_reference
+from bootpig.stages.engine.contract import Estimate, MapStage, Sample, Workload
+from bootpig.stages.pictures import decode_cut_out, on_all_cores
+from bootpig.stages.score.config import ScoreConfig
+from bootpig.stages.score.measures import around_subject, centre, sharpness
+
+if TYPE_CHECKING:
+    from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+    from bootpig.models.pretrained.heads import LinearHead
+    from bootpig.models.pretrained.segmenters import ZeroShotDetector
+
+OBJECT_TEXT = "A photo of {object}"
+"""The text with which a cut-out is compared."""
+SUBJECT_SCALE = 0.75
+"""Longer side of the subject in the picture of the cut-out, as a fraction of its side."""
+_WIDTH = 512
+"""Of an embedding; for estimates, like `_TFLOP`, the operations of a ViT-B or a detector per picture in 10^12."""
+_TFLOP = {"clip": 2 * 0.03, "dino": 0.01, "detector": 0.4}
+
+
+class Score(MapStage):
+    """Target and mask → columns, and `<id>.safetensors` with normalised embeddings, float16.
+
+    `clip` and `dino` (d) are of the picture, `clip_subject` (d) of the subject on white.
+    """
+
+    name = "score"
+    upstream = ("segment",)
+    config_class = ScoreConfig
+    config: ScoreConfig
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("object", pa.string()),
+            ("caption_score", pa.float32()),  # cosine of picture and caption
+            ("object_score", pa.float32()),  # cosine of the subject on white and the object phrase
+            ("head_score", pa.float32()),  # of the picture
+            ("sharpness", pa.float32()),  # around the subject, in [0, 1]
+            ("area", pa.float32()),  # of the mask, as a fraction of the picture
+            ("center_x", pa.float32()),  # of the mask, as a fraction of the width
+            ("center_y", pa.float32()),
+            ("detections", pa.int32()),  # of the object phrase
+        ]
+    )
+    reasons: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def slice_size(self) -> int:
+        return self.config.batch_size
+
+    def models(self) -> dict[str, ModelSource]:
+        c = self.config
+        lookups: dict[str, Callable[[], ModelSource]] = {}
+        if (clip := c.clip) is not None:
+            lookups["clip"] = lambda: resolve("score.clip", clip, c.clip_revision, TRANSFORMER, JUDGE)
+        if (dino := c.dino) is not None:
+            lookups["dino"] = lambda: resolve("score.dino", dino, c.dino_revision, TRANSFORMER, JUDGE)
+        if (head := c.head) is not None:
+            lookups["head"] = lambda: resolve_file("score.head", head, c.head_sha256)
+        if (detector := c.detector) is not None:
+            lookups["detector"] = lambda: resolve("score.detector", detector, c.detector_revision, TRANSFORMER)
+        return resolve_all(self.name, lookups)
+
+    def check_models(self) -> list[str]:
+        sources = self.models()
+        problems = [] if "clip" not in sources else judge_problems(sources["clip"], "clip")
+        problems += [] if "dino" not in sources else judge_problems(sources["dino"], "dino")
+        problems += [] if "head" not in sources else head_problems(sources["head"], sources["clip"])
+        if (detector := sources.get("detector")) is not None:
+            other = detector_problem(detector)
+            problems += [other] if other is not None else judge_problems(detector, "detector")
+        return problems
+
+    def estimate(self, work: Workload) -> Estimate:
+        models = {"clip": self.config.clip, "dino": self.config.dino, "detector": self.config.detector}
+        used = [name for name, model in models.items() if model is not None]
+        embeddings = 2 * ("clip" in used) + ("dino" in used)
+        return Estimate(
+            work.above,
+            tflop=work.samples * sum(_TFLOP[name] for name in used),
+            stored_bytes=work.samples * (2 * _WIDTH * embeddings + 3 * 512),  # with the tar's headers
+            assumptions=("score: models of the size of CLIP ViT-B/32, DINO ViT-S/16 and Grounding DINO",),
+        )
+
+    def setup(self) -> None:
+        from bootpig.models.devices import torch_device, torch_dtype
+        from bootpig.models.pretrained.downloads import fetch
+        from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+        from bootpig.models.pretrained.finite import check_weights
+        from bootpig.models.pretrained.segmenters import ZeroShotDetector
+        from bootpig.models.pretrained.snapshots import fetch_folder
+
+        sources, size = self.models(), self.config.batch_size
+        device = torch_device("score.device", self.config.device)
+        self._clip: ClipEmbedder | None = None
+        self._dino: DinoEmbedder | None = None
+        self._head: LinearHead | None = None
+        self._detector: ZeroShotDetector | None = None
+        if (source := sources.get("clip")) is not None:
+            with loading(source.field, source.source):
+                self._clip = ClipEmbedder(fetch_folder(source), device=str(device), batch_size=size)
+                check_weights(source.field, source.source, self._clip.model)
+        if (source := sources.get("dino")) is not None:
+            with loading(source.field, source.source):
+                self._dino = DinoEmbedder(fetch_folder(source), device=str(device), batch_size=size)
+                check_weights(source.field, source.source, self._dino.model)
+        if (source := sources.get("head")) is not None:
+            assert self._clip is not None
+            self._head = read_head(source, Path(fetch(source)))
+            width = self._clip.model.config.projection_dim
+            if problems := width_problems(source, self._head, sources["clip"], width):
+                raise ModelError(problems[0])
+        if (source := sources.get("detector")) is not None:
+            self._detector = ZeroShotDetector(source, device=device, dtype=torch_dtype("float32"))
+
+    def teardown(self) -> None:
+        del self._clip, self._dino, self._head, self._detector
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        pictures = on_all_cores(_Picture, samples)
+        images = [picture.image for picture in pictures]
+        columns: dict[str, Sequence[Any]] = {}
+        embeddings: dict[str, NDArray[np.float32]] = {}
+        if self._clip is not None:
+            embeddings["clip"] = _normalised(self._clip.images(images))
+            embeddings["clip_subject"] = _normalised(self._clip.images([picture.subject for picture in pictures]))
+            captions = _normalised(self._clip.texts([sample.meta["caption"] for sample in samples]))
+            phrases = [OBJECT_TEXT.replace("{object}", sample.meta["object"]) for sample in samples]
+            objects = _normalised(self._clip.texts(phrases))
+            columns["caption_score"] = (embeddings["clip"] * captions).sum(axis=1).tolist()
+            columns["object_score"] = (embeddings["clip_subject"] * objects).sum(axis=1).tolist()
+        if self._head is not None:
+            columns["head_score"] = self._head(embeddings["clip"]).tolist()
+        if self._dino is not None:
+            embeddings["dino"] = _normalised(self._dino.images(images))
+        if self._detector is not None:
+            queries = [self.config.query.replace("{object}", sample.meta["object"]) for sample in samples]
+            columns["detections"] = self._detector.count(images, queries, self.config.detection_threshold)
+        return [
+            sample.ok(
+                files=_stored({name: rows[i] for name, rows in embeddings.items()}),
+                object=sample.meta["object"],
+                **picture.measured,
+                **{name: values[i] for name, values in columns.items()},
+            )
+            for i, (sample, picture) in enumerate(zip(samples, pictures, strict=True))
+        ]
+
+
+class _Picture:
+    """A sample's picture, its subject on white, and what can be measured without models."""
+
+    def __init__(self, sample: Sample) -> None:
+        cut_out = decode_cut_out(sample.files)
+        mask = np.asarray(cut_out.getchannel("A")) > 0
+        self.image: Image.Image = cut_out.convert("RGB")
+        self.subject = prepare_reference(cut_out, max(cut_out.size), SUBJECT_SCALE)
+        across, down = centre(mask)
+        self.measured = {
+            "sharpness": sharpness(around_subject(self.image, mask)),
+            "area": np.count_nonzero(mask) / mask.size,
+            "center_x": across,
+            "center_y": down,
+        }
+
+
+def _normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows (N×d) of length 1.
+
+    Raises:
+        ValueError: a row is all zeros or contains NaN or infinity.
+    """
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(norms).all() and norms.all()):
+        raise ValueError("an embedding has no direction (all zeros, NaN or infinity)")
+    return rows / norms
+
+
+def _stored(embeddings: Mapping[str, NDArray[np.float32]]) -> dict[str, bytes]:
+    from safetensors.numpy import save
+
+    if not embeddings:
+        return {}
+    return {"safetensors": save({name: row.astype(np.float16) for name, row in embeddings.items()})}

@@ -1,0 +1,1 @@
+"""The select stage: chooses the samples to train on."""

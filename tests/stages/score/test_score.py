@@ -1,0 +1,183 @@
+"""Scores of rendered scenes by the toy models: each sees what it is meant to see, and nothing is rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from pydantic import ValidationError
+from safetensors.numpy import load, save_file
+
+from bootpig.models.toy.world import Scene, render_scene
+from bootpig.stages.engine.contract import Sample
+from bootpig.stages.pictures import decode_png, encode_mask, encode_png
+from bootpig.stages.score.config import NEEDS, ScoreConfig
+from bootpig.stages.score.measures import sharpness
+from bootpig.stages.score.stage import Score
+from tests.stages.samples import cut_out
+
+WIDTH = 96
+"""Of the toy CLIP's embeddings."""
+
+
+def config(**changes: Any) -> ScoreConfig:
+    models = {name: f"models/toy/checkpoints/{folder}" for name, folder in MODELS.items()}
+    return ScoreConfig(**{**models, "device": "cpu", **changes})
+
+
+MODELS = {"clip": "clip", "dino": "dino", "detector": "owlvit"}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("head") / "head.safetensors"
+    weight = np.random.default_rng(0).normal(size=(1, WIDTH)).astype(np.float32)
+    save_file({"linear.weight": weight, "linear.bias": np.array([0.25], np.float32)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stage(head: Path) -> Iterator[Score]:
+    stage = Score(config(head=str(head)), seed=0)
+    assert stage.check_models() == []
+    stage.setup()
+    yield stage
+    stage.teardown()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [
+        render_scene("score/0", "held_out", kind="robot", position="on the left"),
+        render_scene("score/1", "held_out", kind="mug", position="on the right"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(stage: Score, scenes: list[Scene]) -> list[Sample]:
+    return stage.process([cut_out(scene, f"{i:016d}") for i, scene in enumerate(scenes)])
+
+
+def test_every_sample_gets_all_columns_and_embeddings(made: list[Sample], scenes: list[Scene], head: Path) -> None:
+    for sample, scene in zip(made, scenes, strict=True):
+        assert sample.status == "ok" and set(sample.columns) == set(Score.columns.names)
+        assert sample.columns["object"] == scene.kind
+        assert sample.columns["area"] == pytest.approx(scene.mask.mean())
+        rows, columns = np.nonzero(scene.mask)
+        assert sample.columns["center_x"] == pytest.approx((columns.mean() + 0.5) / 64)
+        assert sample.columns["center_y"] == pytest.approx((rows.mean() + 0.5) / 64)
+        assert sample.columns["detections"] == 1
+        vectors = load(sample.files["safetensors"])
+        assert {name: row.dtype for name, row in vectors.items()} == dict.fromkeys(
+            ("clip", "clip_subject", "dino"), np.float16
+        )
+        assert all(np.linalg.norm(row.astype(float)) == pytest.approx(1, abs=2e-3) for row in vectors.values())
+        weight = np.asarray(load(head.read_bytes())["linear.weight"][0], float)
+        assert sample.columns["head_score"] == pytest.approx(vectors["clip"].astype(float) @ weight + 0.25, abs=0.02)
+    assert made[0].columns["center_x"] < 0.5 < made[1].columns["center_x"]
+
+
+def test_what_is_spoilt_scores_lower(stage: Score, made: list[Sample], scenes: list[Scene]) -> None:
+    robot, mug = (cut_out(scene) for scene in scenes)
+    blurred = decode_png(robot.files["png"]).filter(ImageFilter.GaussianBlur(1.6))
+    twice = np.where(scenes[0].mask[:, ::-1, None], scenes[0].image[:, ::-1], scenes[0].image)
+    wrong, soft, pair = stage.process(
+        [
+            replace(robot, meta=mug.meta),
+            replace(robot, files={**robot.files, "png": encode_png(blurred)}),
+            replace(robot, files={**robot.files, "png": encode_png(Image.fromarray(twice))}),
+        ]
+    )
+    assert wrong.columns["caption_score"] < made[0].columns["caption_score"] - 0.3
+    assert wrong.columns["detections"] == 0
+    assert soft.columns["sharpness"] < 0.8 * made[0].columns["sharpness"]
+    assert pair.columns["detections"] == 2
+
+
+def test_a_score_does_not_depend_on_the_batch(stage: Score, made: list[Sample], scenes: list[Scene]) -> None:
+    (alone,) = stage.process([cut_out(scenes[1], made[1].id)])
+    assert {n: v for n, v in alone.columns.items() if n != "object"} == pytest.approx(
+        {n: v for n, v in made[1].columns.items() if n != "object"}, abs=1e-4
+    )
+
+
+def test_without_models_only_what_can_be_measured(scenes: list[Scene]) -> None:
+    stage = Score(ScoreConfig(clip=None, dino=None), seed=0)
+    assert stage.models() == {}
+    stage.setup()
+    (sample,) = stage.process([cut_out(scenes[0])])
+    assert sample.files == {} and sample.status == "ok"
+    made = set(sample.columns) - {"object"}
+    assert made == {name for name in Score.columns.names if name not in NEEDS} - {"object"}
+    empty = replace(
+        cut_out(scenes[0]), files={**cut_out(scenes[0]).files, "mask.json": encode_mask(np.zeros((64, 64), bool))}
+    )
+    with pytest.raises(ValueError, match="mask is empty"):
+        stage.process([empty])
+
+
+def test_sharpness_is_between_0_and_1_and_ignores_contrast() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.random((64, 64)) * 255
+    assert 0.8 < sharpness(noise) <= 1
+    assert sharpness(noise / 4 + 30) == pytest.approx(sharpness(noise))
+    assert sharpness(np.full((64, 64), 7.0)) == sharpness(np.zeros((1, 1))) == 0
+    assert sharpness(np.add.outer(np.arange(64.0), np.arange(64.0))) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": (1, WIDTH + 1)}, f"reads embeddings of width {WIDTH + 1}, but those of score.clip .* have {WIDTH}"),
+        ({"0.weight": (8, WIDTH), "1.weight": (1, 8)}, r"holds \(8, 96\), \(1, 8\), not one linear layer"),
+        ({"weight": (2, WIDTH)}, "not one linear layer"),
+        ({"bias": (1,)}, "not one linear layer"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_one_line(
+    tensors: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "head.pth"
+    torch.save({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
+    problems = Score(config(head=str(file), dino=None, detector=None), 0).check_models()
+    assert len(problems) == 1 and "\n" not in problems[0]
+    assert problems[0].startswith("score.head: ")
+    import re
+
+    assert re.search(message, problems[0])
+
+
+def test_a_damaged_or_missing_head_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "head.safetensors"
+    file.write_bytes(b"no tensors")
+    stage = Score(config(head=str(file), dino=None, detector=None), 0)
+    assert [str(file) in problem and "score.head" in problem for problem in stage.check_models()] == [True]
+    file.unlink()
+    with pytest.raises(ValueError, match=r"score\.head: .* does not exist"):
+        stage.models()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": "a mug"}, r"no \{object\}; insert it"),
+        ({"clip": None, "head": "x"}, "head: reads CLIP's embeddings, but clip is null"),
+        ({"detector": None, "detection_threshold": 0.5}, "detection_threshold: no effect without its model"),
+        ({"head_sha256": "0" * 64}, "head_sha256: no effect"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**changes)
+
+
+def test_models_are_identified_and_speed_is_not_hashed() -> None:
+    assert set(Score(config(), 0).models()) == set(MODELS)
+    assert config().hashed() == config(batch_size=1, device="auto").hashed()
+    assert config().hashed() != config(detection_threshold=0.3).hashed()
