@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cached, inference, loader, loading, overhead, picture, tar, train_step
+from benchmarks import cached, duplicates, inference, loader, loading, overhead, picture, tar, train_step
 
 Measurement = dict[str, float | str]
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[Callable[[], Measurement], str]] = {
     "cached_rerun": (cached.rerun, "≤ 10 s"),
     "weights_scan": (loading.scan, "≤ 0.02"),
     "loader": (loader.measure, "≥ 0.95"),
+    "near_duplicates": (duplicates.measure, "≥ 3"),
     "tar_write": (tar.write, "≥ 1.3"),
     "tar_read": (tar.read, "≥ 1"),
     "inference_one_reference": (inference.one_reference, "≥ 1.1"),

@@ -20,6 +20,7 @@ MEANINGS = {
     "object_score": "similarity of cut-out and object phrase, CLIP",
     "head_score": "output of the linear head on CLIP",
     "sharpness": "around the subject, 0 to 1",
+    "outline": "edges on the mask's outline compared with those around it; about 1 for a wrong mask",
     "area": "of the subject, as a fraction of the picture",
     "center_x": "of the subject, from left (0) to right (1)",
     "center_y": "of the subject, from top (0) to bottom (1)",

@@ -20,7 +20,7 @@ from bootpig.stages.augment import prepare_reference
 from bootpig.stages.engine.contract import Estimate, MapStage, Sample, Workload
 from bootpig.stages.pictures import decode_cut_out, on_all_cores
 from bootpig.stages.score.config import ScoreConfig
-from bootpig.stages.score.measures import around_subject, centre, sharpness
+from bootpig.stages.score.measures import around_subject, centre, outline, sharpness
 
 if TYPE_CHECKING:
     from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
@@ -53,6 +53,7 @@ class Score(MapStage):
             ("object_score", pa.float32()),  # cosine of the subject on white and the object phrase
             ("head_score", pa.float32()),  # of the picture
             ("sharpness", pa.float32()),  # around the subject, in [0, 1]
+            ("outline", pa.float32()),  # edges on the mask's outline, compared with those around it
             ("area", pa.float32()),  # of the mask, as a fraction of the picture
             ("center_x", pa.float32()),  # of the mask, as a fraction of the width
             ("center_y", pa.float32()),
@@ -175,6 +176,7 @@ class _Picture:
         across, down = centre(mask)
         self.measured = {
             "sharpness": sharpness(around_subject(self.image, mask)),
+            "outline": outline(self.image, mask),
             "area": np.count_nonzero(mask) / mask.size,
             "center_x": across,
             "center_y": down,

@@ -59,6 +59,8 @@ class SelectConfig(StageConfig):
     max_head_score: Limit | None = _threshold("Maximum output of score.head.")
     min_sharpness: Limit | None = _threshold("Minimum sharpness around the subject, from 0 to 1.")
     max_sharpness: Limit | None = _threshold("Maximum sharpness around the subject, from 0 to 1.")
+    min_outline: Limit | None = _threshold("Minimum strength of edges on the mask's outline, compared with around it.")
+    max_outline: Limit | None = _threshold("Maximum strength of edges on the mask's outline, compared with around it.")
     min_area: Limit | None = _threshold("Minimum area of the subject as a fraction of the picture.")
     max_area: Limit | None = _threshold("Maximum area of the subject as a fraction of the picture.")
     min_center_x: Limit | None = _threshold("Minimum position of the subject from the left, from 0 to 1.")
@@ -104,6 +106,8 @@ class SelectConfig(StageConfig):
             "max_head_score": self.max_head_score,
             "min_sharpness": self.min_sharpness,
             "max_sharpness": self.max_sharpness,
+            "min_outline": self.min_outline,
+            "max_outline": self.max_outline,
             "min_area": self.min_area,
             "max_area": self.max_area,
             "min_center_x": self.min_center_x,

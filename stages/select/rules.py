@@ -15,7 +15,17 @@ from bootpig.stages.engine.contract import InputError, sample_seed
 from bootpig.stages.select.config import SelectConfig, quantile
 from bootpig.stages.select.duplicates import Nearest
 
-SCORES = ("caption_score", "object_score", "head_score", "sharpness", "area", "center_x", "center_y", "detections")
+SCORES = (
+    "caption_score",
+    "object_score",
+    "head_score",
+    "sharpness",
+    "outline",
+    "area",
+    "center_x",
+    "center_y",
+    "detections",
+)
 """The columns of score that a threshold can be set for."""
 
 NEAREST = 6

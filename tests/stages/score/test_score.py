@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from bootpig.models.toy.world import Scene, render_scene
 from bootpig.stages.engine.contract import Sample
 from bootpig.stages.pictures import decode_png, encode_mask, encode_png
 from bootpig.stages.score.config import NEEDS, ScoreConfig
-from bootpig.stages.score.measures import sharpness
+from bootpig.stages.score.measures import outline, sharpness
 from bootpig.stages.score.stage import Score
 from tests.stages.samples import cut_out
 
@@ -131,6 +132,19 @@ def test_sharpness_is_between_0_and_1_and_ignores_contrast() -> None:
     assert sharpness(np.add.outer(np.arange(64.0), np.arange(64.0))) < 0.1
 
 
+def test_a_mask_that_does_not_fit_has_no_edges_on_its_outline(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        picture = Image.fromarray(scene.image)
+        fits = outline(picture, scene.mask)
+        assert fits > 1.35
+        assert outline(picture, np.roll(scene.mask, 12, axis=1)) < 0.75 * fits
+        large = picture.resize((256, 256), Image.Resampling.BICUBIC)
+        assert outline(large, scene.mask.repeat(4, 0).repeat(4, 1)) == pytest.approx(fits, rel=0.2)
+    plain = Image.new("RGB", (64, 64), "red")
+    assert outline(plain, scenes[0].mask) == 0
+    assert outline(picture, np.ones((64, 64), bool)) == 0, "no outline at all"
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
@@ -148,8 +162,6 @@ def test_a_head_that_does_not_fit_is_one_line(
     problems = Score(config(head=str(file), dino=None, detector=None), 0).check_models()
     assert len(problems) == 1 and "\n" not in problems[0]
     assert problems[0].startswith("score.head: ")
-    import re
-
     assert re.search(message, problems[0])
 
 
