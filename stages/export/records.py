@@ -34,7 +34,7 @@ REFERENCES = "augment"
 
 _MEND = "finish it with bootpig run, and export again"
 
-_NAMED = {("caption", "caption"), ("caption", "object")}
+_NAMED = {("caption", "caption"), ("caption", "object"), ("score", "object")}
 """Columns (stage, name) that every record has anyway."""
 
 

@@ -18,11 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bootpig.flows.loading import load_config
 from bootpig.models.pretrained.source import PROJECT
-from bootpig.stages.registry import STAGES
+from bootpig.stages.engine.survey import graph_of
 
 KILLS = int(os.environ.get("BOOTPIG_KILLS", "10"))
 MARK = "BOOTPIG_TEST_MARK"
+GRAPH = graph_of(load_config(PROJECT / "configs" / "toy.yaml"))
 
 
 def command(root: Path, subjects: Path) -> list[str]:
@@ -80,7 +82,7 @@ def kill_within(stage: str, root: Path, subjects: Path, home: Path, dice: random
     )
     wanted = begun + dice.choice((0, 1, 2)) if stage not in ("train", "evaluate") else 1
     deadline = time.monotonic() + 180
-    above = STAGES[stage].upstream
+    above = GRAPH.upstream[stage]
     while run.poll() is None and time.monotonic() < deadline:
         started = all(markers(root, name) > 0 for name in above)
         if started and markers(root, stage) >= min(wanted, 3):
@@ -135,7 +137,8 @@ def test_killed_anywhere_the_data_set_is_byte_identical(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}")
     dice = random.Random(seed)
-    plan = [stage for _ in range(-(-KILLS // len(STAGES))) for stage in STAGES][: max(KILLS, len(STAGES))]
+    stages = list(GRAPH.stages)
+    plan = [stage for _ in range(-(-KILLS // len(stages))) for stage in stages][: max(KILLS, len(stages))]
     kills, root = 0, tmp_path / "killed-0"
     for turn, stage in enumerate(plan):
         if stage == "caption" and turn:
