@@ -56,7 +56,7 @@ def find_data_set(run: str, root: str, config: str | None, overrides: Sequence[s
         if config is not None:
             raise InputError(f"--config: {config!r} → RUN is a configuration already; leave out one of them")
         engine = Engine(with_view_model(load_config(run, overrides)))
-        surveys = engine.survey_all(engine.graph.maps())
+        surveys = engine.survey_all([*engine.graph.maps(), *(name for name in engine.graph.stages if name == "select")])
         return DataSet.of_surveys(engine.root, engine.config, surveys)
     if config is None and overrides:
         raise InputError("--set: → needs a configuration; give one as RUN or with --config")

@@ -18,8 +18,10 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.graph import Graph
 from bootpig.stages.engine.survey import StageSurvey, graph_of, input_digest
 from bootpig.stages.pictures import decode_mask, encode_png
+from bootpig.stages.select.stage import SELECTED
 from bootpig.storage.errors import CorruptPart
-from bootpig.storage.fingerprint import digest
+from bootpig.storage.fingerprint import bytes_digest, digest
+from bootpig.storage.folders import read_manifest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import ROW_SCHEMA, Marker, Parts
 from bootpig.storage.root import Root
@@ -102,10 +104,12 @@ class DataSet:
         config: the run's settings.
         name: the run's id, or the name of the configuration; for messages and the card.
         units: the run's units, in order.
-        fingerprints: map stage → fingerprint. Stages that encode does not depend on may be missing.
+        fingerprints: stage → fingerprint. Map stages that encode does not depend on may be missing. Of the others, only
+            that of select is read: its samples are the data set.
 
     Raises:
-        InputError: a unit of a stage that encode depends on is missing or stale, or no sample has passed all stages.
+        InputError: a unit of a stage that encode depends on is missing or stale, select is not complete, or no sample
+            has passed all stages.
     """
 
     def __init__(
@@ -129,18 +133,32 @@ class DataSet:
                 raise InputError(_incomplete(name, stage, incomplete, len(self.units)))
             if incomplete:
                 del self.markers[stage], self.parts[stage]
+        self.selected = self._selection(graph, fingerprints.get("select"))
         if not self.total:
             raise InputError(f"run: {name!r} → no sample has passed all stages; see bootpig status for the reasons")
 
     @classmethod
     def of_surveys(cls, root: Root, config: PipelineConfig, surveys: Mapping[str, StageSurvey]) -> DataSet:
-        """The data set that a configuration has now, from the surveys of its map stages. Raises InputError likewise."""
+        """The data set that a configuration has now, from the surveys of its map stages and of select. Raises the same
+        errors."""
         for name in graph_of(config).above([LAST]):
             left = [unit for unit, state in surveys[name].units.items() if state != "complete"]
             if left:
                 raise InputError(_incomplete(config.name, name, left, len(surveys[name].units)))
         fingerprints = {name: survey.fingerprint for name, survey in surveys.items()}
         return cls(root, config, config.name, config.unit_numbers(), fingerprints)
+
+    def _selection(self, graph: Graph, fingerprint: str | None) -> frozenset[str] | None:
+        """The samples that select has chosen. None without select: all of them."""
+        if "select" not in graph.stages:
+            return None
+        result = read_manifest(self.root, f"select/{fingerprint}/result") if fingerprint else None
+        if result is None:
+            raise InputError(f"run: {self.name!r} → has no finished data set: it did not run select; {_MEND}")
+        data = self.root.read(f"{result.path}/{SELECTED}")
+        if bytes_digest(data) != result.files[SELECTED]["sha256"]:
+            raise CorruptPart(f"{result.path}/{SELECTED} does not match its checksum; run bootpig verify")
+        return frozenset(parse_json(data))
 
     def _is_fresh(self, graph: Graph, stage: str, unit: int) -> bool:
         """Whether a unit is there, and made from what the stages above hold today."""
@@ -159,7 +177,8 @@ class DataSet:
             stage: [self.parts[stage].folder, digest([[unit, markers[unit].digest] for unit in self.units])]
             for stage, markers in self.markers.items()
         }
-        return {"stages": stages, "units": len(self.units)}
+        chosen = {} if self.selected is None else {"selected": digest(sorted(self.selected))}
+        return {"stages": stages, "units": len(self.units), **chosen}
 
     @cached_property
     def total(self) -> int:
@@ -168,13 +187,16 @@ class DataSet:
 
     def ok(self, unit: int) -> int:
         """The number of samples of a unit."""
+        if self.selected is not None:
+            return len(self.ids(unit))
         counts = self.markers[LAST][unit].counts
         return sum(count for (status, _), count in counts.items() if status == "ok")
 
     def ids(self, unit: int) -> list[str]:
         """The ids of a unit's samples, in order."""
         rows = self.markers[LAST][unit].read(["id", "status"])
-        return [row["id"] for row in rows if row["status"] == "ok"]
+        ids = [row["id"] for row in rows if row["status"] == "ok"]
+        return ids if self.selected is None else [key for key in ids if key in self.selected]
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from bootpig.stages.engine.contract import InputError, ReduceInput, Sample, UnitRef
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.shardio import pack
+from bootpig.stages.export.records import DataSet
 from bootpig.stages.select.config import SelectConfig
 from bootpig.stages.select.stage import DECISIONS, FACTS, SELECTED, Select, read_selected
 from bootpig.stages.train.dataset import ShardLoader
@@ -150,3 +151,25 @@ def test_train_reads_only_what_is_selected(tmp_path: Path) -> None:
         InputError, match="6 is more than the 5 encoded samples that select has chosen; lower it, loosen"
     ):
         ShardLoader(data, seed=1, batch_size=6, chosen=chosen)
+
+
+@pytest.mark.usefixtures("doubles")
+def test_an_export_holds_what_is_selected(tmp_path: Path) -> None:
+    work = engine(tmp_path, min_sharpness="50%")
+    for stage in work.graph.maps():
+        for unit in work.units():
+            work.run_unit(stage, unit)
+    names = [*work.graph.maps(), "select"]
+    with pytest.raises(InputError, match="has no finished data set: it did not run select"):
+        DataSet.of_surveys(work.root, work.config, work.survey_all(names))
+    work.run_reduce("select")
+    surveys = work.survey_all(names)
+    result = surveys["select"].result
+    assert result is not None
+    data = DataSet.of_surveys(work.root, work.config, surveys)
+    ids = [record.id for unit in data.units for record in data.records(unit)]
+    assert ids == [key for unit in data.units for key in data.ids(unit)] == read_selected(tmp_path / result.path)
+    assert data.total == len(ids)
+    plain = Engine(config(tmp_path))
+    everything = DataSet.of_surveys(plain.root, plain.config, plain.survey_all(plain.graph.maps()))
+    assert everything.total > data.total and "selected" not in everything.identity
