@@ -16,8 +16,7 @@ from bootpig.stages.view.stage import View
 
 # select comes before the stages that cost most, so that a threshold that drops everything is found before them
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage
-    for stage in (Caption, Synthesize, Segment, View, Score, Select, Augment, Encode, Train, Evaluate)
+    stage.name: stage for stage in (Caption, Synthesize, Segment, View, Score, Select, Augment, Encode, Train, Evaluate)
 }
 
 MAP_STAGES = tuple(name for name, stage in STAGES.items() if issubclass(stage, MapStage))

@@ -43,7 +43,7 @@ class Score(MapStage):
     """
 
     name = "score"
-    upstream = ("segment",)
+    upstream = ("view",)
     config_class = ScoreConfig
     config: ScoreConfig
     columns: ClassVar[pa.Schema] = pa.schema(
