@@ -13,7 +13,12 @@ from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.llm.answers import FAULTS as ANSWER_FAULTS
 from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
 from bootpig.stages.caption.llm.source import OpenAISource
-from bootpig.stages.caption.llm.spending import expected_spending, spending_assumptions
+from bootpig.stages.caption.llm.spending import (
+    CHARACTERS_PER_TOKEN,
+    TOKENS_PER_SUBJECT,
+    expected_spending,
+    spending_assumptions,
+)
 from bootpig.stages.caption.other_scenes import other_scenes
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.sources import CaptionSource, Draft, FileSource, GrammarSource
@@ -76,13 +81,16 @@ class Caption(MapStage):
         openai = self.config.openai
         if openai is None:
             return Estimate(SampleShape(), stored_bytes=stored, assumptions=("captions cost nothing",))
-        spent = expected_spending(openai, work.units, work.samples)
+        per_unit = -(-work.samples // work.units // openai.captions_per_request) if work.units else 0
+        prompt = (len(openai.system) + len(openai.prompt) + len(openai.steering) + 200) / CHARACTERS_PER_TOKEN
+        prompt += openai.steering_objects * TOKENS_PER_SUBJECT
+        spent = expected_spending(openai, work.units * per_unit, prompt, work.samples, openai.batch)
         return Estimate(
             SampleShape(),
             stored_bytes=stored,
             usd=spent["cost_usd"] or 0.0,
             details={"llm": spent},
-            assumptions=spending_assumptions(openai, spent),
+            assumptions=spending_assumptions(openai, spent, openai.batch),
         )
 
     def source_digest(self, unit: int, indices: range) -> str:

@@ -139,7 +139,7 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
     if not text.strip() and (only_thoughts or choice.reasons):
         return _fault(
             "truncated" if cut else "empty",
-            "the answer contains only reasoning; raise max_tokens in caption.openai.extra_body, or turn reasoning off "
+            "the answer contains only reasoning; raise max_tokens in extra_body, or turn reasoning off "
             "there (reasoning_effort, or chat_template_kwargs: {enable_thinking: false})",
         )
     captions = captions_in(text, cut=cut, lines_too=lines_too)

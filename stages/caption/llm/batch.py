@@ -18,8 +18,8 @@ from bootpig.stages.caption.llm.answers import completion
 from bootpig.stages.caption.llm.client import LLMClient
 from bootpig.stages.caption.llm.faults import Fault
 from bootpig.stages.caption.llm.journal import Key, Record
-from bootpig.stages.caption.llm.ledger import Ledger
-from bootpig.stages.caption.llm.requests import Asker
+from bootpig.stages.caption.llm.ledger import CaptionLedger
+from bootpig.stages.caption.llm.requests import CaptionAsker
 from bootpig.stages.engine.contract import Postponed, SourceContext
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
@@ -35,8 +35,8 @@ LOOKED_THROUGH = 1000
 
 def answer(
     client: LLMClient,
-    asker: Asker,
-    ledger: Ledger,
+    asker: CaptionAsker,
+    ledger: CaptionLedger,
     context: SourceContext,
     missing: Sequence[Key],
     counts: Sequence[int],
@@ -84,7 +84,12 @@ def _name(group: int, generation: int, unit: int, attempt: int) -> str:
 
 
 def _noted(
-    asker: Asker, ledger: Ledger, context: SourceContext, left: Sequence[Key], counts: Sequence[int], name: str
+    asker: CaptionAsker,
+    ledger: CaptionLedger,
+    context: SourceContext,
+    left: Sequence[Key],
+    counts: Sequence[int],
+    name: str,
 ) -> dict[str, Any]:
     """Choose the requests of a batch (as many whole units as the cap allows) and record them before submission."""
     config, journal = ledger.config, ledger.journal
@@ -101,7 +106,7 @@ def _noted(
         for key in (key for key in keys if not journal.has(key)):
             request = asker.request(key, counts[key.number], covered, structured=ledger.structured)
             requests[key.name] = request
-            expected.append(journal.spent.expected(counts[key.number], asker.characters(request)))
+            expected.append(journal.spent.expected(counts[key.number], asker.tokens(request)))
         if capped := ledger.over_cap(expected, batch=True):
             requests = {name: r for name, r in requests.items() if name.split("-")[0] != f"{chosen:05d}"}
             if not requests:
@@ -116,7 +121,7 @@ def _noted(
     return note
 
 
-def _submit(client: LLMClient, ledger: Ledger, note: dict[str, Any], name: str) -> dict[str, Any]:
+def _submit(client: LLMClient, ledger: CaptionLedger, note: dict[str, Any], name: str) -> dict[str, Any]:
     mark = f"{ledger.parts.folder}/{name}"
     found = _find(client, mark)
     if found is not None:
@@ -155,7 +160,7 @@ def _find(client: LLMClient, mark: str) -> Batch | None:
     return client.call(look)[0]
 
 
-def _wait(client: LLMClient, ledger: Ledger, context: SourceContext, id: str) -> Batch:
+def _wait(client: LLMClient, ledger: CaptionLedger, context: SourceContext, id: str) -> Batch:
     """Poll the batch until it has ended."""
     while True:
         batch, _ = client.call(lambda: client.api.batches.retrieve(id))
@@ -168,7 +173,7 @@ def _wait(client: LLMClient, ledger: Ledger, context: SourceContext, id: str) ->
 
 
 def _collect(
-    client: LLMClient, ledger: Ledger, note: dict[str, Any], batch: Batch, name: str
+    client: LLMClient, ledger: CaptionLedger, note: dict[str, Any], batch: Batch, name: str
 ) -> tuple[str, str] | None:
     """Store every answer of an ended batch in the journal. Returns the fault of the others, if any."""
     fault = None
@@ -187,7 +192,7 @@ def _content(client: LLMClient, file: str) -> Callable[[], str]:
     return lambda: client.api.files.content(file).text
 
 
-def _line(ledger: Ledger, note: dict[str, Any], line: str) -> tuple[str, str] | None:
+def _line(ledger: CaptionLedger, note: dict[str, Any], line: str) -> tuple[str, str] | None:
     """Store one answer in the journal. Returns a fault if the endpoint reported an error instead."""
     try:
         entry = parse_json(line)

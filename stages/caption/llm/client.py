@@ -17,7 +17,7 @@ from tenacity import RetryCallState
 from tenacity.wait import wait_base
 
 from bootpig.stages.caption.llm.answers import completion
-from bootpig.stages.caption.llm.config import OpenAIConfig
+from bootpig.stages.caption.llm.endpoint import EndpointConfig
 from bootpig.stages.caption.llm.faults import Fault, SchemaRefused
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.plain_text import one_line
@@ -42,7 +42,7 @@ class LLMClient:
         InputError: the environment variable for the key is not set.
     """
 
-    def __init__(self, config: OpenAIConfig) -> None:
+    def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         key = config.key()
         self._stopped = threading.Event()
@@ -100,7 +100,8 @@ class LLMClient:
             self._waiting = (time.monotonic() + seconds, seconds)
 
     def _explained(self, error: openai.APIError | NoCompletion, tries: int, schema: bool) -> Exception:
-        url, tried = self.config.base_url, f"{tries} tries" if tries > 1 else "1 try"
+        url, section = self.config.base_url, self.config.section
+        tried = f"{tries} tries" if tries > 1 else "1 try"
         if isinstance(error, NoCompletion):
             return self._no_completion(error, tried)
         said = one_line(mask(_message(error)), 200)
@@ -117,13 +118,9 @@ class LLMClient:
             code = "unauthorized" if status == 401 else "forbidden"
             name = self.config.api_key_env
             mend = f"export a valid key in {name}" if name else "set it to the name of a variable that holds a key"
-            return InputError(
-                f"caption.openai.api_key_env: {name!r} → {code}: {url} refuses the key ({status}); {mend}"
-            )
+            return InputError(f"{section}.api_key_env: {name!r} → {code}: {url} refuses the key ({status}); {mend}")
         if status == 404:
-            return InputError(
-                f"caption.openai.model: {self.config.model!r} → no_model: {url} answers 404; {self._models()}"
-            )
+            return InputError(f"{section}.model: {self.config.model!r} → no_model: {url} answers 404; {self._models()}")
         if status == 429:
             code = "quota" if error.code == "insufficient_quota" else "rate_limited"
             return Fault(code, f"{url} answers 429 ({tried}): {said}")
@@ -133,19 +130,17 @@ class LLMClient:
             return Fault("content_filter", f"{url} answers {status}: {said}")
         if schema and status in (400, 422):
             return SchemaRefused(said)
-        return InputError(
-            f"caption.openai: bad_request: {url} answers {status}: {said}; see model, temperature, extra_body"
-        )
+        return InputError(f"{section}: bad_request: {url} answers {status}: {said}; see model, temperature, extra_body")
 
     def _no_completion(self, error: NoCompletion, tried: str) -> Exception:
-        url, said = self.config.base_url, one_line(mask(error.body), 120)
+        url, section, said = self.config.base_url, self.config.section, one_line(mask(error.body), 120)
         if error.status is not None:
             code = "rate_limited" if error.status == 429 else "server_error"
             return Fault(code, f"{url} answers 200 with an error {error.status} in the body ({tried}): {said}")
         if error.is_empty:
             return Fault("content_filter", f"{url} answers without a choice: {said}")
         return InputError(
-            f"caption.openai.base_url: {url!r} → its answer is not a chat completion: {said!r}; give the address of an "
+            f"{section}.base_url: {url!r} → its answer is not a chat completion: {said!r}; give the address of an "
             "OpenAI-compatible endpoint, which usually ends in /v1"
         )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bootpig.stages.caption.llm.answers import completion
-from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, Spent
+from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, Spent, prompt_tokens
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 
@@ -22,7 +23,7 @@ _NAME = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.json")
 
 
 class Key(NamedTuple):
-    """Identifies a request of a unit."""
+    """Identifies a request. `unit` is what its answers belong to: a unit of captions, or a picture (its sample id)."""
 
     unit: int
     generation: int
@@ -59,12 +60,11 @@ class Record:
             usage = parse_json(self.body)["usage"]
             return float(usage["prompt_tokens"]), float(usage["completion_tokens"])
         except (ValueError, LookupError, TypeError):
-            prompt = sum(len(str(message.get("content", ""))) for message in self.request.get("messages", ()))
-            return prompt / CHARACTERS_PER_TOKEN, len(self.body) / CHARACTERS_PER_TOKEN
+            return prompt_tokens(self.request.get("messages", ())), len(self.body) / CHARACTERS_PER_TOKEN
 
 
 class Journal:
-    """The journal of one caption fingerprint. A process uses one instance for all its units."""
+    """The journal of one fingerprint. A process uses one instance for all its units."""
 
     def __init__(self, parts: Parts) -> None:
         self.root = parts.root
@@ -80,13 +80,17 @@ class Journal:
         for key, record in self.records(sorted(found - self._keys)).items():
             self.count(key, record)
 
-    def generation(self, unit: int) -> int:
-        """The newest generation of a unit; 0 if there is none."""
-        return max((key.generation for key in self._keys if key.unit == unit), default=0)
+    def generations(self, units: Collection[int]) -> dict[int, int]:
+        """The newest generation of each of `units`. Units without any answer are missing."""
+        newest: dict[int, int] = {}
+        for key in self._keys:
+            if key.unit in units:
+                newest[key.unit] = max(key.generation, newest.get(key.unit, 0))
+        return newest
 
-    def answers(self, unit: int, generation: int) -> dict[Key, Record]:
-        """All answers of one generation of a unit."""
-        return self.records(sorted(k for k in self._keys if k.unit == unit and k.generation == generation))
+    def answers(self, generations: Mapping[int, int]) -> dict[Key, Record]:
+        """All answers of one generation of each unit, given as unit → generation."""
+        return self.records(sorted(key for key in self._keys if generations.get(key.unit) == key.generation))
 
     def has(self, key: Key) -> bool:
         return key in self._keys

@@ -1,25 +1,45 @@
-"""State shared by all units of a caption fingerprint in a process: journal, committed captions, money spent."""
+"""State shared by all units of a fingerprint in a process: journal, money spent, captions committed so far."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from bootpig.stages.caption.duplicates import DuplicateIndex, subject_of
 from bootpig.stages.caption.llm.config import OpenAIConfig
+from bootpig.stages.caption.llm.endpoint import EndpointConfig
 from bootpig.stages.caption.llm.journal import Journal
 from bootpig.storage.parts import Marker, Parts
 
+C = TypeVar("C", bound=EndpointConfig)
+L = TypeVar("L", bound="Ledger")
+
 
 class Ledger:
-    """Created by `open_ledger` and kept between units, so that each unit reads only what is new."""
+    """The journal, and what was spent. Created by `open_ledger` and kept between units."""
 
-    def __init__(self, parts: Parts, config: OpenAIConfig) -> None:
+    config: EndpointConfig
+
+    def __init__(self, parts: Parts, config: EndpointConfig) -> None:
         self.parts = parts
         self.config = config
         self.journal = Journal(parts)
         self.structured = config.format != "lines"
         """Whether requests have a JSON schema. With `auto`, set to False once the endpoint rejects it."""
+
+    def over_cap(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> str:
+        """The cap that would be exceeded by requests of these (prompt, answer) tokens; empty if none."""
+        return self.journal.spent.with_more(expected, batch).over_cap(self.config)
+
+
+class CaptionLedger(Ledger):
+    """Also knows the captions of the committed units. It reads only what is new for each unit."""
+
+    config: OpenAIConfig
+
+    def __init__(self, parts: Parts, config: OpenAIConfig) -> None:
+        super().__init__(parts, config)
         self._markers: dict[int, Marker] = {}
         """Markers as of the last refresh, so that each is read only once."""
         self._clear()
@@ -48,18 +68,15 @@ class Ledger:
             self._included[unit] = wanted[unit].digest
         return markers
 
-    def over_cap(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> str:
-        """The cap that would be exceeded by requests of these (prompt, answer) tokens; empty if none."""
-        return self.journal.spent.with_more(expected, batch).over_cap(self.config)
+
+_open: tuple[tuple[str, str], Any] | None = None
 
 
-_open: tuple[tuple[str, str], Ledger] | None = None
-
-
-def open_ledger(parts: Parts, config: OpenAIConfig) -> Ledger:
-    """The ledger of `parts` in this process. Only the last one is kept."""
+def open_ledger(kind: Callable[[Parts, C], L], parts: Parts, config: C) -> L:
+    """The ledger of `parts` in this process, of the class `kind`. Only the last one is kept."""
     global _open
     key = (parts.root.url, parts.folder)
     if _open is None or _open[0] != key or _open[1].config != config:
-        _open = (key, Ledger(parts, config))
-    return _open[1]
+        _open = (key, kind(parts, config))
+    ledger: L = _open[1]
+    return ledger

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bootpig.stages.caption.llm.config import OpenAIConfig
+from bootpig.stages.caption.llm.endpoint import EndpointConfig
 
 CHARACTERS_PER_TOKEN = 4.0
 TOKENS_PER_CAPTION = 30.0
 """Tokens of a caption in an answer, with quotes and commas; captions have fewer than 18 words."""
+TOKENS_PER_PICTURE = 1000.0
+"""A picture in a prompt. Endpoints count 250 to 1,500 for one of 512 pixels a side."""
 TOKENS_PER_SUBJECT = 2.0
 """Tokens of a subject named in a request."""
 
@@ -39,13 +41,13 @@ class Spent:
         else:
             self.input, self.output = self.input + input, self.output + output
 
-    def usd(self, config: OpenAIConfig) -> float | None:
+    def usd(self, config: EndpointConfig) -> float | None:
         """The amount in USD, or None if the config has no prices."""
         direct = config.usd(self.input, self.output)
         batched = config.usd(self.batch_input, self.batch_output, batch=True)
         return None if direct is None or batched is None else direct + batched
 
-    def over_cap(self, config: OpenAIConfig) -> str:
+    def over_cap(self, config: EndpointConfig) -> str:
         """Name and value of the cap that this exceeds; empty if none."""
         usd = self.usd(config)
         if config.cap_usd is not None and usd is not None and usd > config.cap_usd:
@@ -54,10 +56,14 @@ class Spent:
             return f"cap_tokens {config.cap_tokens}"
         return ""
 
-    def expected(self, asked: int, characters: int) -> tuple[float, float]:
-        """Expected (prompt, answer) tokens of a request for `asked` captions, based on earlier answers if any."""
+    def expected(self, asked: int, prompt: float) -> tuple[float, float]:
+        """Expected (prompt, answer) tokens of a request for `asked` captions, based on earlier answers if any.
+
+        Args:
+            prompt: its prompt's tokens.
+        """
         output = (self.output + self.batch_output) / self.captions if self.captions else TOKENS_PER_CAPTION
-        return characters / CHARACTERS_PER_TOKEN, asked * output
+        return prompt, asked * output
 
     def with_more(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> Spent:
         """A copy that includes requests of these (prompt, answer) tokens."""
@@ -66,41 +72,49 @@ class Spent:
             more.add(0, input, output, batch)
         return more
 
-    def summary(self, config: OpenAIConfig) -> str:
+    def summary(self, config: EndpointConfig) -> str:
         """`4.98 USD, 1,204,331 tokens`."""
         usd = self.usd(config)
         money = "" if usd is None else f"{usd:.4g} USD, "
         return f"{money}{self.tokens:,.0f} tokens"
 
 
-def expected_spending(config: OpenAIConfig, units: int, samples: int) -> dict[str, Any]:
-    """What `units` units with `samples` captions in all are expected to take: requests, tokens, USD (None without
+def prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> float:
+    """About how many tokens the messages of a request take, with their pictures."""
+    tokens = 0.0
+    for message in messages:
+        content = message.get("content") or ""
+        for part in [{"text": content}] if isinstance(content, str) else content:
+            tokens += len(part["text"]) / CHARACTERS_PER_TOKEN if "text" in part else TOKENS_PER_PICTURE
+    return tokens
+
+
+def expected_spending(
+    config: EndpointConfig, requests: int, tokens_per_prompt: float, captions: int, batch: bool = False
+) -> dict[str, Any]:
+    """What `requests` requests for `captions` captions in all are expected to take: requests, tokens, USD (None without
     prices)."""
-    per_unit = -(-samples // units // config.captions_per_request) if units else 0
-    prompt = len(config.system) + len(config.prompt) + len(config.steering) + 200
-    named = config.steering_objects * TOKENS_PER_SUBJECT
-    requests = units * per_unit
-    input_tokens = requests * (prompt / CHARACTERS_PER_TOKEN + named)
-    output_tokens = samples * TOKENS_PER_CAPTION
+    input_tokens = requests * tokens_per_prompt
+    output_tokens = captions * TOKENS_PER_CAPTION
     return {
         "requests": requests,
         "input_tokens": round(input_tokens),
         "output_tokens": round(output_tokens),
-        "cost_usd": config.usd(input_tokens, output_tokens, batch=config.batch),
+        "cost_usd": config.usd(input_tokens, output_tokens, batch=batch),
     }
 
 
-def spending_assumptions(config: OpenAIConfig, expected: Mapping[str, Any]) -> tuple[str, ...]:
+def spending_assumptions(config: EndpointConfig, expected: Mapping[str, Any], batch: bool = False) -> tuple[str, ...]:
     """What `expected_spending` is based on, and which cap it is above; a line each."""
     tokens = (
         f"{expected['requests']} requests, {expected['input_tokens']} prompt and {expected['output_tokens']} answer"
     )
     line = f"captions: {tokens} tokens of {config.model!r}, {TOKENS_PER_CAPTION:g} tokens a caption, no answer twice"
-    cost = expected["cost_usd"]
+    cost, section = expected["cost_usd"], config.section
     if cost is None:
-        return line, "captions cost nothing, as caption.openai.price_input and price_output are not given"
-    share = ", half of it in a batch" if config.batch else ""
+        return line, f"captions cost nothing, as {section}.price_input and price_output are not given"
+    share = ", half of it in a batch" if batch else ""
     line += f", {config.price_input:g} and {config.price_output:g} USD per million tokens{share}"
     if config.cap_usd is None or cost <= config.cap_usd:
         return (line,)
-    return line, f"captions: caption.openai.cap_usd {config.cap_usd:g} is less than that; units above it stay pending"
+    return line, f"captions: {section}.cap_usd {config.cap_usd:g} is less than that; units above it stay pending"
