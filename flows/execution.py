@@ -79,7 +79,7 @@ def execute(
     """
     interrupt.reset()
     mask_logs()
-    spare_loopback(config.caption.openai.base_url if config.caption.openai else None)
+    spare_loopback(config.endpoint.base_url if config.endpoint else None)
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
         # this process was started by a worker: end it with the worker, because nothing else would stop it
         interrupt.end_with_parent(kill=False)
@@ -141,11 +141,11 @@ def _cancelling() -> bool:
 
 
 def _export_key(config: PipelineConfig) -> None:
-    """Copy the Secret block `caption.openai.api_key_secret` to the variable `api_key_env`, unless that is set.
+    """Copy the Secret block `api_key_secret` of the endpoint to the variable `api_key_env`, unless that is set.
 
     A missing block is not an error here: complete captions need no key, and otherwise the stage reports it.
     """
-    llm = config.caption.openai
+    llm = config.endpoint
     if llm is None or llm.api_key_secret is None or llm.api_key_env is None or os.environ.get(llm.api_key_env):
         return
     try:
@@ -241,16 +241,18 @@ class _Work:
         return note
 
     def thin(self) -> str | None:
-        """The reason why too few captions became samples to train on or promote the data set. None if enough did."""
+        """The reason why too few captions (or given pictures) became samples to train on. None if enough did."""
         if "train" in self.surveys and self.surveys["train"].units == {0: "complete"}:
             return None
-        captions, encoded = self.surveys["caption"], self.surveys["encode"]
-        written = sum(marker.counts.total() for marker in captions.markers.values())
-        asked = written + (len(captions.units) - len(captions.markers)) * self.engine.config.unit_size
+        source = self.engine.config.source
+        drawn, encoded = self.surveys[source], self.surveys["encode"]
+        written = sum(marker.counts.total() for marker in drawn.markers.values())
+        asked = written + (len(drawn.units) - len(drawn.markers)) * self.engine.config.unit_size
         share = encoded.rows()["ok"] / max(asked, 1)
         if share >= self.engine.config.min_yield and encoded.markers:
             return None
-        return f"{share:.1%} of the captions became samples, min_yield is {self.engine.config.min_yield:.1%}"
+        what = {"caption": "captions", "pictures": "pictures"}[source]
+        return f"{share:.1%} of the {what} became samples, min_yield is {self.engine.config.min_yield:.1%}"
 
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]

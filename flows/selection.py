@@ -65,7 +65,7 @@ def known_units(
         raise InputError(
             f"units: {_short(wrong)} → not in this run, which has "
             f"units 0 to {len(have) - 1}"
-            f" (caption.count {config.caption.count}, unit_size {config.unit_size})"
+            f" ({config.source}.count {config.count}, unit_size {config.unit_size})"
         )
     if not any(graph.is_map(stage) for stage in stages):
         raise InputError(f"units: {_short(units)} → {stages[0]} makes one result and has no units; leave out --units")

@@ -9,9 +9,11 @@ from pydantic import Field, model_validator
 
 from bootpig.stages.augment import AugmentConfig
 from bootpig.stages.caption.config import CaptionConfig
+from bootpig.stages.caption.llm.endpoint import EndpointConfig
 from bootpig.stages.encode import EncodeConfig
 from bootpig.stages.engine.contract import EXTENT, SPEED, StageConfig
 from bootpig.stages.evaluate.stage import EvaluateConfig
+from bootpig.stages.real_pictures.config import PicturesConfig
 from bootpig.stages.score.config import ScoreConfig
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.select.config import SelectConfig
@@ -51,7 +53,8 @@ class PipelineConfig(StageConfig):
         ge=0,
         le=1,
         json_schema_extra=EXTENT,
-        description="Fraction of the captions that must reach the encoded shards; else the run stops before train.",
+        description="Fraction of the captions or given pictures that must reach the encoded shards; else the run stops "
+        "before train.",
     )
     train_on_partial: bool = Field(
         default=False,
@@ -76,8 +79,11 @@ class PipelineConfig(StageConfig):
         description="Address of a running cluster, such as ray://head:10001 or tcp://scheduler:8786. null: the run "
         "starts its own.",
     )
-    caption: CaptionConfig
-    synthesize: SynthesizeConfig
+    caption: CaptionConfig | None = None
+    synthesize: SynthesizeConfig | None = None
+    pictures: PicturesConfig | None = Field(
+        default=None, description="Real pictures, in place of caption and synthesize."
+    )
     segment: SegmentConfig
     view: ViewConfig | None = None
     score: ScoreConfig | None = None
@@ -86,6 +92,18 @@ class PipelineConfig(StageConfig):
     encode: EncodeConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PipelineConfig:
+        drawn = {"caption": self.caption, "synthesize": self.synthesize}
+        if self.pictures is not None:
+            if given := [name for name, section in drawn.items() if section is not None]:
+                raise ValueError(
+                    f"pictures: takes the place of caption and synthesize; remove it, or remove {' and '.join(given)}"
+                )
+        elif missing := [name for name, section in drawn.items() if section is None]:
+            raise ValueError(f"{' and '.join(missing)}: missing → must be given, or pictures in place of both")
+        return self
 
     @model_validator(mode="after")
     def _one_base(self) -> PipelineConfig:
@@ -114,10 +132,13 @@ class PipelineConfig(StageConfig):
             raise ValueError(f"augment.references_from: {used!r} needs the stage view; add view, or use cut_out")
         if self.view is not None and used == "cut_out":
             raise ValueError("view: has no effect while augment.references_from is cut_out; set it to views or both")
-        if self.view is not None and self.caption.other_scenes < self.view.count:
+        scenes = 0 if self.caption is None else self.caption.other_scenes
+        if self.view is not None and self.caption is None:
+            raise ValueError("view: needs other scenes, which only the stage caption gives; remove it")
+        if self.view is not None and scenes < self.view.count:
             raise ValueError(
-                f"view.count: {self.view.count} needs as many other scenes, but caption.other_scenes is "
-                f"{self.caption.other_scenes}; set it to {self.view.count}"
+                f"view.count: {self.view.count} needs as many other scenes, but caption.other_scenes is {scenes}; set "
+                f"it to {self.view.count}"
             )
         return self
 
@@ -145,8 +166,8 @@ class PipelineConfig(StageConfig):
     def _not_too_many_units(self) -> PipelineConfig:
         if len(self.unit_numbers()) > MOST_UNITS:
             raise ValueError(
-                f"unit_size: {self.unit_size} makes {len(self.unit_numbers())} units of caption.count "
-                f"{self.caption.count}; a run has at most {MOST_UNITS}, so raise unit_size"
+                f"unit_size: {self.unit_size} makes {len(self.unit_numbers())} units of {self.source}.count "
+                f"{self.count}; a run has at most {MOST_UNITS}, so raise unit_size"
             )
         return self
 
@@ -174,9 +195,27 @@ class PipelineConfig(StageConfig):
         copies = {stage: _pinned(getattr(self, stage), fields) for stage, fields in pins.items()}
         return self.model_copy(update=copies)
 
+    @property
+    def source(self) -> Literal["caption", "pictures"]:
+        """The stage that all others depend on."""
+        return "caption" if self.pictures is None else "pictures"
+
+    @property
+    def count(self) -> int:
+        """The number of samples that are asked for."""
+        section = self.caption or self.pictures
+        assert section is not None
+        return section.count
+
+    @property
+    def endpoint(self) -> EndpointConfig | None:
+        """The endpoint that writes the captions. None if they come from elsewhere."""
+        section = self.caption or self.pictures
+        return None if section is None else section.openai
+
     def unit_numbers(self) -> range:
-        """The units of this run. The last one is full too, so `caption.count` is rounded up to whole units."""
-        return range(-(-self.caption.count // self.unit_size))
+        """The units of this run. The last one is full too, so `count` is rounded up to whole units."""
+        return range(-(-self.count // self.unit_size))
 
     def indices(self, unit: int) -> range:
         """The positions of a unit's samples in the whole data set."""

@@ -49,9 +49,8 @@ def read_text(field: str, path: str | Path, wanted: str = "give a UTF-8 text fil
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{field}: {shown} → cannot be read ({reason}); {wanted}") from None
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        text = data.decode(encoding)
+        text = decoded(data)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{field}: {shown}, line {line} → is not UTF-8; save the file as UTF-8") from None
@@ -61,6 +60,11 @@ def read_text(field: str, path: str | Path, wanted: str = "give a UTF-8 text fil
             f"{field}: {shown}, line {line} → is not text, or UTF-16 without a byte order mark; save it as UTF-8"
         )
     return text
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8, or in the encoding of its byte order mark. Raises UnicodeDecodeError."""
+    return data.decode(next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8"))
 
 
 def read_lines(field: str, path: str | Path, wanted: str = "give a UTF-8 text file") -> list[tuple[int, str]]:

@@ -107,11 +107,10 @@ def run(asked: argparse.Namespace) -> int:
         if others:
             raise InputError("\n".join(others))
     engine = prepare(config, stages) if before is None else prepare(before, graph_of(before).stages)
-    if config.unit_size * len(config.unit_numbers()) != config.caption.count and config.caption.source != "file":
-        rounded = config.unit_size * len(config.unit_numbers())
+    rounded = config.unit_size * len(config.unit_numbers())
+    if rounded != config.count and config.caption is not None and config.caption.source != "file":
         _complain(
-            f"caption.count: {config.caption.count} → rounded up to {rounded}, a multiple of unit_size "
-            f"{config.unit_size}"
+            f"caption.count: {config.count} → rounded up to {rounded}, a multiple of unit_size {config.unit_size}"
         )
     started = time.monotonic()
     options: dict[str, Any] = {"run": asked.run, "force": asked.force, "retry_failed": asked.retry_failed}

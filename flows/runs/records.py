@@ -332,9 +332,10 @@ def _facts(root: Root, record: RunRecord) -> dict[str, str]:
 
 def _subjects(root: Root, record: RunRecord) -> Counter[str]:
     """Number of captions of the run for each object."""
-    if "caption" not in record.stages:
+    source = next((name for name in ("caption", "pictures") if name in record.stages), None)
+    if source is None:
         return Counter()
-    markers = Parts(root, "caption", record.stages["caption"].fingerprint).listing(record.units).markers
+    markers = Parts(root, source, record.stages[source].fingerprint).listing(record.units).markers
     rows = [row for marker in markers.values() for row in marker.rows if row["status"] == "ok"]
     return Counter(row["object"] for row in rows)
 

@@ -198,6 +198,8 @@ class Stage(ABC):
     """Must be increased when the same input would give a different output. A golden test checks this."""
     upstream: ClassVar[tuple[str, ...]] = ()
     """The stages that it reads. A map stage gets its rows from the first. A source reads none. See `engine.graph`."""
+    kept: ClassVar[bool] = False
+    """Whether an engine makes the stage once, for all its threads, because it reads much. Others are made each time."""
     config_class: ClassVar[type[StageConfig]]
 
     def __init__(self, config: Any, seed: int) -> None:

@@ -115,10 +115,14 @@ class Surveyor:
         self.root = root
         self.graph = graph
         self._identities: dict[tuple[str, str], dict[str, Any]] = {}
+        self._kept: dict[str, Stage] = {}
 
     def make(self, name: str) -> Stage:
-        """Make a stage with its settings."""
-        return self.graph.stages[name](self.config.section(name), self.config.seed)
+        """Make a stage with its settings, or take the one that is kept."""
+        if name in self._kept:
+            return self._kept[name]
+        stage = self.graph.stages[name](self.config.section(name), self.config.seed)
+        return self._kept.setdefault(name, stage) if stage.kept else stage
 
     def survey(self, names: Iterable[str]) -> dict[str, StageSurvey]:
         """Survey the stages `names` and all stages that they depend on, in the graph's order."""

@@ -129,7 +129,10 @@ class UnitWork:
         return markers
 
     def _source_digest(self) -> str:
-        return self.stage.source_digest(self.unit, self.config.indices(self.unit))
+        try:
+            return self.stage.source_digest(self.unit, self.config.indices(self.unit))
+        except FatalError as error:
+            raise UnitFailed(f"{self.stage.name} unit {self.unit}: {first_line(error)}") from error
 
     def _committed(self, made_from: str) -> Marker | None:
         """The unit's own marker, if it is complete."""

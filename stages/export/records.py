@@ -36,7 +36,7 @@ REFERENCES = "augment"
 
 _MEND = "finish it with bootpig run, and export again"
 
-_NAMED = {("caption", "caption"), ("caption", "object"), ("score", "object")}
+_NAMED = {(stage, name) for stage in ("caption", "pictures") for name in ("caption", "object")} | {("score", "object")}
 """Columns (stage, name) that every record has anyway."""
 
 
@@ -211,9 +211,8 @@ class DataSet:
     def models(self) -> tuple[Model, ...]:
         """The models that made captions, pictures, masks and references, from each stage's `stage.json`."""
         models = []
-        openai = self.config.caption.openai
-        if openai is not None:
-            models.append(Model("caption", "model", openai.model, "", openai.model))
+        if (openai := self.config.endpoint) is not None:
+            models.append(Model(self.config.source, "model", openai.model, "", openai.model))
         for stage, parts in self.parts.items():
             if stage == LAST:  # latents are not exported
                 continue

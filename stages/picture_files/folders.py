@@ -47,6 +47,13 @@ def folders_of_pictures(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.name.casefold() not in _SYSTEM_FOLDERS), key=lambda path: path.name)
 
 
+def of_systems(path: str) -> bool:
+    """Whether a path with `/` is hidden, or something that operating systems left there."""
+    *folders, name = path.casefold().split("/")
+    hidden = any(part.startswith(".") for part in (*folders, name))
+    return hidden or name in _SYSTEM_FILES or not _SYSTEM_FOLDERS.isdisjoint(folders)
+
+
 def natural_order(name: str) -> tuple[tuple[str | int, ...], ...]:
     """A key that sorts file names as people do: numbers by value, and `a` before `a (1)`."""
     stem, dot, suffix = name.rpartition(".")

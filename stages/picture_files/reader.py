@@ -82,6 +82,10 @@ class PictureError(InputError):
     """A picture cannot be used. The message is one line: the setting, the file, the reason and the fix."""
 
 
+class PictureTooLarge(PictureError):
+    """A picture has more than `MAX_PIXELS`, or does not fit into memory."""
+
+
 def read_picture(source: Path | bytes, field: str, name: str | None = None) -> Image.Image:
     """Read a picture: upright, 8-bit sRGB, without metadata, RGB, or RGBA if something is transparent.
 
@@ -111,16 +115,16 @@ def decode(source: Path | bytes, field: str, use: Callable[[Image.Image], T], na
     """
     shown = repr(name if name is not None else str(source) if isinstance(source, Path) else "picture")
 
-    def refused(problem: str) -> PictureError:
+    def refused(problem: str, kind: type[PictureError] = PictureError) -> PictureError:
         why, _, fix = problem.partition("; ")
-        return PictureError(f"{field}: {shown} → {why}; {fix or 'replace or remove it'}")
+        return kind(f"{field}: {shown} → {why}; {fix or 'replace or remove it'}")
 
     if problem := _not_a_file(source) or _wrong_kind(source):
         raise refused(problem)
     try:
         with _opened(source) as image:
             if problem := _wrong_size(image):
-                raise refused(problem)
+                raise refused(problem, PictureTooLarge if problem == TOO_LARGE else PictureError)
             if _is_one_of_many(image):
                 _say_once(f"{field}: {shown} holds more than one picture; the first is used")
             image.load()
@@ -130,9 +134,9 @@ def decode(source: Path | bytes, field: str, use: Callable[[Image.Image], T], na
     except UnknownPixels as error:
         raise refused(str(error)) from None
     except Image.DecompressionBombError:
-        raise refused(TOO_LARGE) from None
+        raise refused(TOO_LARGE, PictureTooLarge) from None
     except MemoryError:
-        raise refused("does not fit into memory; scale it down") from None
+        raise refused("does not fit into memory; scale it down", PictureTooLarge) from None
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise refused(f"is not a readable picture ({_reason(error)})") from None
 

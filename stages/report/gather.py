@@ -148,7 +148,8 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
         # A local shard is read only as far as it is needed.
         return root.local / parts.folder / marker.payload if root.local else parts.payload(unit, marker)
 
-    shown = [unit for unit in surveys["augment"].markers if unit in surveys["synthesize"].markers]
+    (painted,) = engine.graph.upstream["segment"]
+    shown = [unit for unit in surveys["augment"].markers if unit in surveys[painted].markers]
     rejected_rows = [row for marker in surveys["segment"].markers.values() for row in marker.rows]
     evaluated, trained = surveys["evaluate"], surveys["train"]
     return Report(
@@ -159,10 +160,10 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
             stage_facts(engine.graph.stages[name], survey, done.get(name, StageDone()))
             for name, survey in surveys.items()
         ],
-        examples=collect_examples(payload, shown),
-        rejected=collect_rejected(payload, rejected_rows),
+        examples=collect_examples(payload, shown, painted),
+        rejected=collect_rejected(payload, rejected_rows, painted),
         subjects=count_subjects(
-            (row for marker in surveys["caption"].markers.values() for row in marker.rows),
+            (row for marker in surveys[engine.config.source].markers.values() for row in marker.rows),
             (row for marker in surveys["encode"].markers.values() for row in marker.rows),
         ),
         selection=read_selection(root, payload, surveys),
@@ -192,17 +193,20 @@ def stage_facts(stage: type[Stage], survey: StageSurvey, done: StageDone) -> Sta
     )
 
 
-def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPLES) -> list[Example]:
+def collect_examples(
+    payload: Payload, units: Sequence[int], painted: str = "synthesize", count: int = EXAMPLES
+) -> list[Example]:
     """Up to `count` samples, of different objects where possible, with picture, mask and references.
 
     Args:
-        units: complete in synthesize, segment and augment; they are looked through in order.
+        units: complete in `painted`, segment and augment; they are looked through in order.
+        painted: the stage that segment reads.
     """
     examples: list[Example] = []
     try:
         for unit in units:
             chosen = _different_objects(read_shard(payload("augment", unit)), count - len(examples))
-            images = find_samples(payload("synthesize", unit), chosen)
+            images = find_samples(payload(painted, unit), chosen)
             cut_outs = find_samples(payload("segment", unit), chosen)
             for key, members in chosen.items():
                 names = sorted((name for name in members if name.startswith("reference")), key=_number)
@@ -221,8 +225,11 @@ def collect_examples(payload: Payload, units: Sequence[int], count: int = EXAMPL
     return examples
 
 
-def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count: int = REJECTED) -> list[Rejected]:
-    """Up to `count` pictures that segment rejected, one reason after the other. `rows` are segment's."""
+def collect_rejected(
+    payload: Payload, rows: Iterable[Mapping[str, Any]], painted: str = "synthesize", count: int = REJECTED
+) -> list[Rejected]:
+    """Up to `count` pictures that segment rejected, one reason after the other. `rows` are segment's, which reads the
+    stage `painted`."""
     by_reason: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["status"] == "rejected":
@@ -232,7 +239,7 @@ def collect_rejected(payload: Payload, rows: Iterable[Mapping[str, Any]], count:
     try:
         for unit in dict.fromkeys(row["unit"] for row in turns):
             reasons = {row["id"]: row["reason"] for row in turns if row["unit"] == unit}
-            for key, members in find_samples(payload("synthesize", unit), reasons).items():
+            for key, members in find_samples(payload(painted, unit), reasons).items():
                 caption = str(parse_json(members["json"])["caption"])
                 shown.append(Rejected(caption, data_uri(members["png"]), reasons[key]))
     except UNREADABLE:

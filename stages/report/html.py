@@ -96,8 +96,9 @@ def headlines(report: Report) -> list[tuple[str, str, str]]:
             )
     maps = [stage for stage in report.stages if stage.is_map]
     if maps and maps[0].rows:
+        what = "pictures" if maps[0].name == "pictures" else "captions"
         chosen = None if report.selection is None else report.selection.selected
-        share = f"{maps[-1].ok / maps[0].rows:.0%} of {maps[0].rows:,} captions came through every stage"
+        share = f"{maps[-1].ok / maps[0].rows:.0%} of {maps[0].rows:,} {what} came through every stage"
         found.append(
             (
                 f"{maps[-1].ok if chosen is None else chosen:,}",

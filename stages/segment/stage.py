@@ -108,7 +108,7 @@ class Segment(MapStage):
 
     name = "segment"
     version = 4  # 1: the mask was the alpha channel of a re-encoded picture; 2 and 3: a PNG
-    upstream = ("synthesize",)
+    upstream = ("synthesize", "pictures")  # a configuration has one of them
     config_class = SegmentConfig
     config: SegmentConfig
     columns: ClassVar[pa.Schema] = pa.schema(

@@ -1,0 +1,1 @@
+"""The pictures stage: real pictures in place of caption and synthesize."""
