@@ -37,7 +37,7 @@ def card(
         "pretty_name": f"BootPIG data set {data.config.name}",
         "task_categories": ["text-to-image", "image-to-image"],
         "size_categories": [next((size for bound, size in _SIZES.items() if samples < bound), "n>1T")],
-        "tags": ["bootpig", "subject-driven-generation", "synthetic"],
+        "tags": ["bootpig", "subject-driven-generation", *(["synthetic"] if _is_drawn(data) else [])],
         "configs": [
             {
                 "config_name": "default",
@@ -63,7 +63,8 @@ def _text(
     yield ""
     yield "Pictures of one subject each, with the subject's mask, a caption, and references: the subject cut out,"
     yield "changed at random and placed on white. Training data for subject-driven generation as in"
-    yield f"[BootPIG]({PAPER})." + (" The pictures were drawn by a model." if "synthesize" in data.markers else "")
+    origin = "The pictures were drawn by a model." if _is_drawn(data) else "The pictures were given."
+    yield f"[BootPIG]({PAPER}). {origin}"
     yield ""
     yield from _table(
         ("split", "samples", "shards", "bytes"),
@@ -140,8 +141,13 @@ def _text(
     yield "## Licence"
     yield ""
     known = f"`{facts.licence}`" if facts.licence else "not known here"
-    yield f"The licence of the model that drew the pictures is {known}. The licences of the other models are in"
+    whose = "of the model that drew the pictures" if _is_drawn(data) else "of the pictures"
+    yield f"The licence {whose} is {known}. The licences of the other models are in"
     yield "the table above; whether they extend to what a model makes is for you to check."
+
+
+def _is_drawn(data: DataSet) -> bool:
+    return "synthesize" in data.markers
 
 
 def _counts(shards: Iterable[ShardFacts]) -> tuple[int, int, int]:
@@ -177,7 +183,7 @@ def _columns(data: DataSet, format: str) -> Iterator[tuple[str, str]]:
     yield pictures[1], "the subject's mask, greyscale, of the picture's size; 255 is the subject"
     yield pictures[2], "the subject on white, RGB"
     yield "id", "the sample's id"
-    yield "caption", "what the picture was drawn from"
+    yield "caption", "what the picture was drawn from" if _is_drawn(data) else "what the picture shows"
     yield "object", "the part of the caption that names the subject"
     yield "seed", "the run's seed; all random draws for a sample are made from it and the sample's id"
     for column in data.columns:

@@ -12,10 +12,10 @@ from bootpig.stages.engine.contract import EXTENT, MODEL, StageConfig
 PROMPT = (
     "Describe this photograph in one caption of the form\n"
     "A photo of a [object], [position in the scene] [scene]\n"
-    "The object is the main subject of the picture, with an adjective or two that tell what it looks like. It is finite "
-    "and solid, something that could be picked up, walked around or driven: never a lake, a field, the sky. It stands "
-    "between 'A photo of a' and the first comma, and nothing else does. The caption has fewer than 18 words and says "
-    "only what can be seen. An example: A photo of a faded Polaroid camera, lying on a sun-warmed picnic blanket"
+    "The object is the main subject of the picture, with an adjective or two that tell what it looks like. It is "
+    "finite and solid, something that could be picked up, walked around or driven: never a lake, a field, the sky. It "
+    "stands between 'A photo of a' and the first comma, and nothing else does. The caption has fewer than 18 words and "
+    "says only what can be seen. An example: A photo of a faded Polaroid camera, lying on a sun-warmed picnic blanket"
 )
 """Asks for a caption as described in BootPIG, section 3.3."""
 
@@ -36,8 +36,8 @@ class PicturesConfig(StageConfig):
     url: str = Field(
         min_length=1,
         json_schema_extra=MODEL,
-        description="A folder, or one .tar or .parquet file: a local path or any fsspec URL (s3://, hf://datasets/…). A "
-        "unit depends on the content of its own pictures, not on where they are.",
+        description="A folder, or one .tar or .parquet file: a local path or any fsspec URL (s3://, hf://datasets/…). "
+        "A unit depends on the content of its own pictures, not on where they are.",
     )
     format: Literal["folder", "webdataset", "parquet"] = Field(
         default="folder",

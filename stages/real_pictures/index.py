@@ -1,7 +1,7 @@
 """The contents of a picture set by their digests: what a unit is made from, and which pictures repeat an earlier one.
 
-Both depend only on the set and the order in it, so any unit can be made at any time, by any process. To know them, every
-picture up to the unit's last one is hashed, once on a machine (see `seen`).
+Both depend only on the set and the order in it, so any unit can be made at any time, by any process. To know them,
+every picture up to the unit's last one is hashed, once on a machine (see `seen`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Index:
         return self.content(position).usable and self.first(position) < position
 
     def sample_id(self, position: int) -> str:
-        """16 hex digits: of the picture's sha256, so that a picture keeps its id wherever it stands. An entry that makes
-        no sample has one of its own, because its picture may belong to a sample."""
+        """16 hex digits: of the picture's sha256, so that a picture keeps its id wherever it is in the set. An
+        entry that makes no sample has one of its own, because its picture may belong to a sample."""
         content = self.content(position)
         if content.usable and self.first(position) == position:
             return content.picture[:16]

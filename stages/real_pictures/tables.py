@@ -109,8 +109,8 @@ class TableSource(Source):
             kind = kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise InputError(
-                f"pictures.image_column: {self.config.image_column!r} → holds {kind} in {name!r}, not encoded pictures; "
-                "name a column of bytes"
+                f"pictures.image_column: {self.config.image_column!r} → holds {kind} in {name!r}, not encoded "
+                "pictures; name a column of bytes"
             )
 
     @contextmanager

@@ -1,8 +1,8 @@
 """Captions of pictures by a vision model behind an OpenAI-compatible endpoint: one picture per request.
 
-Rounds, journal, replay and spending cap are those of the caption stage (`stages/caption/llm/filling.py`). In the journal
-an answer belongs to a picture by its sample id, which is that of its content: a picture that moves to another unit keeps
-the caption that was paid for, and one that changes is asked for again.
+Rounds, journal, replay and spending cap are those of the caption stage (`stages/caption/llm/filling.py`). In the
+journal an answer belongs to a picture by its sample id, which is that of its content: a picture that moves to another
+unit keeps the caption that was paid for, and one that changes is asked for again.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def write_captions(
 ) -> list[Draft]:
     """The captions of a unit's pictures.
 
-    A forced unit makes new requests under a new generation in the journal, unless the newest generation differs from
-    the committed unit: then an earlier forced run was interrupted, and its generation is continued.
+    A forced unit makes new requests under a new generation in the journal, unless some pictures lack an answer of the
+    newest generation, or those answers differ from the committed unit: then an earlier forced run was interrupted, and
+    its generation is continued.
 
     Args:
         ids: the pictures' sample ids.
@@ -99,9 +100,10 @@ def write_captions(
         return Filling(config, ledger, asker, context, f"pictures unit {unit}", chosen, len(ids))
 
     before = _committed(context, unit) if context.force else None
-    if before is not None:
-        last = max(generations.values(), default=0)
-        if filling(generations).replayed() == [before.get(id) for id in ids]:
+    if before is not None and generations:
+        last = max(generations.values())
+        is_whole = min(generations.values()) == last
+        if is_whole and filling(generations).replayed() == [before.get(id) for id in ids]:
             last += 1
         generations = dict.fromkeys(numbers, last)
     work = filling(generations)

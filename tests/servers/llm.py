@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import email
 import hashlib
+import io
 import json
 import random
 import re
@@ -29,6 +31,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -232,9 +235,13 @@ class Endpoint:
 
 def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str, Any]:
     """A chat completion with the captions that the prompt asks for, or with a fault of `kind` in them."""
-    text = body["messages"][-1]["content"]
-    count = int(re.search(r"\d+", text)[0])  # type: ignore[index]
-    captions = [caption(rng) for _ in range(count)]
+    content = body["messages"][-1]["content"]
+    if isinstance(content, list):
+        check_picture(content)
+        captions = [caption(rng)]
+    else:
+        captions = [caption(rng) for _ in range(int(re.search(r"\d+", content)[0]))]  # type: ignore[index]
+    count = len(captions)
     message: dict[str, Any] = {"role": "assistant", "refusal": None}
     finish = "stop"
     if kind == "duplicates":
@@ -257,7 +264,10 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     elif kind == "prose":
         content = "Certainly! I would love to write captions for you."
     message["content"] = content
-    prompt = sum(len(m["content"]) for m in body["messages"]) // 4
+    parts = [
+        part for m in body["messages"] for part in ([m["content"]] if isinstance(m["content"], str) else m["content"])
+    ]
+    prompt = sum(len(part) // 4 if isinstance(part, str) else 500 for part in parts)
     usage = {"prompt_tokens": prompt, "completion_tokens": len(content or "") // 4}
     return {
         "id": f"chatcmpl-{rng.getrandbits(32):08x}",
@@ -267,6 +277,15 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
         "choices": [{"index": 0, "finish_reason": finish, "message": message}],
         "usage": {**usage, "total_tokens": sum(usage.values())},
     }
+
+
+def check_picture(content: list[dict[str, Any]]) -> None:
+    """Assert that a message has a picture that can be read."""
+    (url,) = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    head, _, data = url.partition(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+        picture.load()
 
 
 def caption(rng: random.Random) -> str:
