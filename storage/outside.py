@@ -94,6 +94,8 @@ class Outside(Root):
             for parent, folders, names in os.walk(base, onerror=refuse) if os.path.isdir(base) else ():
                 for name in (*folders, *names):
                     path = os.path.join(parent, name)
+                    if not is_utf8(name):
+                        raise StoreError(f"{self.field}: {path!r} → the name is not UTF-8; rename it")
                     if os.path.islink(path):
                         self._check_link(path, base)
                 for name in names:
@@ -148,6 +150,11 @@ class Outside(Root):
     def _named(self, error: StoreError) -> StoreError:
         text = str(error).replace("root:", f"{self.field}:", 1)
         return type(error)(text.replace("choose a writable folder", "check its permissions"))
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name from a file system or an archive can be written as text."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _of_stat(facts: os.stat_result) -> FoundFile:

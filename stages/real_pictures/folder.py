@@ -79,9 +79,11 @@ class FolderSource(Source):
             if not Path(name).suffix or not is_picture_name(Path(name)):
                 continue
             stem = name[: -len(Path(name).suffix)]
-            beside = [f"{stem}{end}" if self.given and f"{stem}{end}" in files else None for end in (".txt", ".json")]
-            place = _Place(name, found.size, *beside)
-            entries.append(_entry(name, place, [found, *(files[other] for other in beside if other)]))
+            txt, json = (
+                f"{stem}{end}" if self.given and f"{stem}{end}" in files else None for end in (".txt", ".json")
+            )
+            beside = [files[other] for other in (txt, json) if other]
+            entries.append(_entry(name, _Place(name, found.size, txt, json), [found, *beside]))
         return entries
 
     def _listed(self, files: dict[str, FoundFile], listed: Sequence[str]) -> list[Entry]:

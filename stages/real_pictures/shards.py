@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.picture_files.reader import is_picture_name
 from bootpig.stages.real_pictures.source import MAX_BYTES, MAX_TEXT_BYTES, Entry, Raw, Source, leads_outside
-from bootpig.storage.outside import FoundFile
+from bootpig.storage.outside import FoundFile, is_utf8
 
 AT_ONCE = 16
 """Samples that are fetched together."""
@@ -108,7 +108,9 @@ class ShardSource(Source):
             try:
                 with tarfile.open(fileobj=stream, mode="r:") as archive:
                     while (member := archive.next()) is not None:
-                        archive.members.clear()  # tarfile keeps them all
+                        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+                        if not is_utf8(member.name):
+                            raise refused(f"the name of its member {member.name[:80]!r} is not UTF-8", "rename it")
                         if leads_outside(member.name):
                             raise refused(f"its member {member.name[:80]!r} leads outside", "the shard is not used")
                         if member.isdir():

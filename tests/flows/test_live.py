@@ -26,7 +26,7 @@ from tests.servers.llm import KEY, Endpoint, serving
 
 pytestmark = pytest.mark.slow
 
-STAGES = list(graph_of(load_config(PROJECT / "configs" / "toy.yaml")).stages)
+CHAIN = list(graph_of(load_config("toy")).stages)
 
 
 def until(happens: Callable[[], bool], seconds: float = 120) -> None:
@@ -74,15 +74,15 @@ def test_what_is_paused_stays_paused_through_a_deploy(live: Live) -> None:
 def test_a_triggered_run_shows_its_stages_and_artifacts(live: Live, done: tuple[str, Path]) -> None:
     flow_run, store = done
     stages = live.subflows(flow_run)
-    assert set(stages) == set(STAGES)
+    assert set(stages) == set(CHAIN)
     assert {run["state_name"] for run in stages.values()} == {"Completed"}
     assert live.tasks(stages["segment"]["id"], 2) == {"unit 0": "Completed", "unit 1": "Completed"}
     record = list_runs(Root(str(store)))[0]
     artifacts = live.artifacts(flow_run)
     assert set(artifacts) == {"toy-yields", "toy-metrics", "toy-contact-sheet", "toy-report"}
     yields = json.loads(artifacts["toy-yields"]["data"])
-    assert [line["stage"] for line in yields] == STAGES
-    assert [line["rows ok"] for line in yields][:5] == [record.stages[name].rows["ok"] for name in STAGES[:5]]
+    assert [line["stage"] for line in yields] == CHAIN
+    assert [line["rows ok"] for line in yields][:5] == [record.stages[name].rows["ok"] for name in CHAIN[:5]]
     metrics = json.loads(artifacts["toy-metrics"]["data"])
     assert "text only" in [line["method"] for line in metrics]
     assert all(-1 <= float(line["DINO"].split()[0]) <= 1 for line in metrics if line["DINO"])

@@ -12,14 +12,17 @@ import torch
 
 import bootpig.stages.engine.loaded
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import graph_of
 from bootpig.stages.registry import STAGES
 from bootpig.storage.errors import StoreFull
 from bootpig.storage.shards import read_shard
-from tests.stages.doubles import CALLS, FAULTS, MAPS, Counter, Painter, config, doubles, image_bytes
+from tests.stages.doubles import CALLS, FAULTS, Counter, Painter, config, doubles, image_bytes
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
 __all__ = ["doubles"]
+
+MAPS = graph_of(config(Path("unused"))).maps()
 
 
 def run(configuration, **options) -> dict[str, list[str]]:

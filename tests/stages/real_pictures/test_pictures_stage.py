@@ -182,7 +182,7 @@ def test_captions_from_json_and_metadata(tmp_path: Path) -> None:
         (None, None, "no_caption"),
     ]
     (folder / "metadata.jsonl").write_text(
-        '{"file_name": "001.png", "text": "A photo of a mug, here"}\n{"file_name": "gone.png", "text": "A photo of x, y"}'
+        '{"file_name": "001.png", "text": "A photo of a mug, on"}\n{"file_name": "gone.png", "text": "no form"}'
     )
     listed = configured(tmp_path / "listed", folder, 2, caption_column="text")
     run(listed)
@@ -234,6 +234,7 @@ def test_a_file_that_changes_after_it_was_listed_fails_its_unit(tmp_path: Path) 
             {"url": "{tmp}/lists"},
             r"pictures\.url: metadata\.jsonl, line 1 → file_name '\.\./set/000\.png' leads outsid",
         ),
+        ({"url": "{tmp}/named"}, r"pictures\.url: .* → the name is not UTF-8; rename it"),
         ({"url": "nosuch://bucket"}, r"pictures\.url: 'nosuch://bucket' cannot be opened"),
     ],
 )
@@ -242,11 +243,12 @@ def test_a_set_that_cannot_be_used_is_one_line_before_any_work(
 ) -> None:
     write_pictures(tmp_path / "set", range(3))
     write_pictures(tmp_path / "bare", range(3))
-    for name in ("empty", "tars", "linked", "lists"):
+    for name in ("empty", "tars", "linked", "lists", "named"):
         (tmp_path / name).mkdir()
     for path in (tmp_path / "bare").glob("*.txt"):
         path.unlink()
     (tmp_path / "tars" / "x.tar").write_bytes(b"")
+    (tmp_path / "named" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
     (tmp_path / "linked" / "secret.png").symlink_to(tmp_path / "set" / "000.png")
     (tmp_path / "lists" / "metadata.jsonl").write_text('{"file_name": "../set/000.png"}')
     settings = {"url": tmp_path / "set", "count": 3} | {
