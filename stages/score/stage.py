@@ -174,7 +174,7 @@ class _Picture:
         self.image: Image.Image = cut_out.convert("RGB")
         self.subject = prepare_reference(cut_out, max(cut_out.size), SUBJECT_SCALE)
         across, down = centre(mask)
-        self.measured = {
+        self.measured: dict[str, Any] = {
             "sharpness": sharpness(around_subject(self.image, mask)),
             "outline": outline(self.image, mask),
             "area": np.count_nonzero(mask) / mask.size,

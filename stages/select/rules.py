@@ -90,7 +90,7 @@ class Outcome:
     @property
     def ids(self) -> list[str]:
         """The selected samples, in the order of the data set."""
-        return [self.scored.ids[i] for i in np.flatnonzero(self.kept)]
+        return [self.scored.ids[i] for i in np.flatnonzero(self.kept).tolist()]
 
     def facts(self) -> dict[str, Any]:
         """What each rule keeps and drops, overlaps, subjects before and after; for JSON.

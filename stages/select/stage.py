@@ -87,7 +87,7 @@ def _comparison(
 ) -> Callable[[Flags], Nearest]:
     def compare(kept: Flags) -> Nearest:
         assert config.max_similarity is not None
-        wanted = {scored.ids[place] for place in np.flatnonzero(kept)}
+        wanted = {scored.ids[place] for place in np.flatnonzero(kept).tolist()}
         embeddings = read_embeddings(data, wanted, config.similarity, progress)
         return nearest_kept(embeddings, config.max_similarity)
 
