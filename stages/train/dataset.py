@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,13 +16,12 @@ import torch
 from safetensors import SafetensorError
 
 from bootpig.stages.engine.contract import InputError, ReduceInput, UnitRef, sample_seed
+from bootpig.stages.train.chosen import held_out_samples, rows_of
 from bootpig.stages.train.reference_draws import choose_references, references_in
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard
 
 T = TypeVar("T")
-
-_LOG = logging.getLogger(__name__)
 
 TENSORS = ("target", "references", "prompt_embeds")
 SHARED = {
@@ -128,11 +125,6 @@ class Order:
         return here.units, after.units[: -int(-share * len(after.units) // 1)]
 
 
-def held_out_place(sample_id: str) -> float:
-    """A number in [0, 1) that depends on nothing but the sample's id. Samples below a fraction are held out."""
-    return int.from_bytes(hashlib.sha256(f"validation/{sample_id}".encode()).digest()[:6], "big") / 2**48
-
-
 class ShardCache:
     """Decoded shards in memory. Above `limit` bytes the least recently used are removed, but never those in use."""
 
@@ -219,11 +211,11 @@ class ShardLoader:
             InputError: there are fewer samples than `batch_size`.
         """
         units = [unit for unit in data.units if unit.samples]
-        rows = {unit.unit: _rows(data, unit, chosen) for unit in units}
+        rows = {unit.unit: rows_of(data, unit, chosen) for unit in units}
         self.held: list[tuple[UnitRef, int]] = []
         """The held-out samples, as (unit, index in its shard)."""
         if held_out:
-            self.held = _held_out(data, units, rows, held_out)
+            self.held = held_out_samples(data, units, rows, held_out)
             for unit, index in self.held:
                 rows[unit.unit].remove(index)
         self.units: list[UnitRef] = [unit for unit in units if rows[unit.unit]]
@@ -357,41 +349,6 @@ class ShardLoader:
             coming = sorted(soon)[self.rank * share : (self.rank + 1) * share]
             return {*coming, *(unit for _, unit, _ in self._own(newest))}
         return {*new, *soon}
-
-
-def _rows(data: ReduceInput, unit: UnitRef, chosen: Set[str] | None) -> list[int]:
-    """The indices in a unit's shard of the samples that are read."""
-    if chosen is None:
-        return list(range(unit.samples))
-    return [index for index, sample_id in enumerate(_ids(data, unit)) if sample_id in chosen]
-
-
-def _ids(data: ReduceInput, unit: UnitRef) -> list[str]:
-    return [row["id"] for row in data.rows(unit.unit) if row["status"] == "ok"]
-
-
-def _held_out(
-    data: ReduceInput, units: Sequence[UnitRef], rows: Mapping[int, Sequence[int]], fraction: float
-) -> list[tuple[UnitRef, int]]:
-    """The samples below `fraction`, lowest first. A warning if there are none.
-
-    Args:
-        rows: for each unit, the indices in its shard of the samples that are read.
-    """
-    found = []
-    for unit in units:
-        ids = _ids(data, unit)
-        places = [(held_out_place(ids[index]), unit, index) for index in rows[unit.unit]]
-        found += [place for place in places if place[0] < fraction]
-    if not found:
-        total = sum(map(len, rows.values()))
-        _LOG.warning(
-            "train.validation: %g holds out none of the %d encoded samples, so that nothing tells whether references "
-            "are used; raise it",
-            fraction,
-            total,
-        )
-    return [(unit, index) for _, unit, index in sorted(found, key=lambda place: place[0])]
 
 
 def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:

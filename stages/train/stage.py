@@ -25,7 +25,7 @@ from bootpig.stages.engine.contract import (
     ReduceStage,
     Workload,
 )
-from bootpig.stages.select.stage import read_selected
+from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
 from bootpig.storage.fingerprint import digest
@@ -279,15 +279,6 @@ class Train(ReduceStage):
             }
             # the other ranks do not wait for it: a collective has a timeout
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base, lora=lora)
-
-
-def selected_samples(data: ReduceInput) -> frozenset[str] | None:
-    """The samples that select has chosen. None without select: all of them."""
-    select = data.beside.get("select")
-    if select is None:
-        return None
-    assert select.result is not None
-    return frozenset(read_selected(select.result))
 
 
 def _accelerators() -> int:

@@ -27,8 +27,8 @@ from bootpig.stages.pictures import encode_mask
 from bootpig.stages.registry import STAGES
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.synthesize import SynthesizeConfig
+from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig
-from bootpig.stages.train.stage import selected_samples
 from bootpig.storage.shards import read_shard
 
 MAPS = ("caption", "synthesize", "segment", "augment", "encode")

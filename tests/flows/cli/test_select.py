@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,20 @@ pytestmark = pytest.mark.usefixtures("doubles")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, str]:
+def store(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Engine, str]:
     """A store with scores but no selection, and the path of its configuration."""
     monkeypatch.chdir(tmp_path)
+    built = tmp_path_factory.getbasetemp() / "scored-store"
+    if not built.exists():
+        engine = Engine(config(tmp_path / "built", score={"clip": None, "dino": None}))
+        for stage in ("caption", "synthesize", "segment", "score"):
+            for unit in engine.units():
+                assert engine.run_unit(stage, unit).state == "done"
+        shutil.copytree(tmp_path / "built", built)
+    shutil.copytree(built, tmp_path / "data")
     engine = Engine(config(tmp_path / "data", score={"clip": None, "dino": None}))
-    for stage in ("caption", "synthesize", "segment", "score"):
-        for unit in engine.units():
-            assert engine.run_unit(stage, unit).state == "done"
     (tmp_path / "run.yaml").write_text(dump_config(engine.config).replace("select: null\n", ""))
     return engine, str(tmp_path / "run.yaml")
 

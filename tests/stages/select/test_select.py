@@ -17,6 +17,7 @@ from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.shardio import pack
 from bootpig.stages.export.records import DataSet
 from bootpig.stages.select.config import SelectConfig
+from bootpig.stages.select.rules import SCORES
 from bootpig.stages.select.stage import DECISIONS, FACTS, SELECTED, Select, read_selected
 from bootpig.stages.train.dataset import ShardLoader
 from bootpig.storage.errors import CorruptPart
@@ -111,12 +112,9 @@ def scores_of(embeddings: np.ndarray, name: str = "dino") -> ReduceInput:
         for i, row in enumerate(embeddings)
     ]
     units = {unit: samples[2 * unit : 2 * unit + 2] for unit in range(-(-len(samples) // 2))}
-    columns = dict.fromkeys(("caption_score", "object_score", "head_score", "center_x", "center_y", "detections"))
+    columns = dict.fromkeys(SCORES)
     rows = {
-        unit: [
-            {"id": s.id, "unit": unit, "status": "ok", "object": "mug", "sharpness": 0.5, "area": 0.2, **columns}
-            for s in own
-        ]
+        unit: [{"id": s.id, "unit": unit, "status": "ok", "object": "mug", **columns, "sharpness": 0.5} for s in own]
         for unit, own in units.items()
     }
     refs = [UnitRef(unit, str(unit), len(own)) for unit, own in units.items()]

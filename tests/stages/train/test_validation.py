@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from bootpig.stages.engine.contract import InputError, ReduceInput
-from bootpig.stages.train.dataset import ShardLoader, held_out_place
+from bootpig.stages.train.chosen import held_out_place
+from bootpig.stages.train.dataset import ShardLoader
 from bootpig.stages.train.validation import MEASURED, Validation, usual_interval
 from tests.stages.train.test_train import equal, log, recipe, train
 from tests.stages.train.training_data import save_base, write_units
