@@ -24,18 +24,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow.parquet as pq
 from PIL import ImageFilter
 
 from bootpig.flows.loading import load_config
-from bootpig.stages.engine.contract import Sample
+from bootpig.stages.engine.contract import MapStage, Sample
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.shardio import pack, unpack
 from bootpig.stages.pictures import decode_png, encode_png
-from bootpig.stages.segment.stage import Segment
 from bootpig.stages.select.stage import DECISIONS
-from bootpig.storage.parts import ROW_SCHEMA, Parts
+from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
 KINDS = ("caption", "mask", "blur")
@@ -55,6 +55,7 @@ def make(engine: Engine, to: Path, share: float, seed: int = 0) -> dict[str, str
         if name != "segment":
             shutil.copytree(engine.root.local / survey.path, to / survey.path)
     segment, truth = surveys["segment"], {}
+    columns = cast(type[MapStage], engine.graph.stages["segment"]).columns
     source, target = (Parts(root, "segment", segment.fingerprint) for root in (engine.root, Root(str(to))))
     target.describe(segment.identity)
     for unit, marker in sorted(segment.markers.items()):
@@ -67,8 +68,7 @@ def make(engine: Engine, to: Path, share: float, seed: int = 0) -> dict[str, str
             others = [other for other in samples if other.meta["object"] != samples[place].meta["object"]]
             made[place] = _spoilt(samples[place], rng.choice(others), kind)
             truth[samples[place].id] = kind
-        rows = [{name: row[name] for name in (*ROW_SCHEMA.names, *Segment.columns.names)} for row in marker.rows]
-        target.commit(unit, rows, Segment.columns, pack(made), marker.input)
+        target.commit(unit, marker.rows, columns, pack(made), marker.input)
     (to / TRUTH).write_text(json.dumps(truth))
     return truth
 
