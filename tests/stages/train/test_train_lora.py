@@ -401,22 +401,6 @@ def test_the_estimate_counts_small_checkpoints(base: Path) -> None:
     assert 3e6 * 4 < away[0] / (1 + 3 * CHECKPOINTS_KEPT) < away[1] / (1 + 3 * CHECKPOINTS_KEPT) < 50e6 * 4
 
 
-@pytest.mark.slow
-def test_two_ranks_train_as_one(tmp_path: Path) -> None:
-    from tests.stages.train.test_train_ranks import PROGRAM, train
-
-    save_base(tmp_path / "base")
-    program = PROGRAM.replace("steps=4,", 'steps=4, method="lora", lora_rank=4,')
-    assert program != PROGRAM
-    (tmp_path / "program.py").write_text(program)
-    [one] = train(tmp_path, "one", 1, "none", "kept1")
-    first, second = train(tmp_path, "two", 2, "none", "kept2")
-    assert equal(first, second)
-    assert all(".lora_" in name for name in one)
-    for name in one:
-        torch.testing.assert_close(one[name], first[name], rtol=0, atol=1e-5)
-
-
 def test_the_toy_model_is_small(tmp_path: Path) -> None:
     """At rank 16, less than a tenth of the weights themselves."""
     sizes = []
