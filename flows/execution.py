@@ -269,6 +269,8 @@ class _Work:
         lines = [f"{stage:<11} {outcome.message()}, {outcome.seconds:.1f} s"]
         lines += [f"  {why}" for why in dict.fromkeys((*outcome.failed.values(), *list(outcome.pending.values())[:1]))]
         lines += [f"  {outcome.stopped}"] if outcome.stopped else []
+        if outcome.restarts:
+            lines.append(f"  warning: a worker process died {outcome.restarts} times, as when memory runs out")
         if lost := sum(rows.get("failed", {}).values()):
             lines.append(f"  warning: {lost} rows failed; retry them with --retry-failed")
         self._keep(*lines)

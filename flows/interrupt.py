@@ -1,4 +1,4 @@
-"""Stops a run: units in worker threads end at their next slice, and a process that takes too long is ended."""
+"""Stops a run: units in threads and worker processes end at their next slice, and what takes too long is ended."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
+from types import FrameType
 
 from bootpig.stages.engine.contract import Progress
 
 GRACE_SECONDS = 30.0
+WORKER_SECONDS = 15.0
+"""Time for a worker process to end its slice. Less than the time after which a Prefect worker kills a run."""
+_SEND_SECONDS = 1.0
+"""Time for a worker process to send the end of its unit."""
 
 _stopping = threading.Event()
+_idle = threading.Event()
+"""Of a worker process: whether it makes no unit."""
+_idle.set()
 exits_process = False
 """Set by the command line: after `GRACE_SECONDS` the process exits even if threads still run. Commits are atomic."""
 
 
 class Stopped(BaseException):
-    """Ends a unit in a worker thread. Not an `Exception`, so that no code takes it for an error of a sample."""
+    """Ends a unit in a worker. Not an `Exception`, so that no code takes it for an error of a sample."""
 
 
 def exit_code(error: BaseException) -> int:
@@ -27,13 +39,21 @@ def exit_code(error: BaseException) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 143
 
 
-def stop(error: BaseException) -> None:
-    """Ask the units in worker threads to end. If a signal is the reason, the process ends after the grace period."""
+def stop(error: BaseException, workers: Iterable[BaseProcess] = ()) -> None:
+    """Ask the units in threads and `workers` to end; a worker process that does not is killed. If a signal is the
+    reason, this process ends after the grace period, even if threads still run."""
     _stopping.set()
+    for worker in workers:
+        worker.terminate()
+        _later(WORKER_SECONDS + 2 * _SEND_SECONDS, worker.kill)
     if exits_process and not isinstance(error, Exception):
-        timer = threading.Timer(GRACE_SECONDS, os._exit, [exit_code(error)])
-        timer.daemon = True
-        timer.start()
+        _later(GRACE_SECONDS, partial(os._exit, exit_code(error)))
+
+
+def _later(seconds: float, act: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
 
 
 def reset() -> None:
@@ -57,6 +77,34 @@ def end_with_parent(kill: bool = True) -> None:
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def begin_worker() -> None:
+    """Make this process a worker of its parent: it ends with it, and on SIGTERM at the next slice of its unit. Ctrl-C,
+    which a terminal sends to both, is left to the parent."""
+
+    def leave() -> None:
+        _idle.wait(WORKER_SECONDS)
+        time.sleep(_SEND_SECONDS)
+        os._exit(143)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _stopping.set()
+        threading.Thread(target=leave, daemon=True).start()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+    end_with_parent()
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """A context in which a worker process makes a unit."""
+    _idle.clear()
+    try:
+        yield
+    finally:
+        _idle.set()
 
 
 def stoppable(progress: Progress) -> Progress:

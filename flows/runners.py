@@ -9,14 +9,16 @@ import signal
 import socket
 import threading
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from bootpig.flows import interrupt
 from bootpig.flows.api import configured_api
 from bootpig.flows.proxies import is_loopback
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.contract import InputError, Stage
+from bootpig.stages.engine.device_lock import devices
 from bootpig.storage.root import Root
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def runner_problems(config: PipelineConfig) -> list[str]:
     if any(importlib.util.find_spec(package) is None for package in PACKAGES.get(runner, ())):
         return [f"runner: {runner!r} → its packages are not installed; pip install 'bootpig[{runner}]'"]
     root = Root(config.root)
-    if runner != "threads" and root.fs.protocol == "memory":
+    if runner not in ("auto", "threads") and _in_memory(root):
         return [
             f"root: {config.root!r} → other processes cannot read it; use a folder, an s3:// URL, or runner=threads"
         ]
@@ -65,6 +67,10 @@ def runner_problems(config: PipelineConfig) -> list[str]:
     return problems
 
 
+def _in_memory(root: Root) -> bool:
+    return bool(root.fs.protocol == "memory")
+
+
 def _address(config: PipelineConfig) -> tuple[str, str | None]:
     """The cluster to join and what names it: the setting, or Ray's own variable. None: the run starts its own."""
     field, given = "runner_address", config.runner_address
@@ -85,6 +91,15 @@ def _host_and_port(address: str) -> tuple[str | None, int | None]:
         return None, None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the units of one stage run."""
+
+    runner: Literal["threads", "processes", "ray", "dask"]
+    workers: int
+    """Units that run at the same time."""
+
+
 class Workers:
     """The workers of one run. A cluster is started when the first unit needs it, serves all stages, and is stopped at
     the end of the run. A cluster that was joined keeps running."""
@@ -101,7 +116,22 @@ class Workers:
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def task_runner(self) -> TaskRunner[Any]:
+    def place(self, stage: Stage, units: int) -> Place:
+        """Where a stage's units run, of which there are `units`. Counts this machine's GPUs if a setting is `auto`."""
+        runner = self.config.runner
+        if runner == "auto":
+            apart = units > 1 and self.config.workers != 1 and not _in_memory(Root(self.config.root))
+            runner = "processes" if apart and len(devices(stage.device())) > 1 else "threads"
+        if runner == "threads" and self.config.workers == "auto":
+            return Place(runner, 1)
+        return Place(runner, self._count())
+
+    def _count(self) -> int:
+        """Number of workers that are processes."""
+        workers = self.config.workers
+        return max(1, len(devices("auto"))) if workers == "auto" else workers
+
+    def task_runner(self, place: Place) -> TaskRunner[Any]:
         """A new Prefect task runner that uses the workers. Each flow needs its own.
 
         Raises:
@@ -109,23 +139,22 @@ class Workers:
         """
         from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-        if self.config.runner == "ray":
+        if place.runner == "ray":
             from prefect_ray import RayTaskRunner
 
             self._ray()
             return RayTaskRunner()
-        if self.config.runner == "dask":
+        if place.runner == "dask":
             from prefect_dask.task_runners import DaskTaskRunner
 
             return DaskTaskRunner(address=self._dask())
-        if self.config.runner == "processes":
-            return ProcessPoolTaskRunner(self.config.workers, initializer=interrupt.end_with_parent)
-        return ThreadPoolTaskRunner(self.config.workers)
+        if place.runner == "processes":
+            return ProcessPoolTaskRunner(place.workers, initializer=interrupt.begin_worker)
+        return ThreadPoolTaskRunner(place.workers)
 
-    def placing(self, stage: str) -> AbstractContextManager[Any]:
+    def placing(self, stage: Stage) -> AbstractContextManager[Any]:
         """A context for submitting units of `stage`. On a Ray cluster, each unit that can use a GPU gets one."""
-        device = getattr(getattr(self.config, stage), "device", "cpu")
-        if self.config.runner != "ray" or not self._gpus or device == "cpu":
+        if self.config.runner != "ray" or not self._gpus or stage.device() == "cpu":
             return nullcontext()
         from prefect_ray.context import remote_options
 
@@ -142,7 +171,7 @@ class Workers:
             return
         field, joined = _address(self.config)
         # "local": else Ray joins a cluster that runs on this machine, or looks for one that has ended
-        own: dict[str, Any] = {"address": "local", "num_cpus": self.config.workers, "include_dashboard": False}
+        own: dict[str, Any] = {"address": "local", "num_cpus": self._count(), "include_dashboard": False}
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -170,7 +199,7 @@ class Workers:
             import distributed
 
             cluster = distributed.LocalCluster(
-                n_workers=self.config.workers,
+                n_workers=self._count(),
                 threads_per_worker=1,
                 host="127.0.0.1",
                 dashboard_address=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable
@@ -17,17 +18,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.states import Cancelled, Completed, Failed
 
 from bootpig.flows import artifacts, interrupt
 from bootpig.flows.cli import display
 from bootpig.flows.loading import dump_config, parse_config
-from bootpig.flows.runners import Workers
+from bootpig.flows.runners import Place, Workers
 from bootpig.flows.server import is_own
 from bootpig.stages.engine.contract import MapStage, Stage
-from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.engine import Engine, quiet
 from bootpig.stages.engine.first_units import FirstUnits
+from bootpig.stages.engine.loaded import release
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.engine.units import UnitReport
 from bootpig.storage.errors import CorruptPart
@@ -44,6 +45,9 @@ SHOWN_SPANS = 20
 
 GONE = "its worker process died, as when memory runs out; run again"
 
+IDLE_RESTARTS = 3
+"""Worker processes are not started again after so many deaths in a row between which no unit was made."""
+
 
 @dataclass
 class StageOutcome:
@@ -57,6 +61,8 @@ class StageOutcome:
     """Unit → reason, for units that cannot be made now although nothing is wrong with them."""
     stopped: str = ""
     """Why the run stops after the first units of this stage, in one line. Empty if it goes on."""
+    restarts: int = 0
+    """How often worker processes were started again, because one of them died."""
     seconds: float = 0.0
     last_task: UUID | None = None
     """The task run that ended last. Once the server shows it, it shows all of them."""
@@ -97,6 +103,11 @@ class StageRun:
     forced: Container[int] = ()
     on_made: Callable[[int], None] = lambda unit: None
     outcome: StageOutcome = field(default_factory=StageOutcome)
+    _lost: set[int] = field(default_factory=set)
+    """Units that were on their way when a worker process died. They run once more."""
+    _broken: bool = False
+    """Whether a worker process died in the current subflow, which ends the others."""
+    _first: FirstUnits | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Pickle as nothing: Prefect sends a flow, and everything it refers to, with each unit that runs elsewhere."""
@@ -116,9 +127,31 @@ class StageRun:
             InputError, ModelError, StoreError: the user's input cannot be used.
         """
         started = time.monotonic()
+        units, idle = self.units, 0
+        while True:
+            before = len(self.outcome.made)
+            self._run_flow(units, started)
+            if not self._broken or self.outcome.stopped:
+                return self.outcome
+            self.outcome.restarts += 1
+            idle = 0 if len(self.outcome.made) > before else idle + 1
+            units = [unit for unit in units if not self._has_ended(unit)]
+            if idle == IDLE_RESTARTS:
+                self.outcome.failed |= dict.fromkeys(units, GONE)
+            if not units or idle == IDLE_RESTARTS:
+                return self.outcome
+
+    def _has_ended(self, unit: int) -> bool:
+        outcome = self.outcome
+        return unit in outcome.failed or unit in outcome.pending or unit in outcome.made or self.is_cached(unit)
+
+    def _run_flow(self, units: list[int], started: float) -> None:
+        """Run `units` as one subflow: all of them, or those that are left after worker processes died."""
         is_reduce = not self.engine.graph.is_map(self.stage)
-        idle = is_reduce or all(self.is_cached(unit) for unit in self.units)
-        runner: TaskRunner[Any] = ThreadPoolTaskRunner(1) if idle else self.workers.task_runner()
+        due = 0 if is_reduce else sum(not self.is_cached(unit) for unit in units)
+        place = self.workers.place(self.engine.make(self.stage), due) if due else Place("threads", 1)
+        runner = self.workers.task_runner(place)
+        self._broken = False
 
         @flow(
             name=self.stage,
@@ -128,59 +161,70 @@ class StageRun:
             validate_parameters=False,
         )
         def stage_flow(units: str, force: bool, retry_failed: bool) -> State[Any]:
-            self._reduce() if is_reduce else self._map()
+            self._reduce() if is_reduce else self._map(units, place)
             self.outcome.seconds = time.monotonic() - started
+            if self._broken:
+                return Failed(message="a worker process died, as when memory runs out")
             if self.outcome.failed or self.outcome.stopped:
                 return Failed(message=self.outcome.stopped or self.outcome.message())
             return Completed(message=self.outcome.message())
 
-        state = stage_flow(numbers(self.units), self.force, self.retry_failed, return_state=True)
-        if state.is_completed() or self.outcome.failed or self.outcome.stopped:
-            return self.outcome
+        state = stage_flow(numbers(units), self.force, self.retry_failed, return_state=True)
+        if state.is_completed() or self.outcome.failed or self.outcome.stopped or self._broken:
+            return
         # raise what is not a failed unit: bad input, an interruption, a bug
         state.result()
         raise AssertionError(f"{self.stage}: the flow ended {state.name} without a reason")
 
-    def _map(self) -> None:
+    def _map(self, units: list[int], place: Place) -> None:
         due = []
         found = cached_unit.with_options(name=self.stage)
-        for unit in self.units:
+        for unit in units:
             if self.is_cached(unit):
                 self._note(unit, found(unit, return_state=True))
             else:
                 due.append(unit)
         config = self.engine.config
-        in_process = config.runner == "threads"
+        in_process = place.runner == "threads"
         stage = self.engine.make(self.stage)
         assert isinstance(stage, MapStage)
-        first = self._first_units(stage, due)
+        first = self._first = self._first or self._first_units(stage, due)
         if first.problem or not due:
             self.outcome.stopped = first.problem
             return
         made_by = (make_unit if in_process else make_unit_elsewhere).with_options(name=self.stage, tags=_tags(stage))
-        ahead = 0 if stage.sequential else 2 * config.workers
+        if not in_process:
+            release()  # this process has no use for the models that it holds, and the workers need the memory
+        # after a worker died, only as many units are on their way as can be lost with one
+        ahead = 0 if stage.sequential else place.workers - 1 if self.outcome.restarts else 2 * place.workers
+        lost = set(self._lost)
+
+        def settle() -> None:
+            self._await(waiting, lost, first)
+            if not in_process:
+                bar.advance(config.unit_size)
+            share(self.outcome.total(), len(self.units))
+
         with (
             display.current.stage(self.stage, len(due) * config.unit_size) as bar,
             artifacts.stage_progress(self.stage) as share,
-            self.workers.placing(self.stage),
+            self.workers.placing(stage),
         ):
             waiting: deque[tuple[int, PrefectFuture[Any]]] = deque()
             try:
                 for unit in due:
                     # until the first units are judged, none waits behind those that run
-                    if len(waiting) > (ahead if first.decided else min(ahead, config.workers - 1)):
-                        self._await(waiting, bar, first)
-                        share(self.outcome.total(), len(self.units))
-                    if first.problem:
+                    if len(waiting) > (ahead if first.decided else min(ahead, place.workers - 1)):
+                        settle()
+                    if first.problem or self._broken:
                         break
-                    place: Any = _Place(self.engine, bar) if in_process else dump_config(config)
-                    waiting.append((unit, made_by.submit(place, self.stage, unit, self.force, self.retry_failed)))
+                    work: Any = _InProcess(self.engine, bar) if in_process else dump_config(config)
+                    waiting.append((unit, made_by.submit(work, self.stage, unit, self.force, self.retry_failed)))
                 while waiting:
-                    self._await(waiting, bar, first)
-                    share(self.outcome.total(), len(self.units))
+                    settle()
                 self.outcome.stopped = first.problem
             except BaseException as error:
-                interrupt.stop(error)
+                interrupt.stop(error, multiprocessing.active_children() if place.runner == "processes" else ())
                 raise
 
     def _first_units(self, stage: MapStage, due: list[int]) -> FirstUnits:
@@ -198,18 +242,24 @@ class StageRun:
             return None if marker is None else marker.counts
         return None
 
-    def _await(self, waiting: deque[tuple[int, PrefectFuture[Any]]], bar: display.StageBar, first: FirstUnits) -> None:
+    def _await(self, waiting: deque[tuple[int, PrefectFuture[Any]]], lost: Container[int], first: FirstUnits) -> None:
+        """Wait for the first of the `waiting` units. `lost`: those that were already lost with a worker process."""
         unit, future = waiting.popleft()
         try:
             future.wait()
+            gone = future.state.is_cancelled()
         except BrokenExecutor:  # a process of the pool was killed; the pool accepts no more units
+            gone = True
+        self._broken |= gone
+        if gone and unit not in lost:
+            self._lost.add(unit)
+            return
+        if gone:
             self.outcome.failed[unit] = GONE
         else:
             self._note(unit, future.state)
         if not first.decided and unit not in self.outcome.pending:
             first.add(unit, None if unit in self.outcome.failed else self._counts(unit))
-        if self.engine.config.runner != "threads":
-            bar.advance(self.engine.config.unit_size)
 
     def _reduce(self) -> None:
         """Make the result in this thread, so that SIGTERM reaches it and its `finally` blocks run."""
@@ -217,9 +267,9 @@ class StageRun:
             self._note(0, cached_unit.with_options(name=self.stage)(0, return_state=True))
             return
         with display.current.stage(self.stage, 1) as bar, artifacts.stage_progress(self.stage) as share:
-            place = _Place(self.engine, bar, share)
+            work = _InProcess(self.engine, bar, share)
             made_by = make_result.with_options(name=self.stage, tags=_tags(self.engine.make(self.stage)))
-            self._note(0, made_by(place, self.stage, self.force, return_state=True))
+            self._note(0, made_by(work, self.stage, self.force, return_state=True))
 
     def _note(self, unit: int, state: State[Any]) -> None:
         self.outcome.last_task = state.state_details.task_run_id
@@ -239,7 +289,7 @@ class StageRun:
             self.outcome.failed[unit] = next(iter(message.splitlines()), state.name or "failed")
 
 
-class _Place:
+class _InProcess:
     """What a unit needs to run in this process. Opaque to Prefect, which would otherwise search it for futures."""
 
     __slots__ = ("bar", "engine", "share")
@@ -263,16 +313,23 @@ def cached_unit(unit: int) -> State[Any]:
 
 
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)
-def make_unit(place: _Place, stage: str, unit: int, force: bool, retry_failed: bool) -> State[Any]:
+def make_unit(work: _InProcess, stage: str, unit: int, force: bool, retry_failed: bool) -> State[Any]:
     """Make one unit in a thread of this process."""
-    progress = interrupt.stoppable(place.bar.unit())
-    return _state(place.engine.run_unit(stage, unit, force=force, retry_failed=retry_failed, progress=progress))
+    progress = interrupt.stoppable(work.bar.unit())
+    return _state(work.engine.run_unit(stage, unit, force=force, retry_failed=retry_failed, progress=progress))
 
 
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)
 def make_unit_elsewhere(config: str, stage: str, unit: int, force: bool, retry_failed: bool) -> State[Any]:
     """Make one unit in another process, from the configuration's YAML."""
-    return _state(_engine(config).run_unit(stage, unit, force=force, retry_failed=retry_failed))
+    progress = interrupt.stoppable(quiet)
+    with interrupt.working():
+        try:
+            progress(0, 1, "")  # it may have been on its way to this process when that was told to end
+            made = _engine(config).run_unit(stage, unit, force=force, retry_failed=retry_failed, progress=progress)
+        except interrupt.Stopped:
+            return Cancelled(message="stopped")
+    return _state(made)
 
 
 @lru_cache(maxsize=1)
@@ -282,9 +339,9 @@ def _engine(config: str) -> Engine:
 
 
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
-def make_result(place: _Place, stage: str, force: bool) -> State[Any]:
+def make_result(work: _InProcess, stage: str, force: bool) -> State[Any]:
     """Make the result of a reduce stage."""
-    return _state(place.engine.run_reduce(stage, force=force, progress=place.result_progress))
+    return _state(work.engine.run_reduce(stage, force=force, progress=work.result_progress))
 
 
 def _state(report: UnitReport) -> State[Any]:

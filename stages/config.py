@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -64,13 +64,16 @@ class PipelineConfig(StageConfig):
     threads: int = Field(
         default=2, ge=1, le=512, json_schema_extra=SPEED, description="CPU threads of torch per process."
     )
-    workers: int = Field(
-        default=1, ge=1, le=4096, json_schema_extra=SPEED, description="Units that run at the same time."
-    )
-    runner: Literal["threads", "processes", "ray", "dask"] = Field(
-        default="threads",
+    workers: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        default="auto",
         json_schema_extra=SPEED,
-        description="Where units run: in this process, in other processes, or on a Ray or Dask cluster.",
+        description="Units that run at the same time. auto: one with threads, else one for each GPU of this machine.",
+    )
+    runner: Literal["auto", "threads", "processes", "ray", "dask"] = Field(
+        default="auto",
+        json_schema_extra=SPEED,
+        description="Where units run: in this process, in other processes, or on a Ray or Dask cluster. auto: in one "
+        "process for each GPU if the stage can use several, else in this process.",
     )
     runner_address: str | None = Field(
         default=None,

@@ -54,6 +54,11 @@ class Postponed(RuntimeError):
     """A unit cannot be made now, but nothing is wrong with it (a spending cap). It stays pending. One line."""
 
 
+class Interrupted(SystemExit):
+    """A reduce stage stopped on a signal, in all of its ranks, after it saved its progress. `code` is the exit status,
+    128 + the signal number: 143 for SIGTERM, 130 for SIGINT."""
+
+
 class StageConfig(BaseModel):
     """A stage's section of the YAML file. Fields state unit, bounds and whether they change the output."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine import ranks
+from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.contract import FatalError, InputError, MapStage, Postponed, Progress, ReduceStage, Stage
 from bootpig.stages.engine.loaded import loaded
 from bootpig.stages.engine.pieces import clear_pieces
@@ -112,9 +114,12 @@ class Engine:
         parts = Parts(self.root, stage, survey.fingerprint)
         parts.describe(survey.identity)
         started = time.monotonic()
+        if force and is_first_process():
+            # before other ranks start, which must not find any
+            StoredCheckpoints(self.root, survey.path, Path()).clear()
         try:
             with (
-                ranks.started(self.config, stage, reduce_stage.processes()),
+                ranks.started(self.config, stage, reduce_stage.processes(), force=force),
                 loaded(reduce_stage, self.config, lambda: progress(0, 1, WAITS)) as ready,
             ):
                 assert isinstance(ready, ReduceStage)

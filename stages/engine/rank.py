@@ -1,4 +1,4 @@
-"""One of the further processes of a reduce stage that `ranks` starts: `python -m bootpig.stages.engine.rank STAGE`."""
+"""One of the further processes of a reduce stage that `ranks` starts: `python -m …engine.rank STAGE [--force]`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ def _end_with_parent() -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def main(stage: str) -> int:
+def main(stage: str, force: bool) -> int:
     """Run a stage as the rank of the environment. The first line of standard input is the configuration."""
     config = PipelineConfig.model_validate_json(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        report = Engine(config).run_reduce(stage)
+        report = Engine(config).run_reduce(stage, force=force)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    if report.state == "failed":
-        print(report.message, file=sys.stderr)
-    return int(report.state == "failed")
+    if report.state == "done":
+        return 0
+    # rank 0 found that there is something to make, and waits for this rank
+    print(report.message or f"{stage}: another run has published the result meanwhile", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], "--force" in sys.argv[2:]))

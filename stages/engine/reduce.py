@@ -37,7 +37,7 @@ def publish_result(
 
     Args:
         above: the stages that it reads.
-        restart: start from the beginning instead of the newest checkpoint or pieces.
+        restart: publish the result even if there is one.
 
     Raises:
         CorruptPart: a part that it reads is damaged. That part is stale from then on.
@@ -47,8 +47,6 @@ def publish_result(
         workdir = scratch / "result"
         workdir.mkdir()
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
-        if restart:
-            checkpoints.clear()
         stage.run(_inputs(root, above, scratch), workdir, checkpoints, progress)
         if not is_first_process():
             return

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.memory import free_memory, is_out_of_memory
-from bootpig.stages.engine.contract import Checkpoints, FatalError, InputError, Progress
+from bootpig.stages.engine.contract import Checkpoints, FatalError, InputError, Interrupted, Progress
 from bootpig.stages.engine.slices import TOO_LARGE
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import Batch, ShardLoader
@@ -38,11 +38,6 @@ _LOG = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
 """Time that rank 0 lets the others wait for the upload of an earlier checkpoint."""
-
-
-class Interrupted(SystemExit):
-    """Training stopped on a signal after writing a checkpoint. `code` is the exit status, 128 + the signal number:
-    143 for SIGTERM, 130 for SIGINT."""
 
 
 class Signals:

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.source import ModelError
-from bootpig.stages.engine.contract import FatalError, InputError, Progress, ReduceInput
+from bootpig.stages.engine.contract import FatalError, InputError, Interrupted, Progress, ReduceInput
 from bootpig.stages.train import grid, loop
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import ShardLoader
 from bootpig.stages.train.grid import SampleGrid
-from bootpig.stages.train.loop import Interrupted, micro_batch, rate_factor
+from bootpig.stages.train.loop import micro_batch, rate_factor
 from bootpig.stages.train.stage import Train
 from tests.models.drawing import memory_for
 from tests.stages.train.training_data import FolderCheckpoints, save_base, write_units
