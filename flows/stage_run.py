@@ -128,9 +128,11 @@ class StageRun:
         """
         started = time.monotonic()
         units, idle = self.units, 0
+        due = sum(not self.is_cached(unit) for unit in units) if self.engine.graph.is_map(self.stage) else 0
+        place = self.workers.place(self.engine.make(self.stage), due) if due else Place("threads", 1)
         while True:
             before = len(self.outcome.made)
-            self._run_flow(units, started)
+            self._run_flow(units, place, started)
             if not self._broken or self.outcome.stopped:
                 return self.outcome
             self.outcome.restarts += 1
@@ -145,11 +147,9 @@ class StageRun:
         outcome = self.outcome
         return unit in outcome.failed or unit in outcome.pending or unit in outcome.made or self.is_cached(unit)
 
-    def _run_flow(self, units: list[int], started: float) -> None:
-        """Run `units` as one subflow: all of them, or those that are left after worker processes died."""
+    def _run_flow(self, chosen: list[int], place: Place, started: float) -> None:
+        """Run the `chosen` units as one subflow: all of them, or those that are left after worker processes died."""
         is_reduce = not self.engine.graph.is_map(self.stage)
-        due = 0 if is_reduce else sum(not self.is_cached(unit) for unit in units)
-        place = self.workers.place(self.engine.make(self.stage), due) if due else Place("threads", 1)
         runner = self.workers.task_runner(place)
         self._broken = False
 
@@ -161,7 +161,7 @@ class StageRun:
             validate_parameters=False,
         )
         def stage_flow(units: str, force: bool, retry_failed: bool) -> State[Any]:
-            self._reduce() if is_reduce else self._map(units, place)
+            self._reduce() if is_reduce else self._map(chosen, place)
             self.outcome.seconds = time.monotonic() - started
             if self._broken:
                 return Failed(message="a worker process died, as when memory runs out")
@@ -169,7 +169,7 @@ class StageRun:
                 return Failed(message=self.outcome.stopped or self.outcome.message())
             return Completed(message=self.outcome.message())
 
-        state = stage_flow(numbers(units), self.force, self.retry_failed, return_state=True)
+        state = stage_flow(numbers(chosen), self.force, self.retry_failed, return_state=True)
         if state.is_completed() or self.outcome.failed or self.outcome.stopped or self._broken:
             return
         # raise what is not a failed unit: bad input, an interruption, a bug

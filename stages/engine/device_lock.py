@@ -16,6 +16,8 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.storage.refusals import NO_LOCKS, optional
 
 POLL_SECONDS = 0.2
+MAX_PROCESSES = 64
+"""More than any machine has devices."""
 
 
 def devices(name: str) -> dict[str, int | None]:
@@ -39,6 +41,13 @@ def devices(name: str) -> dict[str, int | None]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     numbers = range(count) if not index else [number for number in (int(index),) if number < count]
     return {f"cuda-{torch.cuda.get_device_properties(number).uuid}": number for number in numbers}
+
+
+def too_many_processes(stage: str, wanted: int | str, count: int) -> list[str]:
+    """The problem if a stage's `num_processes` is above the `count` devices, in one line. A CPU takes any number."""
+    if not isinstance(wanted, int) or wanted == 1 or not 0 < count < wanted:
+        return []
+    return [f"{stage}.num_processes: {wanted}, but this machine has {count} devices; lower it, or use auto"]
 
 
 def _open_lock(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ from bootpig.storage.errors import NO_SPACE, CorruptPart, StoreUnavailable
 from bootpig.storage.folders import check_folder, withdraw_folder
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
+
+_LOG = logging.getLogger(__name__)
 
 
 def quiet(done: int, total: int, text: str) -> None:
@@ -114,6 +117,8 @@ class Engine:
         parts = Parts(self.root, stage, survey.fingerprint)
         parts.describe(survey.identity)
         started = time.monotonic()
+        for warning in reduce_stage.warnings():
+            _LOG.warning("%s", warning)
         if force and is_first_process():
             # before other ranks start, which must not find any
             StoredCheckpoints(self.root, survey.path, Path()).clear()

@@ -45,8 +45,8 @@ class Share:
         if self.rank and self._meeting is not None:
             self._meeting.add(f"bootpig/{work}", amount)
 
-    def others(self, work: str) -> int:
-        """How much of `work` the other ranks have told.
+    def told(self, work: str) -> int:
+        """How much of `work` all ranks but the first have told.
 
         Raises:
             RuntimeError: a rank has died.
@@ -64,7 +64,7 @@ class Share:
             RuntimeError: a rank has died.
         """
         done, since = -1, time.monotonic()
-        while (told := self.others(work)) < amount:
+        while (told := self.told(work)) < amount:
             if told > done:
                 done, since = told, time.monotonic()
                 progress(told)

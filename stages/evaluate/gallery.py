@@ -10,6 +10,7 @@ from typing import overload
 from PIL import Image
 
 from bootpig.stages.engine.contract import FatalError, Pieces
+from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.drawing import Drawing, is_blank
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard, write_shard
@@ -58,13 +59,26 @@ class DrawnPictures:
 
     Each batch of `batch_size` rows is also stored as a piece of the unfinished result. If the piece of a batch exists
     and is undamaged, it is unpacked. Otherwise the whole batch is drawn again, because the last bits of a picture
-    depend on its batch.
+    depend on its batch. With several ranks, each draws its own batches.
     """
 
     def __init__(
-        self, method: str, folder: Path, rows: Sequence[Drawing], batch_size: int, pieces: Pieces | None
+        self,
+        method: str,
+        folder: Path,
+        rows: Sequence[Drawing],
+        batch_size: int,
+        pieces: Pieces | None,
+        share: Share | None = None,
+        number: int = 0,
     ) -> None:
-        """Unpack the pieces that exist. Creates `folder`. With `pieces` None, no pieces are read or stored."""
+        """Unpack the pieces of the own batches that exist. Creates `folder`.
+
+        Args:
+            pieces: None: no pieces are read or stored.
+            share: this rank's part. None: everything.
+            number: which of the methods this is. Batches of all methods are dealt out to the ranks in turn.
+        """
         folder.mkdir(parents=True)
         self.method = method
         self.rows = rows
@@ -76,8 +90,13 @@ class DrawnPictures:
         self._pieces = pieces
         self._batch_size = batch_size
         batches = [self._batch(begin) for begin in range(0, len(rows), batch_size)]
-        self._missing = [index for batch in batches if not self._unpack(batch) for index in batch]
+        mine = [share is None or place in share for place in range(number * len(batches), (number + 1) * len(batches))]
+        self.own = [batch for batch, is_mine in zip(batches, mine, strict=True) if is_mine]
+        """The batches of this rank."""
+        self.others = [batch for batch, is_mine in zip(batches, mine, strict=True) if not is_mine]
+        self._missing = [index for batch in self.own if not self._unpack(batch) for index in batch]
         self._added = 0
+        self._collected = 0
 
     @property
     def missing(self) -> list[Drawing]:
@@ -86,7 +105,24 @@ class DrawnPictures:
 
     def __len__(self) -> int:
         """Number of pictures that exist."""
-        return len(self.rows) - len(self._missing) + self._added
+        return sum(map(len, self.own)) - len(self._missing) + self._added + self._collected
+
+    def finite(self, batch: range) -> list[int]:
+        """The rows of a batch that have a picture."""
+        return [index for index in batch if index not in self.not_finite]
+
+    def collect(self, pieces: Pieces | None) -> None:
+        """Unpack the batches that other ranks have drawn, from the pieces as they are now.
+
+        Raises:
+            FatalError: one of them is missing or damaged.
+        """
+        self._pieces = pieces
+        for batch in self.others:
+            if not self._unpack(batch):
+                name = self._name(batch.start)
+                raise FatalError(f"evaluate: {name} of another process is missing; run again, which draws it")
+            self._collected += len(batch)
 
     def add(self, pictures: Sequence[Image.Image | None]) -> None:
         """Write pictures, for the first rows of `missing`. None: not finite, nothing is written."""

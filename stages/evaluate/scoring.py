@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,8 @@ class Scores:
     """Method → one picture per row."""
     not_finite: Mapping[str, Set[int]] = field(default_factory=dict)
     """Method → rows without a picture, because it was not finite. They have no scores."""
+    embed: Callable[[ImageEmbedder], Mapping[str, NDArray[np.float32]]] | None = None
+    """Method → one vector per row with a picture. None: read and embed `pictures`."""
 
     def __post_init__(self) -> None:
         self.drawn: dict[str, dict[str, NDArray[np.float64]]] = {method: {} for method in self.pictures}
@@ -53,17 +55,20 @@ class Scores:
         self.real: dict[str, list[float]] = {}
         """Metric → one value per subject."""
         self._embedder: ImageEmbedder | None = None
-        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._vectors: Mapping[str, NDArray[np.float32]] = {}
 
-    def _embedded(self, embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
+    def _embedded(self, embedder: ImageEmbedder) -> Mapping[str, NDArray[np.float32]]:
         """Method → one vector per row with a picture. Each picture is read once per embedder."""
         if self._embedder is not embedder:
-            self._vectors = {
-                method: embedder.images(PictureFiles([files.paths[row] for row in self._rows[method]]))
-                for method, files in self.pictures.items()
-            }
+            self._vectors = self.embed(embedder) if self.embed else self._embed(embedder)
             self._embedder = embedder
         return self._vectors
+
+    def _embed(self, embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
+        return {
+            method: embedder.images(PictureFiles([files.paths[row] for row in self._rows[method]]))
+            for method, files in self.pictures.items()
+        }
 
     def add_likeness(self, metric: str, embedder: ImageEmbedder) -> None:
         """Measure `clip_i` or `dino`: the mean cosine with all real pictures of the subject, and of those with each

@@ -8,9 +8,9 @@ copies its reference gains nothing from the reference's background.
 from __future__ import annotations
 
 import gc
-import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +26,7 @@ from bootpig.models.pretrained.source import BASE, JUDGE, PIPELINE, TRANSFORMER,
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     MODEL,
+    SPEED,
     Checkpoints,
     Estimate,
     InputError,
@@ -36,23 +37,23 @@ from bootpig.stages.engine.contract import (
     StageConfig,
     Workload,
 )
+from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
+from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects, unusable_pictures
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from bootpig.stages.evaluate.drawing import Drawing
     from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-    from bootpig.stages.evaluate.scoring import Scores
+    from bootpig.stages.evaluate.scoring import ImageEmbedder
 
-SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
-"""The contact sheet's columns after the reference."""
-
-SHEET_ROWS = 64
 SHOWN_PROBLEMS = 20
 """Maximum number of lines about unusable pictures. For more, their number is shown."""
 
@@ -99,6 +100,12 @@ class EvaluateConfig(StageConfig):
     )
     batch_size: BatchSize = 16
     device: Device = "auto"
+    num_processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] | Literal["auto"] = Field(
+        default="auto",
+        json_schema_extra=SPEED,
+        description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
+        "each GPU that `device` allows; one on a CPU.",
+    )
 
     @field_validator("prompts")
     @classmethod
@@ -117,6 +124,17 @@ class Evaluate(ReduceStage):
     config_class = EvaluateConfig
     config: EvaluateConfig
 
+    def device(self) -> str:
+        rank = os.environ.get("LOCAL_RANK")
+        return self.config.device if rank is None or self.config.device not in ("auto", "cuda") else f"cuda:{rank}"
+
+    def processes(self) -> int:
+        wanted = self.config.num_processes
+        return max(1, self._devices()) if wanted == "auto" else wanted
+
+    def _devices(self) -> int:
+        return len(devices(self.config.device))
+
     def models(self) -> Mapping[str, ModelSource]:
         c = self.config
         lookups = {
@@ -130,7 +148,7 @@ class Evaluate(ReduceStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
-        problems = []
+        problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
         if (name := self.config.scheduler) is not None and (reason := scheduler_rule(name, {})) is not None:
@@ -240,11 +258,12 @@ class Evaluate(ReduceStage):
                 stored.
 
         Returns:
-            The content of `metrics.json`.
+            The content of `metrics.json`. In other ranks than the first, nothing: they make their part of the pieces.
 
         Raises:
             InputError, ModelError: the subjects, the trained weights or a model cannot be used.
             FatalError: a method has no picture of a subject that is finite.
+            RuntimeError: another rank has died.
         """
         import torch
 
@@ -252,25 +271,42 @@ class Evaluate(ReduceStage):
         from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
         from bootpig.models.pretrained.finite import check_weights
         from bootpig.stages.evaluate.drawing import METHODS, drawings
+        from bootpig.stages.evaluate.embedding import embed_share
+        from bootpig.stages.evaluate.output import write_results
         from bootpig.stages.evaluate.scoring import Scores
 
         sources = self.models()
+        share = Share.of_environment()
         subjects = self._decodable_subjects()
         device = torch_device("evaluate.device", self.config.device)
         rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
         base = self.base(model)
-        pieces = None if checkpoints is None else checkpoints.pieces(self._key(base, rows, device))
+        key = self._key(base, rows, device)
+
+        def open_pieces() -> Pieces | None:
+            return None if checkpoints is None else checkpoints.pieces(key)
+
         with loading("evaluate.clip", self.config.clip):
             clip = ClipEmbedder(fetch_folder(sources["clip"]))
             check_weights("evaluate.clip", self.config.clip, clip.model)
         with loading("evaluate.dino", self.config.dino):
             dino = DinoEmbedder(fetch_folder(sources["dino"]))
             check_weights("evaluate.dino", self.config.dino, dino.model)
-        references, pictures = self._draw(model, base, subjects, rows, device, workdir / "images", pieces, progress)
+        references, pictures = self._draw(
+            model, base, subjects, rows, device, workdir / "images", open_pieces, share, progress
+        )
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
+        def embed(embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
+            return embed_share(embedder, pictures, share, open_pieces)
+
+        if share.rank:
+            for judge in (clip, dino):
+                judge.model.to(device)
+                embed(judge)
+            return {}
         total = len(METHODS) * len(rows)
         progress(total, total, "scores")
         scores = Scores(
@@ -278,6 +314,7 @@ class Evaluate(ReduceStage):
             rows,
             {method: drawn.files for method, drawn in pictures.items()},
             {method: drawn.not_finite for method, drawn in pictures.items()},
+            embed,
         )
         clip.model.to(device)
         scores.add_fidelity("clip_t", clip)
@@ -285,7 +322,7 @@ class Evaluate(ReduceStage):
         dino.model.to(device)
         scores.add_likeness("dino", dino)
         metrics = scores.metrics(self.config.seed)
-        _write(workdir, scores, references, metrics)
+        write_results(workdir, scores, references, metrics)
         return metrics
 
     def _key(self, base: ModelSource, rows: Sequence[Drawing], device: torch.device) -> str:
@@ -312,23 +349,19 @@ class Evaluate(ReduceStage):
         rows: Sequence[Drawing],
         device: torch.device,
         folder: Path,
-        pieces: Pieces | None,
+        open_pieces: Callable[[], Pieces | None],
+        share: Share,
         progress: Progress,
     ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
         """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
         from bootpig.models.devices import torch_dtype
         from bootpig.models.painters.loading import set_scheduler
         from bootpig.models.pipelines.bases import load_base
-        from bootpig.models.pretrained.finite import check_pipeline, check_trained
-        from bootpig.stages.evaluate.drawing import (
-            METHODS,
-            WITH_REFERENCE,
-            draw,
-            prepared_references,
-            warn_of_blank,
-        )
-        from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-        from bootpig.stages.sampling import Sampling, fix_of_not_finite, latent_shape
+        from bootpig.models.pretrained.finite import check_pipeline
+        from bootpig.stages.evaluate.drawing import prepared_references
+        from bootpig.stages.evaluate.gallery import PictureFiles
+        from bootpig.stages.evaluate.methods import draw_methods
+        from bootpig.stages.sampling import Sampling, latent_shape
 
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
         if self.config.scheduler is not None:
@@ -348,49 +381,5 @@ class Evaluate(ReduceStage):
         sampling = Sampling(
             self.config.steps, self.config.guidance_scale, self.config.reference_guidance_scale, self.config.batch_size
         )
-        drawn: dict[str, DrawnPictures] = {}
-        for done, method in enumerate(METHODS):
-            if method == "bootpig":
-                with loading("evaluate: the trained model", str(model)):
-                    pipeline.load_bootpig(model)
-                    check_trained("evaluate: the trained model", model, pipeline)
-            pictures = DrawnPictures(method, folder / method, rows, sampling.batch_size, pieces)
-            text = method.replace("_", " ")
-            progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
-            for batch in draw(pipeline, pictures.missing, references if method in WITH_REFERENCE else None, sampling):
-                pictures.add(batch)
-                progress(done * len(rows) + len(pictures), len(METHODS) * len(rows), text)
-            warn_of_blank(method, pictures.blank, len(rows))
-            pictures.check_finite(fix_of_not_finite(pipeline.unet.dtype, "evaluate.dtype"))
-            drawn[method] = pictures
+        drawn = draw_methods(pipeline, model, rows, references, sampling, folder, open_pieces, share, progress)
         return references, drawn
-
-
-def _write(workdir: Path, scores: Scores, references: Mapping[str, PictureFiles], metrics: Mapping[str, Any]) -> None:
-    """Write the contact sheet, the scores and the metrics."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
-    from bootpig.stages.evaluate.gallery import PictureFiles, read_drawn_or_grey
-
-    images = workdir / "images"
-    firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
-    # If there are more captions than fit on a sheet, show some that are spread over the subjects.
-    shown = [firsts[int(i)] for i in np.linspace(0, len(firsts) - 1, min(len(firsts), SHEET_ROWS))]
-    sheet = contact_sheet(
-        ("reference", *SHEET.values()),
-        [
-            SheetRow(
-                row.prompt,
-                PictureFiles(
-                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)],
-                    read_drawn_or_grey,
-                ),
-            )
-            for row in shown
-        ],
-    )
-    sheet.save(workdir / "contact_sheet.png")
-    pq.write_table(scores.table(), workdir / "scores.parquet", compression="zstd")
-    (workdir / "metrics.json").write_text(f"{json.dumps(metrics, indent=2)}\n", encoding="utf-8")

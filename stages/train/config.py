@@ -7,10 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bootpig.stages.engine.contract import ADDED, MODEL, SPEED, StageConfig
+from bootpig.stages.engine.device_lock import MAX_PROCESSES
 from bootpig.stages.engine.fields import ModelName, Revision
-
-MAX_PROCESSES = 64
-"""More than any machine has devices."""
 
 
 class Trainable(StageConfig):

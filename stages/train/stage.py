@@ -26,6 +26,7 @@ from bootpig.stages.engine.contract import (
     Workload,
 )
 from bootpig.stages.train.chosen import selected_samples
+from bootpig.stages.engine.device_lock import too_many_processes
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
 from bootpig.storage.fingerprint import digest
@@ -68,8 +69,23 @@ class Train(ReduceStage):
         c = self.config
         if c.num_processes != "auto":
             return c.num_processes
-        devices = _accelerators()
-        return next(count for count in range(max(1, devices), 0, -1) if c.global_batch_size % count == 0)
+        return self._divided(max(1, _accelerators()))
+
+    def _divided(self, devices: int) -> int:
+        """The largest number of devices among which a batch can be divided."""
+        return next(count for count in range(devices, 0, -1) if self.config.global_batch_size % count == 0)
+
+    def warnings(self) -> list[str]:
+        devices, size = _accelerators(), self.config.global_batch_size
+        if self.config.num_processes != "auto" or "RANK" in os.environ or devices < 2:
+            return []
+        if (used := self._divided(devices)) == devices:
+            return []
+        return [
+            f"train.global_batch_size: {size} cannot be divided among the {devices} devices of this machine, so "
+            f"num_processes: auto uses {used} of them; use a multiple of {devices}, such as "
+            f"{max(1, round(size / devices)) * devices}"
+        ]
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config
@@ -80,9 +96,8 @@ class Train(ReduceStage):
 
     def check_models(self) -> list[str]:
         sources = self.models()
-        wanted, devices = self.config.num_processes, _accelerators()
-        if wanted != "auto" and 0 < devices < wanted:
-            return [f"train.num_processes: {wanted}, but this machine has {devices} devices; lower it, or use auto"]
+        if problems := too_many_processes(self.name, self.config.num_processes, _accelerators()):
+            return problems
         problems = pipeline_problems(sources["model"]) or base_problems(sources["model"])
         problems = problems or lora_problems(self.config, sources["model"])
         if "init_from" in sources:

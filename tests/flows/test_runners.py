@@ -15,9 +15,12 @@ import pytest
 
 from bootpig.flows import runners
 from bootpig.flows.loading import load_config
-from bootpig.flows.runners import runner_problems
+from bootpig.flows.runners import Place, Workers, runner_problems
+from bootpig.flows.runs.records import list_runs
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.survey import make_stage
+from bootpig.storage.root import Root
 from tests.flows.processes import Command
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
@@ -68,24 +71,70 @@ def test_killed_and_resumed_other_processes_make_the_same_bytes(
     assert all(len(counts) == 1 for counts in loads.values()), "each loads the models once"
 
 
+def workers(run: Command) -> list[psutil.Process]:
+    """The worker processes of a run."""
+    children = psutil.Process(run.process.pid).children()
+    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+
+
 @pytest.mark.slow
-def test_a_killed_worker_process_costs_units_and_not_the_run(
-    prefect_api: str, by_threads: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_killed_worker_process_costs_no_units(prefect_api: str, by_threads: dict[str, bytes], tmp_path: Path) -> None:
     store, environment = tmp_path / "store", {"PREFECT_API_URL": prefect_api}
     first = Command(arguments(store, "processes"), tmp_path / "first", environment)
     first.wait_for(lambda: any(store.glob("synthesize/*/part-*.parquet")), 240)
-    children = psutil.Process(first.process.pid).children(recursive=True)
-    next(child for child in children if any("spawn_main" in word for word in child.cmdline())).kill()
-    assert first.wait(300) == 1
+    workers(first)[0].kill()
+    assert first.wait(300) == 0, first.log.read_text()
     said = first.log.read_text()
-    assert "Traceback" not in said
-    assert "units failed" in said and "its worker process died" in said
+    assert "Traceback" not in said and "a worker process died" in said
     assert first.left() == []
-
-    second = Command(arguments(store, "processes"), tmp_path / "second", environment)
-    assert second.wait(300) == 0, second.log.read_text()
     assert parts(store) == by_threads
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_ends_the_workers_in_order(prefect_api: str, tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the run at once."""
+    store = tmp_path / "store"
+    slower = [f"--set=caption.count={100 * UNITS}", "--set=synthesize.steps=50"]
+    run = Command([*arguments(store, "processes"), *slower], tmp_path / "log", {"PREFECT_API_URL": prefect_api})
+    run.wait_for(lambda: len(workers(run)) == 2 and any(store.glob("synthesize/*/part-*.parquet")), 240)
+    for process in (psutil.Process(run.process.pid), *workers(run)):
+        process.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+    assert run.left(5) == []
+    said = run.log.read_text()
+    assert "Traceback" not in said and "Error" not in said, said
+    (record,) = list_runs(Root(str(store)))
+    assert record.state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "units", "place"),
+    [
+        ("synthesize", {}, 9, Place("processes", 3)),
+        ("segment", {"workers": 2}, 9, Place("processes", 2)),
+        ("encode", {"workers": 1}, 9, Place("threads", 1)),
+        ("synthesize", {}, 1, Place("threads", 1)),
+        ("synthesize", {"synthesize.device": "cuda:1"}, 9, Place("threads", 1)),
+        ("synthesize", {"synthesize.device": "cpu"}, 9, Place("threads", 1)),
+        ("augment", {}, 9, Place("threads", 1)),
+        ("augment", {"workers": 4}, 9, Place("threads", 4)),
+        ("synthesize", {"runner": "threads"}, 9, Place("threads", 1)),
+        ("augment", {"runner": "processes"}, 9, Place("processes", 3)),
+        ("augment", {"runner": "processes", "workers": 8}, 1, Place("processes", 8)),
+        ("caption", {"runner": "ray"}, 9, Place("ray", 3)),
+        ("synthesize", {"root": "memory://x"}, 9, Place("threads", 1)),
+    ],
+)
+def test_a_stage_that_can_use_several_devices_has_a_process_for_each(
+    monkeypatch: pytest.MonkeyPatch, stage: str, fields: dict[str, object], units: int, place: Place
+) -> None:
+    config = configured(str(fields.pop("root", "./data")), **fields)
+    three: dict[str, int | None] = {"gpu-0": 0, "gpu-1": 1, "gpu-2": 2}
+    of = {"auto": three, "cuda": three, "cuda:1": {"gpu-1": 1}, "cpu": {}}
+    monkeypatch.setattr(runners, "devices", of.__getitem__)
+    assert Workers(config).place(make_stage(config, stage), units) == place
+    monkeypatch.setattr(runners, "devices", lambda name: {})
+    assert config.workers != "auto" or Workers(config).place(make_stage(config, stage), units).workers == 1
 
 
 @pytest.fixture
