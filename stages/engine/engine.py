@@ -136,7 +136,8 @@ class Engine:
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 message = f"{stage}: no space left on the disk of the work folder; free some and run again"
             else:
-                message = f"{stage}: {type(error).__name__}: {first_line(error)}"
+                kind = "" if isinstance(error, FatalError) else f"{type(error).__name__}: "
+                message = f"{stage}: {kind}{first_line(error).removeprefix(f'{stage}: ')}"
                 parts.log(0, log_record("failed", started, message=traceback.format_exc()))
         else:
             if is_first_process():

@@ -235,16 +235,31 @@ def checkpoint(store: Path) -> bool:
 def test_a_cancelled_training_keeps_its_checkpoint(live: Live, done: tuple[str, Path]) -> None:
     store = shutil.copytree(done[1], done[1].parent / "to-cancel")
     shutil.rmtree(store / "train")
-    flow_run = live.trigger("run_stage", stage="train", config=as_parameters(tiny(store, **LONG)))
+    two = LONG | {"train.global_batch_size": 2, "train.num_processes": 2}
+    flow_run = live.trigger("run_stage", stage="train", config=as_parameters(tiny(store, **two)))
     until(lambda: checkpoint(store))
     processes = live.processes(flow_run)
-    assert processes
+    assert sum("bootpig.stages.engine.rank" in process.cmdline() for process in processes) == 1
     live.api("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     assert live.wait(flow_run)["type"] == "CANCELLED"
     psutil.wait_procs(processes, timeout=10)
     assert live.processes(flow_run) == []
     assert checkpoint(store)
     record = next(record for record in list_runs(Root(str(store))) if record.flow_run == flow_run)
+    assert record.state == "interrupted"
+
+
+def test_a_cancelled_stage_ends_its_worker_processes(live: Live, tmp_path: Path) -> None:
+    many = {"caption.count": 800, "synthesize.steps": 50, "runner": "processes", "workers": 2}
+    flow_run = live.trigger("bootstrap", config=as_parameters(tiny(tmp_path, **many)), until="synthesize")
+    until(lambda: any(tmp_path.glob("synthesize/*/part-*.parquet")))
+    processes = live.processes(flow_run)
+    assert sum("spawn_main" in " ".join(process.cmdline()) for process in processes) == 2
+    live.api("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert live.wait(flow_run)["type"] == "CANCELLED"
+    psutil.wait_procs(processes, timeout=20)
+    assert live.processes(flow_run) == []
+    (record,) = list_runs(Root(str(tmp_path)))
     assert record.state == "interrupted"
 
 
