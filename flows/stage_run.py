@@ -273,7 +273,7 @@ class StageRun:
 
     def _note(self, unit: int, state: State[Any]) -> None:
         self.outcome.last_task = state.state_details.task_run_id
-        if state.name == "Cached":
+        if state.name == "Cached" and unit not in self._lost:  # a process that died may have made it
             self.outcome.cached += 1
         elif state.name == "Postponed":
             self.outcome.pending[unit] = str(state.message)

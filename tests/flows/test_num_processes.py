@@ -16,9 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from bootpig.flows.loading import dump_config, load_config
+from bootpig.flows.runs.plan import plan
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import make_stage
+from bootpig.stages.train.stage import Train
 from bootpig.storage.folders import fetch_folder
 from tests.flows.test_kill import MARK, marked
 from tests.flows.test_train import COUNTS, encoded
@@ -136,6 +139,35 @@ def test_all_ranks_end_together(config: PipelineConfig, tmp_path: Path, end: str
         assert f"train: rank 1 {how}; run again" in err + out and "Traceback" not in err
     else:
         assert process.returncode == {"SIGINT": 130, "SIGKILL": -9}[end], out + err
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "used", "better"),
+    [(64, 8, 8, None), (66, 8, 6, 64), (70, 8, 7, 72), (4, 8, 4, 8), (64, 1, 1, None), (7, 0, 1, None)],
+)
+def test_auto_says_that_it_leaves_devices_out(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, size: int, devices: int, used: int, better: int | None
+) -> None:
+    monkeypatch.setattr("bootpig.stages.train.stage._accelerators", lambda: devices)
+    config = load_config(PROJECT / "configs" / "toy.yaml", [*settings, f"train.global_batch_size={size}"])
+    stage = make_stage(config, "train")
+    assert isinstance(stage, Train) and stage.processes() == used
+    said = plan(config)["warnings"]
+    assert said == stage.warnings() and len(said) == (better is not None)
+    if said:
+        assert f"global_batch_size: {size} cannot" in said[0] and f"uses {used} of" in said[0]
+        assert said[0].endswith(f"such as {better}")
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_more_processes_than_devices_are_refused(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr("bootpig.stages.train.stage._accelerators", lambda: 2)
+    monkeypatch.setattr("bootpig.stages.evaluate.stage.devices", lambda name: {"a": 0, "b": 1})
+    config = load_config(PROJECT / "configs" / "toy.yaml", [*settings, f"{stage}.num_processes=4"])
+    first = make_stage(config, stage).check_models()[0]
+    assert first == f"{stage}.num_processes: 4, but this machine has 2 devices; lower it, or use auto"
 
 
 @pytest.mark.parametrize(("value", "problem"), [("3", "does not divide"), ("0", "from 1 to"), ("all", "num_processes")])
