@@ -41,7 +41,7 @@ def started(config: PipelineConfig, stage: str, count: int, *, force: bool = Fal
     if count <= 1 or "RANK" in os.environ:
         yield
         return
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     # The ranks meet at a store of this process, not of its rank 0, so that its end can be felt by whoever waits there.
     meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

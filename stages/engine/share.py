@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 from bootpig.stages.engine.contract import FatalError
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore
 
 STALL_SECONDS = 2 * 3600.0
 """Time after which ranks that tell no progress count as stuck."""
 POLL_SECONDS = 0.2
 
 
+class Meeting(Protocol):
+    """Numbers that all ranks share, such as a `torch.distributed.TCPStore`."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a number and return it. Raises RuntimeError if the store is gone."""
+
+
 class Share:
     """The part of this process. Of a single process, it is everything."""
 
-    def __init__(self, rank: int = 0, count: int = 1, meeting: TCPStore | None = None) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, meeting: Meeting | None = None) -> None:
         self.rank = rank
         self.count = count
         self._meeting = meeting
@@ -31,7 +35,7 @@ class Share:
         count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
         if count == 1:
             return cls()
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return cls(int(os.environ["RANK"]), count, TCPStore(address, port, is_master=False))

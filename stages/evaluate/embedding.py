@@ -27,7 +27,7 @@ def embed_share(
         open_pieces: the pieces of the unfinished result, as they are now.
 
     Returns:
-        Method → one vector per row with a picture, N×d. In other ranks, only those of their own batches.
+        Method → one vector per row with a picture, N×d. In other ranks, only those of their own batches, if any.
 
     Raises:
         FatalError: vectors of another rank are missing.
@@ -56,8 +56,9 @@ def embed_share(
                         raise FatalError(f"evaluate: {name} of another process is missing; run again, which makes it")
                     found[method][batch.start] = load(data)["vectors"]
     return {
-        method: np.concatenate([vectors for _, vectors in sorted(batches.items())]) if batches else np.empty((0, 0))
+        method: np.concatenate([batches[start] for start in sorted(batches)])
         for method, batches in found.items()
+        if batches
     }
 
 

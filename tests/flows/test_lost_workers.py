@@ -62,7 +62,7 @@ def run(prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     [
         ({}, [], 0),
         ({5: 1}, [], 1),  # memory ran out once
-        ({5: 1, 6: 1, 11: 1}, [], 3),
+        ({5: 1, 11: 1}, [], 2),
         ({0: 9}, [0, 1], 2),  # a unit that is too large: nobody knows which of the two
         ({11: 9}, [11], 2),
         (dict.fromkeys(UNITS, 9), list(UNITS), IDLE_RESTARTS),  # a machine that is too small
