@@ -117,8 +117,6 @@ class Engine:
         parts = Parts(self.root, stage, survey.fingerprint)
         parts.describe(survey.identity)
         started = time.monotonic()
-        for warning in reduce_stage.warnings():
-            _LOG.warning("%s", warning)
         if force and is_first_process():
             # before other ranks start, which must not find any
             StoredCheckpoints(self.root, survey.path, Path()).clear()

@@ -25,8 +25,8 @@ from bootpig.stages.engine.contract import (
     ReduceStage,
     Workload,
 )
-from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.engine.device_lock import too_many_processes
+from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
 from bootpig.storage.fingerprint import digest
