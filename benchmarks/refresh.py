@@ -34,7 +34,7 @@ def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
     """
     stage = make_stage(load_config(config), "evaluate")
     assert isinstance(stage, Evaluate)
-    own, subjects = stage.config, stage.subjects()
+    own, subjects = stage.config, stage.protocol.subjects()
     device = torch_device("evaluate.device", own.device)
     pipeline: Any = load_base(stage.base(model), torch_dtype(own.dtype))
     pipeline.load_bootpig(model)

@@ -19,6 +19,7 @@ from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.select.config import SelectConfig
 from bootpig.stages.synthesize import SynthesizeConfig
 from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.subjects import shared_problems
 from bootpig.stages.view.config import ViewConfig
 
 MOST_UNITS = 1_000_000
@@ -190,13 +191,20 @@ class PipelineConfig(StageConfig):
         return getattr(self, stage)
 
     def pinned(self, pins: Mapping[str, Mapping[str, str]]) -> PipelineConfig:
-        """A copy with other revisions, given as stage → field → commit. encode and train always get the same one."""
+        """A copy with other revisions, given as stage → field → commit. The field `a.b` is the field b of a.
+        encode and train always get the same one."""
         pins = {stage: dict(fields) for stage, fields in pins.items()}
         for name, other in (("encode", "train"), ("train", "encode")):
             if "revision" in pins.get(name, {}):
                 pins[other] = {**pins.get(other, {}), "revision": pins[name]["revision"]}
         copies = {stage: _pinned(getattr(self, stage), fields) for stage, fields in pins.items()}
         return self.model_copy(update=copies)
+
+    def conflicts(self, stage: str) -> list[str]:
+        """What in the folders that a stage names does not go with those of other stages, one line each."""
+        if stage != "train" or self.train.evaluate_every is None or self.train.evaluation is None:
+            return []
+        return shared_problems(self.train.evaluation, self.evaluate.subjects)
 
     @property
     def source(self) -> Literal["caption", "pictures"]:

@@ -16,8 +16,8 @@ def model_card(info: Mapping[str, Any]) -> str:
 
     Args:
         info: the content of `bootpig.json`. Optional entries: `samples` and `dataset` (number of samples and
-            fingerprint of the data set), `recipe`, `base_license`, and `metrics` (the content of evaluate's
-            `metrics.json`).
+            fingerprint of the data set), `recipe`, `base_license`, `kept` (step and scores of the best
+            weights), and `metrics` (the content of evaluate's `metrics.json`).
     """
     base = str(info.get("base") or "")
     licence = info.get("base_license")
@@ -64,6 +64,17 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
         yield "## Recipe"
         yield ""
         yield from _table(("setting", "value"), ((name, f"`{value}`") for name, value in _flat(info["recipe"])))
+    if kept := info.get("kept"):
+        yield ""
+        yield "## Kept weights"
+        yield ""
+        yield f"These are the weights after update {kept['step']}. Of all weights that were compared on validation"
+        yield f"subjects, they have the highest DINO with a CLIP-T of at least {kept['fidelity']} of text only's, or else the"
+        yield "nearest CLIP-T."
+        yield ""
+        text_only = kept.get("text_only_clip_t")
+        beside = "" if text_only is None else f" (text only: {text_only:.3f})"
+        yield f"DINO {kept['dino']:.3f}, CLIP-T {kept['clip_t']:.3f}{beside}."
     if info.get("metrics"):
         yield ""
         yield "## Metrics"

@@ -219,10 +219,19 @@ class Stage(ABC):
         """
         return {}
 
+    def unhashed_models(self) -> Mapping[str, ModelIdentity]:
+        """Models and folders that are needed but do not change the output, such as the judges of a training's curves.
+
+        Raises:
+            InputError: as in `models`.
+        """
+        return {}
+
     def check_models(self) -> list[str]:
         """Problems of its models that can be known without loading them, one line each.
 
-        Called before a run, after `models`, and after downloads. Reads configs and headers: seconds for SDXL.
+        Called before a run, after `models` and `unhashed_models`, and after downloads. Reads configs and headers:
+        seconds for SDXL.
         """
         return []
 

@@ -10,7 +10,7 @@ from bootpig.models.pretrained.downloads import fetch
 from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.models.pretrained.source import ModelError, ModelSource
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import Stage
+from bootpig.stages.engine.contract import ModelIdentity, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.storage.errors import StoreError
 
@@ -44,10 +44,10 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
     def look_up(name: str) -> list[str]:
         try:
             stage = engine.make(name)
-            stage.models()
+            _models(stage)
             if name not in complete:
                 with _ONE_AT_A_TIME:
-                    problems = stage.check_models()
+                    problems = stage.check_models() + engine.config.conflicts(name)
                 if problems:
                     return problems
             if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
@@ -70,7 +70,7 @@ def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
     """
     pins: dict[str, dict[str, str]] = {}
     for name in stages:
-        for model, source in engine.make(name).models().items():
+        for model, source in _models(engine.make(name)).items():
             if isinstance(source, ModelSource) and source.revision is not None:
                 field = "revision" if model == "model" else f"{model}_revision"
                 pins.setdefault(name, {})[field] = source.revision
@@ -92,7 +92,7 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
     problems = []
     for name in stages:
         stage = engine.make(name)
-        sources = [source for source in stage.models().values() if isinstance(source, ModelSource)]
+        sources = [source for source in _models(stage).values() if isinstance(source, ModelSource)]
         remote = [source for source in sources if not source.is_local]
         if not remote or not is_due(engine, name):
             continue
@@ -104,6 +104,11 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
         problems += stage.check_models()
     if problems:
         raise ModelError("\n".join(dict.fromkeys(problems)))
+
+
+def _models(stage: Stage) -> dict[str, ModelIdentity]:
+    """All models of a stage, by name."""
+    return {**stage.models(), **stage.unhashed_models()}
 
 
 def _complete(engine: Engine, stages: Iterable[str]) -> set[str]:

@@ -67,15 +67,16 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tupl
     for subject in subjects:
         prepared = []
         for path in subject.references:
-            picture = read_picture(path, "evaluate.subjects")
+            picture = read_picture(path, f"{subject.section}.subjects")
             if picture.mode == "RGB" and not _stands_on_white(picture):
                 on_background.append(f"{subject.name}/{path.name}")
-            prepared.append(_prepared(path, picture, side))
+            prepared.append(_prepared(path, picture, side, subject.section))
         yield subject.name, prepared
     if on_background:
         _LOG.warning(
-            "evaluate.subjects: %d references have a background, which the model was not trained on (%s%s); "
+            "%s.subjects: %d references have a background, which the model was not trained on (%s%s); "
             "cut out the subject (PNG with transparency)",
+            subjects[0].section,
             len(on_background),
             ", ".join(on_background[:3]),
             ", …" if len(on_background) > 3 else "",
@@ -87,6 +88,7 @@ def draw(
     rows: Sequence[Drawing],
     references: Mapping[str, Sequence[Image.Image]] | None,
     sampling: Sampling,
+    section: str = "evaluate",
 ) -> Iterator[list[Image.Image | None]]:
     """Draw `rows` in batches, RGB, in order. None in place of a picture that is not finite.
 
@@ -95,6 +97,7 @@ def draw(
         rows: the pictures to draw.
         references: by name of the subject. None: the base model alone, with plain classifier-free guidance.
         sampling: the sampling settings.
+        section: section of the configuration that has these settings, for messages.
     """
 
     def inputs(batch: Sequence[int]) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def draw(
 
     # The initial noise has its own seed, so that it does not depend on a method's other draws.
     seeds = [Seeds(row.seed, row.seed ^ 1) for row in rows]
-    for drawn in draw_pictures(pipeline, seeds, inputs, sampling, setting="evaluate.batch_size"):
+    for drawn in draw_pictures(pipeline, seeds, inputs, sampling, setting=f"{section}.batch_size"):
         yield [picture.image for picture in drawn]
 
 
@@ -126,11 +129,11 @@ def warn_of_blank(method: str, blank: int, count: int) -> None:
         )
 
 
-def _prepared(path: Path, picture: Image.Image, side: int) -> Image.Image:
+def _prepared(path: Path, picture: Image.Image, side: int, section: str) -> Image.Image:
     try:
         return prepare_picture(picture, side)
     except ValueError as error:
-        raise InputError(f"evaluate.subjects: {str(path)!r} cannot be a reference ({error}); replace it") from None
+        raise InputError(f"{section}.subjects: {str(path)!r} cannot be a reference ({error}); replace it") from None
 
 
 def _stands_on_white(picture: Image.Image) -> bool:

@@ -138,8 +138,8 @@ class DrawnPictures:
             if index == batch[-1]:
                 self._pack(batch)
 
-    def check_finite(self, fix: str) -> None:
-        """Log a warning if pictures are not finite. `fix` says what to do about it.
+    def check_finite(self, fix: str, section: str = "evaluate") -> None:
+        """Log a warning if pictures are not finite. `fix` says what to do about it, `section` where the settings are.
 
         Raises:
             FatalError: none of a subject's pictures is finite, so methods could not be compared on the same subjects.
@@ -150,7 +150,7 @@ class DrawnPictures:
         left = {row.subject.name for index, row in enumerate(self.rows) if index not in self.not_finite}
         if lacking := [row.subject.name for row in self.rows if row.subject.name not in left]:
             raise FatalError(f"{problem}, among them all of {lacking[0]}; {fix}")
-        _LOG.warning("evaluate: %s; %s", problem, fix)
+        _LOG.warning("%s: %s; %s", section, problem, fix)
 
     def _batch(self, index: int) -> range:
         begin = index - index % self._batch_size

@@ -73,7 +73,7 @@ class Scores:
     def add_likeness(self, metric: str, embedder: ImageEmbedder) -> None:
         """Measure `clip_i` or `dino`: the mean cosine with all real pictures of the subject, and of those with each
         other."""
-        real = {subject.name: embedder.images(_photos(subject.real)) for subject in self.subjects}
+        real = {subject.name: embedder.images(_photos(subject.real, subject.section)) for subject in self.subjects}
         for method, vectors in self._embedded(embedder).items():
             drawings = [self.rows[row] for row in self._rows[method]]
             values = [
@@ -91,7 +91,7 @@ class Scores:
         for subject in self.subjects:
             known = [path for path in subject.real if path.name in subject.captions]
             if known:
-                photos = embedder.images(_photos(known))
+                photos = embedder.images(_photos(known, subject.section))
                 texts = embedder.texts([subject.captions[path.name] for path in known])
                 self.real[metric].append(float(aligned_cosine(photos, texts).mean()))
 
@@ -100,15 +100,16 @@ class Scores:
         whole[self._rows[method]] = values
         self.drawn[method][metric] = whole
 
+    def by_subject(self, method: str, metric: str) -> list[float]:
+        """One value per subject: the mean over its pictures."""
+        names = np.array([drawing.subject.name for drawing in self.rows])
+        values = self.drawn[method][metric]
+        return [_mean(values[names == subject.name]) for subject in self.subjects]
+
     def metrics(self, seed: int) -> dict[str, Any]:
         """The content of `metrics.json`: means over subjects with bootstrap intervals."""
-        names = np.array([drawing.subject.name for drawing in self.rows])
         by_subject: dict[str, dict[str, Sequence[float]]] = {
-            method: {
-                metric: [_mean(values[metric][names == subject.name]) for subject in self.subjects]
-                for metric in METRICS
-            }
-            for method, values in self.drawn.items()
+            method: {metric: self.by_subject(method, metric) for metric in METRICS} for method in self.drawn
         }
         by_subject["real"] = {metric: self.real[metric] for metric in METRICS}
         table = collect(by_subject, seed)
@@ -158,5 +159,5 @@ def _known(value: np.float64) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _photos(paths: Sequence[Path]) -> PictureFiles:
-    return PictureFiles(paths, lambda path: on_white(read_picture(path, "evaluate.subjects")))
+def _photos(paths: Sequence[Path], section: str) -> PictureFiles:
+    return PictureFiles(paths, lambda path: on_white(read_picture(path, f"{section}.subjects")))

@@ -15,14 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from bootpig.models.pipelines.base_check import base_problems
-from bootpig.models.pipelines.base_rules import SCHEDULERS, scheduler_rule
 from bootpig.models.pretrained import sizes
-from bootpig.models.pretrained.inspection import judge_problems, pipeline_problems, trained_problems
-from bootpig.models.pretrained.snapshots import fetch_folder
-from bootpig.models.pretrained.source import BASE, JUDGE, PIPELINE, TRANSFORMER, ModelSource, loading, local_path
+from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
+from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
     MODEL,
@@ -34,13 +32,12 @@ from bootpig.stages.engine.contract import (
     Progress,
     ReduceInput,
     ReduceStage,
-    StageConfig,
     Workload,
 )
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
-from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
+from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.share import Share
-from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects, unusable_pictures
+from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -53,14 +50,12 @@ if TYPE_CHECKING:
     from bootpig.stages.evaluate.drawing import Drawing
     from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
     from bootpig.stages.evaluate.scoring import ImageEmbedder
-
-SHOWN_PROBLEMS = 20
-"""Maximum number of lines about unusable pictures. For more, their number is shown."""
+    from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(ProtocolConfig):
     """Settings of the evaluation of a trained model."""
 
     model: ModelName | None = Field(
@@ -69,36 +64,7 @@ class EvaluateConfig(StageConfig):
         description="The base pipeline: a diffusers folder or a hub id. null: the base that the trained model names.",
     )
     revision: Revision = None
-    clip: ModelName = Field(default="openai/clip-vit-base-patch32", description="A CLIPModel, for clip_t and clip_i.")
-    clip_revision: Revision = None
-    dino: ModelName = Field(default="facebook/dino-vits16", description="A ViT whose class token gives dino.")
-    dino_revision: Revision = None
-    subjects: str = Field(
-        min_length=1,
-        json_schema_extra=MODEL,
-        description="Folder in DreamBooth layout: <subject>/00.png (the reference), …; see stages/evaluate/subjects.py",
-    )
-    prompts: tuple[str, ...] = Field(
-        default=(),
-        description="Captions for subjects without captions in subjects.yaml. {object} is the subject's class.",
-    )
-    references: Annotated[int, Field(ge=1, le=16)] | Literal["all"] = Field(
-        default=1,
-        description="Number of a subject's pictures, the first by name, that are references and not compared with. "
-        "all: every picture is a reference and is also compared with, as in the paper's table.",
-    )
-    images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures per caption and method.")
-    scheduler: Scheduler = None
-    steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
-    guidance_scale: float = Field(default=7.5, ge=0, le=100, description="Text guidance scale, eta_text+im of eq. 4.")
-    reference_guidance_scale: float = Field(
-        default=5.0, ge=0, le=100, description="Reference guidance scale, eta_im of eq. 4."
-    )
     dtype: Dtype = "float32"
-    seed: int = Field(
-        default=0, ge=0, lt=2**62, description="Seed of the noise and the bootstrap. Independent of the data's seed."
-    )
-    batch_size: BatchSize = 16
     device: Device = "auto"
     num_processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] | Literal["auto"] = Field(
         default="auto",
@@ -106,13 +72,6 @@ class EvaluateConfig(StageConfig):
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
     )
-
-    @field_validator("prompts")
-    @classmethod
-    def _name_the_object(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if missing := [prompt for prompt in prompts if OBJECT not in prompt]:
-            raise ValueError(f"{missing[0]!r} has no {OBJECT}; insert it in place of the subject's class")
-        return prompts
 
 
 class Evaluate(ReduceStage):
@@ -135,13 +94,14 @@ class Evaluate(ReduceStage):
     def _devices(self) -> int:
         return len(devices(self.config.device))
 
+    @property
+    def protocol(self) -> Protocol:
+        """Its subjects and judges."""
+        return Protocol(self.config, self.name)
+
     def models(self) -> Mapping[str, ModelSource]:
         c = self.config
-        lookups = {
-            "clip": lambda: resolve("evaluate.clip", c.clip, c.clip_revision, TRANSFORMER, JUDGE),
-            "dino": lambda: resolve("evaluate.dino", c.dino, c.dino_revision, TRANSFORMER, JUDGE),
-            "subjects": self._subjects_source,
-        }
+        lookups = self.protocol.lookups()
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
         return resolve_all(self.name, lookups)
@@ -151,9 +111,7 @@ class Evaluate(ReduceStage):
         problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
-        if (name := self.config.scheduler) is not None and (reason := scheduler_rule(name, {})) is not None:
-            problems.append(f"evaluate.scheduler: {name}: {reason}; use one of {', '.join(SCHEDULERS)}")
-        return problems + judge_problems(sources["clip"], "clip") + judge_problems(sources["dino"], "dino")
+        return problems + self.protocol.problems(sources)
 
     def check_trained(self, model: Path) -> None:
         """Check a trained model, its base and the judges, before anything is drawn.
@@ -170,7 +128,7 @@ class Evaluate(ReduceStage):
     def estimate(self, work: Workload) -> Estimate:
         pixels = work.above.pixels
         try:
-            captions = sum(len(subject.prompts) for subject in self.subjects())
+            captions = sum(len(subject.prompts) for subject in self.protocol.subjects())
         except InputError:
             captions = 30 * 25  # as in the DreamBooth benchmark
         pictures = captions * self.config.images_per_prompt
@@ -182,10 +140,6 @@ class Evaluate(ReduceStage):
             stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
             assumptions=(sizes.ASSUMPTION,),
         )
-
-    def _subjects_source(self) -> ModelSource:
-        self.subjects()
-        return resolve("evaluate.subjects", self.config.subjects)
 
     def base(self, model: Path) -> ModelSource:
         """The base of a trained model: the one named in the config, or else in the model's `bootpig.json`.
@@ -212,30 +166,9 @@ class Evaluate(ReduceStage):
             _LOG.warning("evaluate.model: %r is not the base that %s was trained on", name, model)
         return source
 
-    def subjects(self) -> list[Subject]:
-        """Read the folder of subjects. Opens no pictures.
-
-        Raises:
-            InputError: the folder is missing or cannot be used.
-        """
-        folder = local_path(self.config.subjects)
-        if folder is None or not folder.is_dir():
-            raise InputError(
-                f"evaluate.subjects: there is no folder {self.config.subjects!r}; give one with <subject>/00.png, …"
-            )
-        return read_subjects(folder, self.config.prompts, self.config.references)
-
     def check_ready(self) -> None:
         """Decode every picture, so that damaged ones are found before training, not after it."""
-        self._decodable_subjects()
-
-    def _decodable_subjects(self) -> list[Subject]:
-        subjects = self.subjects()
-        if problems := unusable_pictures(subjects):
-            hidden = len(problems) - SHOWN_PROBLEMS
-            more = [f"evaluate.subjects: {hidden} more pictures cannot be used"] if hidden > 0 else []
-            raise InputError("\n".join(problems[:SHOWN_PROBLEMS] + more))
-        return subjects
+        self.protocol.decodable_subjects()
 
     def setup(self) -> None:
         import torch  # noqa: F401 - the engine sets torch's number of threads only if torch is imported
@@ -268,16 +201,15 @@ class Evaluate(ReduceStage):
         import torch
 
         from bootpig.models.devices import torch_device
-        from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
-        from bootpig.models.pretrained.finite import check_weights
         from bootpig.stages.evaluate.drawing import METHODS, drawings
         from bootpig.stages.evaluate.embedding import embed_share
+        from bootpig.stages.evaluate.judges import load_judges
         from bootpig.stages.evaluate.output import write_results
         from bootpig.stages.evaluate.scoring import Scores
 
         sources = self.models()
         share = Share.of_environment()
-        subjects = self._decodable_subjects()
+        subjects = self.protocol.decodable_subjects()
         device = torch_device("evaluate.device", self.config.device)
         rows = drawings(subjects, self.config.images_per_prompt, self.config.seed)
         base = self.base(model)
@@ -286,12 +218,7 @@ class Evaluate(ReduceStage):
         def open_pieces() -> Pieces | None:
             return None if checkpoints is None else checkpoints.pieces(key)
 
-        with loading("evaluate.clip", self.config.clip):
-            clip = ClipEmbedder(fetch_folder(sources["clip"]))
-            check_weights("evaluate.clip", self.config.clip, clip.model)
-        with loading("evaluate.dino", self.config.dino):
-            dino = DinoEmbedder(fetch_folder(sources["dino"]))
-            check_weights("evaluate.dino", self.config.dino, dino.model)
+        judges = load_judges(sources)
         references, pictures = self._draw(
             model, base, subjects, rows, device, workdir / "images", open_pieces, share, progress
         )
@@ -303,9 +230,9 @@ class Evaluate(ReduceStage):
             return embed_share(embedder, pictures, share, open_pieces)
 
         if share.rank:
-            for judge in (clip, dino):
-                judge.model.to(device)
-                embed(judge)
+            with judges.on(device):
+                for judge in (judges.clip, judges.dino):
+                    embed(judge)
             return {}
         total = len(METHODS) * len(rows)
         progress(total, total, "scores")
@@ -316,11 +243,10 @@ class Evaluate(ReduceStage):
             {method: drawn.not_finite for method, drawn in pictures.items()},
             embed,
         )
-        clip.model.to(device)
-        scores.add_fidelity("clip_t", clip)
-        scores.add_likeness("clip_i", clip)
-        dino.model.to(device)
-        scores.add_likeness("dino", dino)
+        with judges.on(device):
+            scores.add_fidelity("clip_t", judges.clip)
+            scores.add_likeness("clip_i", judges.clip)
+            scores.add_likeness("dino", judges.dino)
         metrics = scores.metrics(self.config.seed)
         write_results(workdir, scores, references, metrics)
         return metrics
@@ -361,7 +287,7 @@ class Evaluate(ReduceStage):
         from bootpig.stages.evaluate.drawing import prepared_references
         from bootpig.stages.evaluate.gallery import PictureFiles
         from bootpig.stages.evaluate.methods import draw_methods
-        from bootpig.stages.sampling import Sampling, latent_shape
+        from bootpig.stages.sampling import latent_shape
 
         pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
         if self.config.scheduler is not None:
@@ -378,8 +304,6 @@ class Evaluate(ReduceStage):
             for path, picture in zip(paths, prepared, strict=True):
                 picture.save(path)
             references[name] = PictureFiles(paths)
-        sampling = Sampling(
-            self.config.steps, self.config.guidance_scale, self.config.reference_guidance_scale, self.config.batch_size
-        )
+        sampling = self.config.sampling()
         drawn = draw_methods(pipeline, model, rows, references, sampling, folder, open_pieces, share, progress)
         return references, drawn

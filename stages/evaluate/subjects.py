@@ -43,6 +43,8 @@ class Subject:
     """At least two. Without the references, unless every picture is one."""
     captions: Mapping[str, str]
     """What a real picture shows, by file name, where that is known."""
+    section: str = "evaluate"
+    """Section of the configuration that names its folder, for messages."""
 
 
 class _Entry(BaseModel):
@@ -55,13 +57,16 @@ class _Entry(BaseModel):
     captions: dict[str, str] = {}
 
 
-def read_subjects(folder: Path, prompts: Sequence[str], references: References) -> list[Subject]:
+def read_subjects(
+    folder: Path, prompts: Sequence[str], references: References, section: str = "evaluate"
+) -> list[Subject]:
     """The subjects of `folder` by name. No picture is opened, see `unusable_pictures`.
 
     Args:
         prompts: for subjects that list none of their own; `{object}` stands for the class word.
         references: how many pictures of a subject are references; the others are compared with. `"all"`: every picture
             is both, as in the paper's table.
+        section: section of the configuration that names the folder, for messages.
 
     Raises:
         InputError: an unreadable folder, no subject, too few pictures or no prompt for a subject; one line.
@@ -72,12 +77,12 @@ def read_subjects(folder: Path, prompts: Sequence[str], references: References) 
     except OSError as error:
         where = str(error.filename or folder)
         problem = f"{where!r} cannot be read ({error.strerror}); check its permissions"
-        raise InputError(f"evaluate.subjects: {problem}") from None
+        raise InputError(f"{section}.subjects: {problem}") from None
     if not names:
         raise InputError(
-            f"evaluate.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, 01.png, …"
+            f"{section}.subjects: {str(folder)!r} holds no folder of pictures; give <subject>/00.png, 01.png, …"
         )
-    entries, classes = _entries(folder, names), _classes(folder)
+    entries, classes = _entries(folder, names, section), _classes(folder)
     subjects = []
     for name in names:
         entry = entries.get(name, _Entry.model_validate({}))
@@ -85,13 +90,13 @@ def read_subjects(folder: Path, prompts: Sequence[str], references: References) 
         own = tuple(fill(prompt, noun) for prompt in entry.prompts or prompts)
         if not own:
             raise InputError(
-                f"evaluate.prompts: subject {name!r} has no prompt; list some in subjects.yaml or in evaluate.prompts"
+                f"{section}.prompts: subject {name!r} has no prompt; list some in subjects.yaml or in {section}.prompts"
             )
-        chosen, real = _split(name, found[name][0], references)
-        subjects.append(Subject(name, noun, own, chosen, real, entry.captions))
+        chosen, real = _split(name, found[name][0], references, section)
+        subjects.append(Subject(name, noun, own, chosen, real, entry.captions, section))
     if others := [path for _, left_out in found.values() for path in left_out]:
         kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others})[:5])
-        _warn_once(f"evaluate.subjects: {len(others)} files of {str(folder)!r} are no pictures ({kinds}), left out")
+        _warn_once(f"{section}.subjects: {len(others)} files of {str(folder)!r} are no pictures ({kinds}), left out")
     return subjects
 
 
@@ -101,29 +106,29 @@ def unusable_pictures(subjects: Sequence[Subject]) -> list[str]:
     Returns:
         A line for each that cannot be read, or cannot be the reference that it is.
     """
-    asked = dict.fromkeys((path, False) for subject in subjects for path in subject.real)
-    asked |= dict.fromkeys((path, True) for subject in subjects for path in subject.references)
+    asked = dict.fromkeys((path, False, subject.section) for subject in subjects for path in subject.real)
+    asked |= dict.fromkeys((path, True, subject.section) for subject in subjects for path in subject.references)
     return list(dict.fromkeys(problem for problem in on_all_cores(_problem, list(asked)) if problem))
 
 
-def _problem(asked: tuple[Path, bool]) -> str:
-    path, is_reference = asked
+def _problem(asked: tuple[Path, bool, str]) -> str:
+    path, is_reference, section = asked
     try:
         facts = path.stat()
     except OSError:
-        return _problem_of(path, is_reference, 0, 0, 0)
-    return _problem_of(path, is_reference, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        return _problem_of(path, is_reference, section, 0, 0, 0)
+    return _problem_of(path, is_reference, section, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
 @lru_cache(maxsize=65536)
-def _problem_of(path: Path, is_reference: bool, size: int, mtime_ns: int, inode: int) -> str:
+def _problem_of(path: Path, is_reference: bool, section: str, size: int, mtime_ns: int, inode: int) -> str:
     """Size, time and inode are the cache's key: a changed file is read again."""
     try:
-        picture = read_picture(path, "evaluate.subjects")
+        picture = read_picture(path, f"{section}.subjects")
     except InputError as error:
         return str(error)
     problem = reference_problem(picture) if is_reference else None
-    return f"evaluate.subjects: {str(path)!r} → {problem}" if problem else ""
+    return f"{section}.subjects: {str(path)!r} → {problem}" if problem else ""
 
 
 def fill(prompt: str, noun: str) -> str:
@@ -138,7 +143,9 @@ def fill(prompt: str, noun: str) -> str:
     return re.sub(r"(?P<article>\b[Aa] )?\{object\}", replacement, prompt)
 
 
-def _split(name: str, pictures: list[Path], references: References) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def _split(
+    name: str, pictures: list[Path], references: References, section: str
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if references == "all":
         chosen, real = tuple(pictures), tuple(pictures)
         need = "at least 2 are needed"
@@ -146,8 +153,8 @@ def _split(name: str, pictures: list[Path], references: References) -> tuple[tup
         chosen, real = tuple(pictures[:references]), tuple(pictures[references:])
         need = f"{references} as reference and 2 or more to compare with are needed"
     if len(real) < 2:
-        mend = "" if references in ("all", 1) else ", or lower evaluate.references"
-        raise InputError(f"evaluate.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{mend}")
+        mend = "" if references in ("all", 1) else f", or lower {section}.references"
+        raise InputError(f"{section}.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{mend}")
     return chosen, real
 
 
@@ -156,23 +163,23 @@ def _warn_once(text: str) -> None:
     _LOG.warning("%s", text)
 
 
-def _entries(folder: Path, names: Sequence[str]) -> dict[str, _Entry]:
+def _entries(folder: Path, names: Sequence[str], section: str) -> dict[str, _Entry]:
     path = folder / "subjects.yaml"
     if not path.exists():
         return {}
     try:
-        listed = parse_yaml(read_text("evaluate.subjects", path, "give a UTF-8 YAML file"))
+        listed = parse_yaml(read_text(f"{section}.subjects", path, "give a UTF-8 YAML file"))
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"evaluate.subjects: {str(path)!r} is not readable YAML ({error})") from None
+        raise InputError(f"{section}.subjects: {str(path)!r} is not readable YAML ({error})") from None
     try:
         entries = TypeAdapter(dict[str, _Entry]).validate_python(listed or {})
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"evaluate.subjects: {str(path)!r}: {problems}") from None
+        raise InputError(f"{section}.subjects: {str(path)!r}: {problems}") from None
     if unknown := sorted(set(entries) - set(names)):
-        raise InputError(f"evaluate.subjects: {str(path)!r} names {', '.join(unknown)}, but there is no such folder")
+        raise InputError(f"{section}.subjects: {str(path)!r} names {', '.join(unknown)}, but there is no such folder")
     return entries
 
 

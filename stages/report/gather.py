@@ -125,6 +125,9 @@ class Report:
     reference_gain: Sequence[tuple[int, float]] = ()
     selection: SelectionFacts | None = None
     """None without score."""
+    validation_dino: Sequence[tuple[int, float]] = ()
+    validation_clip_t: Sequence[tuple[int, float]] = ()
+    """Scores of the validation subjects during training."""
     metrics: Mapping[str, Any] | None = None
     sheet: Sequence[SheetEntry] = ()
     config: str = ""
@@ -169,6 +172,8 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
         selection=read_selection(root, payload, surveys),
         loss=[] if trained.result is None else read_curve(root, trained.result.path, "loss"),
         reference_gain=[] if trained.result is None else read_curve(root, trained.result.path, "reference_gain"),
+        validation_dino=[] if trained.result is None else read_curve(root, trained.result.path, "validation_dino"),
+        validation_clip_t=[] if trained.result is None else read_curve(root, trained.result.path, "validation_clip_t"),
         metrics=None if evaluated.result is None else read_metrics(root, evaluated.result.path),
         sheet=[] if evaluated.result is None else read_sheet(root, evaluated.result.path),
         config=config,

@@ -36,6 +36,11 @@ def build_report(report: Report) -> str:
             ],
             curve=curve(report.loss),
             gain=curve(report.reference_gain),
+            scores=[
+                (METRIC_NAMES[name][0], found)
+                for name, points in (("dino", report.validation_dino), ("clip_t", report.validation_clip_t))
+                if (found := curve(points)) is not None
+            ],
             results=result_rows(report.metrics) if report.metrics else [],
             metrics=METRIC_NAMES,
             headlines=headlines(report),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from bootpig.stages.engine.contract import ADDED, MODEL, SPEED, StageConfig
 from bootpig.stages.engine.device_lock import MAX_PROCESSES
 from bootpig.stages.engine.fields import ModelName, Revision
+from bootpig.stages.train.subjects import EvaluationConfig
 
 
 class Trainable(StageConfig):
@@ -199,6 +200,25 @@ class TrainConfig(StageConfig):
     checkpoint_every: int = Field(
         default=500, ge=1, le=10**9, json_schema_extra=SPEED, description="Updates between checkpoints."
     )
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        json_schema_extra=SPEED,
+        description="Updates between drawings of the subjects of `evaluation`, whose scores go into the log. They are "
+        "also drawn before the first update and after the last. null: never. Changes the model only with keep: best.",
+    )
+    evaluation: EvaluationConfig | None = Field(
+        default=None,
+        json_schema_extra=SPEED,
+        description="The subjects for `evaluate_every` and how they are drawn and judged. Not those of evaluate.",
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        json_schema_extra=ADDED,
+        description="Export the weights after the last update (paper), or the best of those that were evaluated: the "
+        "highest DINO with a CLIP-T of at least 0.98 of text only's.",
+    )
     sample_every: int = Field(
         default=0,
         ge=0,
@@ -233,6 +253,7 @@ class TrainConfig(StageConfig):
             problems.append(f"{', '.join(ignored)}: no effect while method is full; set method to lora or remove it")
         if self.validate_every is not None and not self.validation:
             problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
+        problems += self._evaluation_problems()
         if isinstance(self.num_processes, int):
             if not 1 <= self.num_processes <= MAX_PROCESSES:
                 problems.append(f"num_processes: {self.num_processes} must be auto or from 1 to {MAX_PROCESSES}")
@@ -249,3 +270,24 @@ class TrainConfig(StageConfig):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _evaluation_problems(self) -> list[str]:
+        problems = []
+        if self.evaluate_every is None:
+            if self.keep == "best":
+                problems.append("keep: best needs scores to choose by; set evaluate_every, such as 500, or keep: last")
+            return problems
+        if self.evaluation is None:
+            problems.append("evaluate_every: has no subjects to draw; set evaluation.subjects to a folder of subjects")
+        if self.evaluate_every > self.steps:
+            problems.append(f"evaluate_every: {self.evaluate_every} is more than steps, {self.steps}; lower it")
+        if self.shard == "fsdp":
+            problems.append("evaluate_every: cannot draw with sharded weights; set shard to none, or remove it")
+        return problems
+
+    def hashed(self) -> dict[str, Any]:
+        fields = super().hashed()
+        if self.keep == "best":  # the scores then decide which weights are exported
+            assert self.evaluation is not None
+            fields |= {"evaluate_every": self.evaluate_every, "evaluation": self.evaluation.hashed()}
+        return fields

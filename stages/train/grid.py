@@ -24,6 +24,29 @@ TEXTS = {
 """Tensor of a sample → argument of the pipeline. The last two are for SDXL."""
 
 
+@contextmanager
+def sampling(pipeline: Any) -> Iterator[None]:
+    """A context in which a pipeline in training can sample: its UNets are in evaluation mode, and the
+    components that only sampling needs are on their device."""
+    device, training = pipeline.unet.device, pipeline.unet.training
+    names = [name for name in ("vae", "text_encoder", "text_encoder_2") if name in pipeline.components]
+    parts = [pipeline.components[name] for name in names]
+    before = [part.device for part in parts]
+    try:
+        for part in parts:
+            part.to(device)
+        pipeline.unet.eval()
+        pipeline.reference_unet.eval()
+        yield
+    finally:
+        pipeline.unet.train(training)
+        pipeline.reference_unet.train(training)
+        for part, place in zip(parts, before, strict=True):
+            part.to(place)
+        if device.type != "cpu":
+            free_memory()
+
+
 class SampleGrid:
     """Draws the same few training samples each time, to show the progress of training. One row per sample:
     reference | target | generated.
@@ -46,38 +69,14 @@ class SampleGrid:
     @torch.no_grad()
     def __call__(self) -> Image.Image:
         """Draw the grid: an RGB picture of `ROWS` rows with three pictures each."""
-        pipeline = self.pipeline
-        training = pipeline.unet.training
-        with self._on(pipeline.unet.device):
-            try:
-                pipeline.unet.eval()
-                pipeline.reference_unet.eval()
-                columns = [self._decode(self.references), self._decode(self.targets), self._generate()]
-            finally:
-                pipeline.unet.train(training)
-                pipeline.reference_unet.train(training)
+        with sampling(self.pipeline):
+            columns = [self._decode(self.references), self._decode(self.targets), self._generate()]
         width, height = columns[0][0].size
         grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
         for x, column in enumerate(columns):
             for y, picture in enumerate(column):
                 grid.paste(picture, (x * width, y * height))
         return grid
-
-    @contextmanager
-    def _on(self, device: torch.device) -> Iterator[None]:
-        """A context in which the components that only sampling needs are on `device`."""
-        names = [name for name in ("vae", "text_encoder", "text_encoder_2") if name in self.pipeline.components]
-        parts = [self.pipeline.components[name] for name in names]
-        before = [part.device for part in parts]
-        try:
-            for part in parts:
-                part.to(device)
-            yield
-        finally:
-            for part, place in zip(parts, before, strict=True):
-                part.to(place)
-            if device.type != "cpu":
-                free_memory()
 
     def _generate(self) -> list[Image.Image]:
         device, side = self.pipeline.unet.device, self.pipeline.vae_scale_factor

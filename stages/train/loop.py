@@ -24,8 +24,10 @@ from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.memory import free_memory, is_out_of_memory
 from bootpig.stages.engine.contract import Checkpoints, FatalError, InputError, Interrupted, Progress
 from bootpig.stages.engine.slices import TOO_LARGE
+from bootpig.stages.train.best import Best
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import Batch, ShardLoader
+from bootpig.stages.train.evaluation import Evaluation
 from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.objective import Draws, Inputs, Objective
 from bootpig.stages.train.sharding import fill_gradients, shard
@@ -107,6 +109,7 @@ class Trainer:
         self.base_rates = [group["lr"] for group in groups]
         self._warned = False
         self._gain = ""
+        self._best: Best | None = None
         self.average: EMAModel | None = None
         if config.ema_decay is not None:
             self.average = EMAModel(self._trained(), decay=config.ema_decay)
@@ -120,6 +123,7 @@ class Trainer:
         progress: Progress,
         picture: Callable[[], Image.Image] | None,
         validation: Validation | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         """Run all remaining updates.
 
@@ -133,12 +137,14 @@ class Trainer:
             validation: measures the loss on held-out samples.
                 Both are None except in the main process and, since they call the networks, in all ranks of a sharded
                 model.
+            evaluation: draws and judges validation subjects; in all ranks.
 
         Raises:
             Interrupted: a signal arrived; a checkpoint was written.
             FatalError: the loss is not finite.
             InputError: the checkpoint cannot be used.
         """
+        self._best = evaluation.best if evaluation else None
         position = self._resume(checkpoints, identity, log)
         losses = torch.tensor(position.loss_sum, device=self.accelerator.device)
         losses_since, began, began_step = position.loss_steps, time.monotonic(), position.step
@@ -149,6 +155,8 @@ class Trainer:
             return inputs.pinned() if self.accelerator.device.type == "cuda" else inputs
 
         with Signals() as signals, _attention(self.accelerator.device), Uploads(checkpoints) as uploads:
+            if evaluation and position.step == 0:
+                began += evaluation(0, log, progress)
             for step, inputs in enumerate(
                 self.loader.batches(position.step, self.config.steps, prepare), start=position.step
             ):
@@ -165,6 +173,8 @@ class Trainer:
                     losses_since, began, began_step = 0, time.monotonic(), done
                 elif log and reading:
                     log.line({"step": done, **reading.values()})
+                if evaluation:
+                    began += evaluation(done, log, progress)
                 if picture and self.config.sample_every and (done % self.config.sample_every == 0 or last):
                     self._picture(log, done, picture)
                 stop = self._stop(signals, done)
@@ -183,6 +193,19 @@ class Trainer:
         """Replace the trained weights by their moving average, if there is one."""
         if self.average is not None:
             self.average.copy_to(self._trained())
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the trained weights are their moving average, if there is one."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self._trained())
+        self.average.copy_to(self._trained())
+        try:
+            yield
+        finally:
+            self.average.restore(self._trained())
 
     def _picture(self, log: TrainingLog | None, done: int, picture: Callable[[], Image.Image]) -> None:
         """Add sample pictures to the log. A failure is only a warning and does not stop training."""
@@ -323,6 +346,8 @@ class Trainer:
             save_state(folder, state, position, identity)
             if log:
                 log.save(folder)
+            if self._best:
+                self._best.save(folder)
 
         uploads.save(position.step, write)
 
@@ -344,6 +369,8 @@ class Trainer:
             raise InputError(f"train: checkpoint {folder.name} claims to be from step {position.step}; remove it")
         if log:
             log.restore(folder)
+        if self._best:
+            self._best.load(folder)
         return position
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,16 +29,13 @@ from bootpig.stages.engine.device_lock import too_many_processes
 from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
+from bootpig.stages.train.start import check_fit, load_pipeline, model_info
+from bootpig.stages.train.subjects import ValidationSubjects
 from bootpig.storage.fingerprint import digest
-from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from bootpig.models.core.lora import Lora
-    from bootpig.models.pipelines.sd import BootPIGPipeline
-    from bootpig.models.pipelines.xl import BootPIGXLPipeline
-    from bootpig.stages.train.dataset import EncodedSample
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +56,12 @@ class Train(ReduceStage):
     config_class = TrainConfig
     config: TrainConfig
     identity_prefix: ClassVar[str] = "model/"
+
+    @property
+    def subjects(self) -> ValidationSubjects | None:
+        """The validation subjects, if they are drawn."""
+        c = self.config
+        return None if c.evaluate_every is None or c.evaluation is None else ValidationSubjects(c.evaluation)
 
     def device(self) -> str:
         # accelerate uses a GPU if there is one, and assigns one to each rank
@@ -89,10 +92,24 @@ class Train(ReduceStage):
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config
-        lookups = {"model": lambda: resolve("train.model", c.model, c.revision, PIPELINE, BASE)}
+        lookups: dict[str, Callable[[], ModelSource]] = {
+            "model": lambda: resolve("train.model", c.model, c.revision, PIPELINE, BASE)
+        }
         if c.init_from is not None:
             lookups["init_from"] = self._init_from
+        if c.keep == "best":
+            lookups |= self._judging()
         return resolve_all(self.name, lookups)
+
+    def unhashed_models(self) -> dict[str, ModelSource]:
+        # their scores are only for the log
+        return {} if self.config.keep == "best" else resolve_all(self.name, self._judging())
+
+    def _judging(self) -> dict[str, Callable[[], ModelSource]]:
+        """How the judges and the validation subjects are found, if there are any."""
+        if self.subjects is None:
+            return {}
+        return {f"evaluation.{name}": look_up for name, look_up in self.subjects.lookups().items()}
 
     def check_models(self) -> list[str]:
         sources = self.models()
@@ -102,12 +119,25 @@ class Train(ReduceStage):
         problems = problems or lora_problems(self.config, sources["model"])
         if "init_from" in sources:
             problems += trained_problems("train.init_from", Path(sources["init_from"].path), sources["model"])
+        if self.subjects is not None:
+            problems += self.subjects.problems(self._judges())
         return problems
+
+    def _judges(self) -> dict[str, ModelSource]:
+        """The judges by name."""
+        found = resolve_all(self.name, self._judging())
+        return {name: found[f"evaluation.{name}"] for name in ("clip", "dino")}
+
+    def check_ready(self) -> None:
+        """Decode the pictures of the validation subjects."""
+        if self.subjects is not None:
+            self.subjects.decodable_subjects()
 
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
         again = 4 / 3 if c.gradient_checkpointing else 1.0
-        passes = c.steps * c.global_batch_size * sizes.unet_tflop(c.model, work.above.pixels)
+        unet = sizes.unet_tflop(c.model, work.above.pixels)
+        passes = c.steps * c.global_batch_size * unet
         weights = sizes.unet_parameters(c.model)
         base = {"none": 0.0, "rsa": sizes.RSA_SHARE, "all": 1.0}[c.trainable.base]
         trained = weights * (base + (1.0 if c.trainable.reference else 0.0))
@@ -115,11 +145,12 @@ class Train(ReduceStage):
         if (lora := lora_of(c)) is not None:
             trained = lora_parameters(c.model, lora, whole_base=c.trainable.base == "all")
             model = 4 * trained
+        drawn = 0.0 if self.subjects is None else self.subjects.passes(c.steps, c.evaluate_every or c.steps)
         return Estimate(
             replace(work.above, base=c.model),
-            tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again),
-            # checkpoints hold weights and two moments, in float32
-            stored_bytes=work.samples * (model + CHECKPOINTS_KEPT * 12 * trained),
+            tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again + drawn * unet),
+            # checkpoints hold weights and two moments, in float32, and the best weights
+            stored_bytes=work.samples * (model + CHECKPOINTS_KEPT * (16 if c.keep == "best" else 12) * trained),
             assumptions=(sizes.ASSUMPTION, f"train: trained weights in float32 and {CHECKPOINTS_KEPT} checkpoints"),
         )
 
@@ -128,7 +159,7 @@ class Train(ReduceStage):
         if local_path(name) is None:
             raise InputError(f"train.init_from: {name!r} is not a folder; give the folder of a trained model")
         source = resolve("train.init_from", name)
-        info = _info(Path(source.path))
+        info = model_info(Path(source.path))
         if info is not None and (problem := start_problem(self.config, info)):
             raise InputError(problem)
         reads = None if info is None else str(info.get("reference_timestep", "same"))
@@ -179,6 +210,7 @@ class Train(ReduceStage):
         from bootpig.models.pipelines.bases import empty_prompt, training_schedule
         from bootpig.models.pretrained.licences import licence_of
         from bootpig.stages.train.dataset import ShardLoader
+        from bootpig.stages.train.evaluation import Evaluation
         from bootpig.stages.train.grid import SampleGrid
         from bootpig.stages.train.log import TrainingLog
         from bootpig.stages.train.loop import Trainer
@@ -270,13 +302,28 @@ class Train(ReduceStage):
                 clean=config.reference_timestep == "zero",
             )
         grid = SampleGrid(pipeline, samples, config.seed) if config.sample_every and watches else None
+        evaluation = None
+        if config.evaluate_every is not None:
+            evaluation = Evaluation(
+                config,
+                self._judges(),
+                sources["model"],
+                pipeline,
+                accelerator,
+                weights=model.trained_state,
+                averaged=trainer.averaged,
+            )
         log = TrainingLog(workdir) if accelerator.is_main_process else None
         try:
-            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid, validation)
+            trainer.fit(draws, digest(facts), log, checkpoints, progress, grid, validation, evaluation)
         finally:
             if log:
                 log.close()
-        if watches:
+        best = evaluation.best if evaluation else None
+        kept = best.facts() if best else {}
+        if best and kept:
+            model.load_trained_state(best.weights)
+        elif watches:
             trainer.use_average()
         if sharded:
             gather(model)
@@ -291,6 +338,7 @@ class Train(ReduceStage):
                 "revision": base.revision,
                 "base_license": licence_of(base.path, base.revision),
                 **facts,
+                **({"kept": kept} if kept else {}),
             }
             # the other ranks do not wait for it: a collective has a timeout
             pipeline.save_bootpig(workdir / "model", info, train_base=config.trainable.base, lora=lora)
@@ -301,68 +349,3 @@ def _accelerators() -> int:
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-
-
-def _info(model: Path) -> dict[str, Any] | None:
-    """The content of a trained model's `bootpig.json`. None if it cannot be read, which loading will report."""
-    try:
-        info = parse_json((model / "bootpig.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return info if isinstance(info, dict) else None
-
-
-def load_pipeline(sources: Mapping[str, ModelSource], lora: Lora | None = None) -> BootPIGPipeline | BootPIGXLPipeline:
-    """The base pipeline in float32 on the CPU, with the trained weights of `init_from` if given. With `lora`, its
-    Reference UNet has the same tensors as the base, and of `init_from` it has only the settings.
-
-    Raises:
-        ModelError: one of the two cannot be loaded.
-    """
-    import torch
-
-    from bootpig.models.core.reference_unet import sharing_weights, truncate
-    from bootpig.models.pipelines.bases import load_base
-    from bootpig.models.pretrained.finite import check_pipeline, check_trained
-
-    pipeline = load_base(sources["model"], torch.float32)
-    check_pipeline(sources["model"], pipeline)
-    if lora is not None:
-        pipeline.register_modules(reference_unet=truncate(sharing_weights(pipeline.unet)))
-    if "init_from" in sources:
-        with loading("train.init_from", sources["init_from"].source):
-            if lora is not None:
-                pipeline.set_like(_info(Path(sources["init_from"].path)) or {}, pipeline.reference_unet)
-                return pipeline
-            pipeline.load_bootpig(sources["init_from"].path)
-            check_trained("train.init_from", Path(sources["init_from"].path), pipeline)
-    return pipeline
-
-
-def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
-    """Check that the base model matches the encoded data.
-
-    Raises:
-        InputError: latents or text embeds have the wrong shape.
-    """
-    unet = pipeline.unet.config
-    channels, *sides = sample.tensors["target"].shape
-    width = sample.tensors["prompt_embeds"].shape[-1]
-    factor = 2 ** (len(unet.block_out_channels) - 1)
-    wanted = unet.cross_attention_dim
-    widths = [wanted] if isinstance(wanted, int) else list(wanted)
-    pooled = sample.tensors["pooled_prompt_embeds"].shape[-1] if "pooled_prompt_embeds" in sample.tensors else 0
-    wanted_pooled = 0
-    if unet.addition_embed_type == "text_time":  # the pooled embeds are followed by six sizes
-        wanted_pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
-    problems = []
-    if channels != unet.in_channels:
-        problems.append(f"expects latents with {unet.in_channels} channels, but encode made {channels}")
-    if set(widths) != {width}:
-        problems.append(f"expects text embeds of width {widths[0]}, but encode made {width}")
-    if pooled != wanted_pooled:
-        problems.append(f"expects pooled embeds of width {wanted_pooled}, but encode made {pooled}")
-    if any(side % factor for side in sides):
-        problems.append(f"needs latents divisible by {factor}, but encode made {' x '.join(map(str, sides))}")
-    if problems:
-        raise InputError(f"train.model: {source!r} {'; '.join(problems)}; use the same model as encode.model")

@@ -22,6 +22,8 @@ VERSION = 1
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """The state of AdamW for one parameter."""
 
+UNUSABLE = "train: checkpoint %s %s; remove it to resume from an earlier checkpoint or start over"
+
 
 @dataclass(frozen=True)
 class Position:
@@ -100,7 +102,6 @@ def load_state(
     Raises:
         InputError: the state cannot be read or belongs to another run.
     """
-    hint = f"train: checkpoint {folder.name} %s; remove it to resume from an earlier checkpoint or start over"
     try:
         state = parse_json((folder / "state.json").read_text())
         weights = safetensors.torch.load_file(folder / "weights.safetensors")
@@ -108,14 +109,14 @@ def load_state(
         averaged = {} if average is None else safetensors.torch.load_file(folder / "average.safetensors")
         position = Position(state["step"], state["loss_sum"], state["loss_steps"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(hint % f"is not readable ({error})") from None
+        raise InputError(UNUSABLE % (folder.name, f"is not readable ({error})")) from None
     if (state["version"], state["identity"]) != (VERSION, identity):
-        raise InputError(hint % "was made by another configuration or version")
+        raise InputError(UNUSABLE % (folder.name, "was made by another configuration or version"))
     try:
         own = model.trained_state()
         model.load_trained_state({name: like(value, own.get(name, value)) for name, value in weights.items()})
     except ValueError as error:
-        raise InputError(hint % f"is damaged ({error})") from None
+        raise InputError(UNUSABLE % (folder.name, f"is damaged ({error})")) from None
     if average is not None:
         average.shadow_params = [like(averaged[name], tensor) for name, tensor in own.items()]
         average.optimization_step = position.step

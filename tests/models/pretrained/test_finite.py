@@ -17,7 +17,7 @@ from bootpig.models.pretrained.finite import check_weights, first_not_finite
 from bootpig.models.pretrained.segmenters import BoxSegmenter, ZeroShotDetector
 from bootpig.models.pretrained.source import PROJECT, ModelError
 from bootpig.models.pretrained.sources import resolve
-from bootpig.stages.train.stage import load_pipeline
+from bootpig.stages.train.start import load_pipeline
 from tests.models.families import save_refiner, save_sdxl
 
 CHECKPOINTS = PROJECT / "models" / "toy" / "checkpoints"

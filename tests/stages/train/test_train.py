@@ -347,10 +347,12 @@ def test_what_is_hashed(base: Path) -> None:
         "validate_every",
         "num_processes",
         "shard",
+        "evaluate_every",
+        "evaluation",
     }
     assert not speed & hashed.keys()
     lora = {"method", "lora_rank", "lora_alpha", "lora_targets"}
-    as_before = {*CURRENT, "validation", "references_per_sample", *lora}  # at their defaults
+    as_before = {*CURRENT, "validation", "references_per_sample", "keep", *lora}  # at their defaults
     assert hashed.keys() | speed | as_before == TrainConfig.model_fields.keys()
 
 
@@ -426,8 +428,12 @@ def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch)
         def to(self, device: torch.device) -> None:
             moved.append(device.type)
 
-    drawing = grid.SampleGrid.__new__(grid.SampleGrid)
-    drawing.pipeline = types.SimpleNamespace(components={"vae": Part(), "unet": Part()})
-    with pytest.raises(RuntimeError), drawing._on(torch.device("cpu")):
+    modes: list[bool] = []
+    unet = types.SimpleNamespace(
+        device=torch.device("cpu"), training=True, eval=lambda: modes.append(False), train=modes.append
+    )
+    pipeline = types.SimpleNamespace(components={"vae": Part(), "unet": Part()}, unet=unet, reference_unet=unet)
+    with pytest.raises(RuntimeError), grid.sampling(pipeline):
+        assert modes == [False, False]
         raise RuntimeError
-    assert moved == ["cpu", "meta"]
+    assert moved == ["cpu", "meta"] and modes[2:] == [True, True]
