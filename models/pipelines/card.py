@@ -68,9 +68,9 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
         yield ""
         yield "## Kept weights"
         yield ""
-        yield f"These are the weights after update {kept['step']}. Of all weights that were compared on validation"
-        yield f"subjects, they have the highest DINO with a CLIP-T of at least {kept['fidelity']} of text only's, or else the"
-        yield "nearest CLIP-T."
+        yield f"These are the weights after update {kept['step']}: of all that were compared on validation subjects,"
+        yield f"those with the highest DINO and a CLIP-T of at least {kept['fidelity']} of text only's, or else those"
+        yield "with the nearest CLIP-T."
         yield ""
         text_only = kept.get("text_only_clip_t")
         beside = "" if text_only is None else f" (text only: {text_only:.3f})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from bootpig.models.memory import free_memory
 from bootpig.models.painters.loading import set_scheduler
 from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.engine.contract import Progress
-from bootpig.stages.evaluate.drawing import draw, drawings, prepared_references
+from bootpig.stages.evaluate.drawing import Drawing, draw, drawings, prepared_references
 from bootpig.stages.evaluate.gallery import DrawnPictures
 from bootpig.stages.evaluate.judges import Judges, load_judges
 from bootpig.stages.evaluate.scoring import Scores
@@ -41,8 +41,9 @@ class Evaluation:
     """DINO and CLIP-T of the validation subjects, before the first update, every so many updates, and after the last.
 
     Every rank must have one and call it at every update: they share the batches of pictures, and the first rank judges
-    them. So the scores do not depend on the number of ranks, and no rank waits longer than for one batch. The pipeline
-    shares its UNets with the model in training. The state of training does not change. A failure is only a warning.
+    them. So the scores do not depend on the number of ranks, and no rank waits for more than a batch and the judges,
+    far less than the time limit of a collective. The pipeline shares its UNets with the model in training. The state of
+    training does not change. A failure is only a warning.
     """
 
     def __init__(
@@ -118,40 +119,42 @@ class Evaluation:
 
     def _point(self, done: int, *, with_reference: bool) -> Point | None:
         """The scores of the current weights. None after a failure, and except in the main process."""
-        try:
-            pictures = self._draw(with_reference)
-            return None if self.judges is None else self._judged(done, self.judges, pictures)
-        except Exception as error:
-            if self.accelerator.is_main_process:
-                reason = " ".join(str(error).split())[:300]
-                _LOG.warning("%s: no scores at step %d (%s: %s)", SECTION, done, type(error).__name__, reason)
-            free_memory()
+        shares = [self._share(with_reference)]
+        if self.accelerator.num_processes > 1:
+            shares = gather_object(shares)
+        if self.judges is None:
             return None
+        failures = [share for share in shares if isinstance(share, str)]
+        try:
+            if not failures:
+                return self._judged(done, self.judges, self._in_order(shares))
+        except Exception as error:
+            failures = [_reason(error)]
+        _LOG.warning("%s: no scores at step %d (%s)", SECTION, done, failures[0])
+        free_memory()
+        return None
 
-    def _draw(self, with_reference: bool) -> list[Image.Image | None]:
-        """The picture of each row, the same on all ranks. Raises RuntimeError on all ranks if one of them fails."""
-        size, rank, ranks = self.settings.batch_size, self.accelerator.process_index, self.accelerator.num_processes
-        batches = [self.rows[begin : begin + size] for begin in range(0, len(self.rows), size)]
-        own = [row for batch in batches[rank::ranks] for row in batch]
+    def _share(self, with_reference: bool) -> list[Image.Image | None] | str:
+        """The pictures of this rank's batches, or why they cannot be drawn. Never raises: other ranks wait for it."""
+        own = self._batches()[self.accelerator.process_index :: self.accelerator.num_processes]
+        rows = [row for batch in own for row in batch]
         references = self.references if with_reference else None
-        drawn: list[Image.Image | None] = []
-        failure: Exception | None = None
         try:
             with self._sampling():
-                for pictures in draw(self.pipeline, own, references, self.settings.sampling(), SECTION):
-                    drawn += pictures
+                batches = draw(self.pipeline, rows, references, self.settings.sampling(), SECTION)
+                return [picture for batch in batches for picture in batch]
         except Exception as error:
-            if ranks == 1:
-                raise
-            failure = error
-        if ranks == 1:
-            return drawn
-        # a rank that failed still takes part: the others wait for it here
-        gathered = gather_object([(drawn, "" if failure is None else f"{type(failure).__name__}: {failure}")])
-        if failures := [reason for _, reason in gathered if reason]:
-            raise RuntimeError(failures[0])
-        shares = [iter(pictures) for pictures, _ in gathered]
-        return [next(shares[number % ranks]) for number, batch in enumerate(batches) for _ in batch]
+            free_memory()
+            return _reason(error)
+
+    def _in_order(self, shares: Sequence[Sequence[Image.Image | None]]) -> list[Image.Image | None]:
+        """The pictures of all rows, from those of each rank."""
+        rest = [iter(share) for share in shares]
+        return [next(rest[number % len(rest)]) for number, batch in enumerate(self._batches()) for _ in batch]
+
+    def _batches(self) -> list[list[Drawing]]:
+        size = self.settings.batch_size
+        return [self.rows[begin : begin + size] for begin in range(0, len(self.rows), size)]
 
     @contextlib.contextmanager
     def _sampling(self) -> Iterator[None]:
@@ -177,3 +180,8 @@ class Evaluation:
                 scores.add_likeness("dino", judges.dino)
         dino, clip_t = (round(float(np.mean(scores.by_subject(method, name))), 6) for name in ("dino", "clip_t"))
         return Point(done, dino, clip_t)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -44,6 +44,12 @@ def test_all_that_is_known_is_said(tmp_path: Path) -> None:
     assert "| bootpig | 0.300 | – | 0.612 |" in card
     assert "20 subjects, 80 pictures" in card
     assert "see its model card" in card
+    assert "Kept weights" not in card
+    kept = {"step": 400, "dino": 0.71, "clip_t": 0.3, "text_only_clip_t": 0.305, "fidelity": 0.98}
+    card = model_card({**info, "kept": kept})
+    assert "after update 400:" in card and "at least 0.98 of" in card
+    assert "DINO 0.710, CLIP-T 0.300 (text only: 0.305)." in card
+    assert "CLIP-T 0.300." in model_card({**info, "kept": {**kept, "text_only_clip_t": None}})
 
 
 def test_what_is_not_known_is_left_out() -> None:

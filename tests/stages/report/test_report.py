@@ -113,6 +113,7 @@ def fill(engine: Engine) -> None:
     engine.run_reduce("evaluate")
     surveys = engine.survey_all()
     log = "\n".join(json.dumps({"step": step, "loss": 1 / step, "reference_gain": 0.01}) for step in range(10, 210, 10))
+    log += "\n" + "\n".join(json.dumps({"step": step, "validation_dino": step / 300}) for step in (0, 100, 200))
     engine.root.write(f"{surveys['train'].result.path}/log.jsonl", log.encode())
     result = surveys["evaluate"].result.path
     engine.root.write(f"{result}/metrics.json", json.dumps(metrics()).encode())
@@ -144,6 +145,7 @@ def test_a_whole_run_makes_a_whole_page(store):
     assert all(len(example.references) == 4 for example in report.examples)
     assert 0 < len(report.rejected) <= 6
     assert len(report.loss) == 20
+    assert report.validation_dino == [(0, 0.0), (100, 1 / 3), (200, 2 / 3)] and not report.validation_clip_t
     assert len(report.sheet) == 14
     assert sum(subject.captions for subject in report.subjects) == report.stages[0].ok
     assert sum(subject.arrived for subject in report.subjects) == report.stages[4].ok
@@ -164,7 +166,7 @@ def test_a_whole_run_makes_a_whole_page(store):
         assert text in page.text, text
     assert all(subject.name in page.text for subject in report.subjects)
     charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") == "chart"]
-    assert charts == ["Training loss by step", "Reference gain by step"]
+    assert charts == ["Training loss by step", "Reference gain by step", "DINO of the validation subjects by step"]
     assert "3 made" in page.text
     assert "1 cached" in page.text
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]

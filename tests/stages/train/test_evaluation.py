@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import types
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,23 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from bootpig.models.pretrained.sources import resolve
 from bootpig.models.toy.subject_folder import FOLDER, VALIDATION, write_folder
 from bootpig.stages.engine.contract import InputError, ReduceInput
+from bootpig.stages.evaluate.judges import Judges
 from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.train import evaluation
 from bootpig.stages.train.best import Best, Point
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.evaluation import Evaluation
 from bootpig.stages.train.stage import Train
+from bootpig.stages.train.start import load_pipeline
 from bootpig.stages.train.subjects import EvaluationConfig, ValidationSubjects, shared_problems
+from bootpig.storage.jsonio import parse_json
 from tests.models.tiny import save_clip, save_vit
 from tests.stages import doubles
 from tests.stages.evaluate.world import evaluate_config
-from tests.stages.train.training_data import FolderCheckpoints, save_base, write_units
+from tests.stages.train.training_data import FolderCheckpoints, curve, save_base, write_units
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +83,8 @@ class Killed(Exception):
     pass
 
 
-def curve(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "validation_dino" in line]
-
-
 def kept(folder: Path) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = json.loads((folder / "model/bootpig.json").read_text()).get("kept")
+    found: dict[str, Any] | None = parse_json((folder / "model/bootpig.json").read_text()).get("kept")
     return found
 
 
@@ -143,7 +143,7 @@ def test_the_best_weights_are_kept_also_over_a_kill(
     assert weights and all(straight[name] == two[name] for name in weights)
     # a checkpoint without the best weights is no checkpoint
     (tmp_path / "checkpoints/checkpoint-00003/best.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="^train: checkpoint checkpoint-00003 is not readable"):
+    with pytest.raises(InputError, match=r"^train: checkpoint checkpoint-00003 is not readable"):
         train(config, data, tmp_path / "damaged", tmp_path / "checkpoints")
 
 
@@ -173,16 +173,36 @@ def test_a_failure_is_only_a_warning(
     assert all(failed[name] == plain[name] for name in weights)
 
 
-def test_nothing_stays_on_the_device(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bootpig.stages.evaluate.judges import load_judges
+def test_judges_do_not_stay_on_the_device() -> None:
+    places: list[str] = []
+    model = types.SimpleNamespace(to=lambda device: places.append(device.type), cpu=lambda: places.append("cpu"))
+    judge: Any = types.SimpleNamespace(model=model)
+    with suppress(RuntimeError), Judges(judge, judge).on(torch.device("meta")):
+        raise RuntimeError
+    assert places == ["meta", "meta", "cpu", "cpu"]
 
-    config = recipe(world)
-    judges = load_judges(Train(config, 0)._judges())
-    monkeypatch.setattr(evaluation, "free_memory", lambda: None)
-    with pytest.raises(RuntimeError, match="broken"), judges.on(torch.device("meta")):
-        assert next(judges.dino.model.parameters()).device.type == "meta"
-        judges.clip.model.cpu = judges.dino.model.cpu = lambda: None  # weights do not come back from meta
-        raise RuntimeError("broken")
+
+def test_ranks_share_the_pictures_and_a_failure(
+    world: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = resolve("train.model", str(world / "base"))
+    pipeline = load_pipeline({"model": base})
+
+    def rank(index: int, ranks: int) -> Evaluation:
+        state: Any = types.SimpleNamespace(is_main_process=index == 0, process_index=index, num_processes=ranks)
+        config = recipe(world, {"batch_size": 1}, mixed_precision="no")
+        judges = Train(config, 0)._judges()
+        return Evaluation(config, judges, base, pipeline, state, weights=dict, averaged=nullcontext)
+
+    alone, first, second = rank(0, 1), rank(0, 2), rank(1, 2)
+    whole, odd, even = (each._share(True) for each in (alone, first, second))
+    assert not isinstance(whole, str) and not isinstance(odd, str) and not isinstance(even, str)
+    assert (len(whole), len(odd), len(even)) == (4, 2, 2)
+    assert first._in_order([odd, even]) == whole
+    monkeypatch.setattr(evaluation, "gather_object", lambda own: [*own, "OutOfMemoryError: no room"])
+    assert first._point(2, with_reference=True) is None
+    assert second._point(2, with_reference=True) is None
+    assert caplog.text.count("no scores at step 2 (OutOfMemoryError: no room)") == 1
 
 
 def test_the_rule() -> None:

@@ -434,6 +434,5 @@ def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch)
     )
     pipeline = types.SimpleNamespace(components={"vae": Part(), "unet": Part()}, unet=unet, reference_unet=unet)
     with pytest.raises(RuntimeError), grid.sampling(pipeline):
-        assert modes == [False, False]
         raise RuntimeError
-    assert moved == ["cpu", "meta"] and modes[2:] == [True, True]
+    assert moved == ["cpu", "meta"] and modes == [False, False, True, True]

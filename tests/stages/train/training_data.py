@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,3 +109,9 @@ class FolderCheckpoints:
     def latest(self) -> tuple[int, Path] | None:
         folders = sorted(self.folder.glob("checkpoint-*"))
         return (int(folders[-1].name.removeprefix("checkpoint-")), folders[-1]) if folders else None
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The lines of a training log with scores of the validation subjects."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "validation_dino" in line]
