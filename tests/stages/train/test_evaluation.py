@@ -58,6 +58,7 @@ def recipe(world: Path, settings: dict[str, Any] | None = None, **values: Any) -
         "learning_rate_base": 1e-2,
         "log_every": 100,
         "num_workers": 0,
+        "mixed_precision": "no",
         "evaluate_every": 2,
         "evaluation": {**drawn, "count": 2, "steps": 2, **(settings or {})},
     }
@@ -83,6 +84,12 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def plain(world: Path, data: ReduceInput, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The model of a training that draws nothing."""
+    return train(recipe(world, evaluate_every=None), data, tmp_path_factory.mktemp("plain") / "out")
+
+
 def kept(folder: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = parse_json((folder / "model/bootpig.json").read_text()).get("kept")
     return found
@@ -103,9 +110,10 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[int, Point]:
     return found
 
 
-def test_the_scores_are_those_of_evaluate_and_change_nothing(world: Path, data: ReduceInput, tmp_path: Path) -> None:
-    config = recipe(world, mixed_precision="no", evaluate_every=4, reference_timestep="zero")
-    plain = train(config.model_copy(update={"evaluate_every": None}), data, tmp_path / "plain")
+def test_the_scores_are_those_of_evaluate_and_change_nothing(
+    world: Path, data: ReduceInput, plain: dict[str, bytes], tmp_path: Path
+) -> None:
+    config = recipe(world, evaluate_every=4)
     assert train(config, data, tmp_path / "watched") == plain
     first, last = curve(tmp_path / "watched")
     (tmp_path / "result").mkdir()
@@ -124,12 +132,15 @@ def test_the_scores_are_those_of_evaluate_and_change_nothing(world: Path, data: 
     assert first["validation_dino"] != last["validation_dino"]
 
 
-@pytest.mark.parametrize("more", [{}, {"method": "lora", "lora_rank": 2, "ema_decay": 0.5}])
+@pytest.mark.parametrize(
+    "more",
+    [{"mixed_precision": "no"}, {"mixed_precision": "bf16", "method": "lora", "lora_rank": 2, "ema_decay": 0.5}],
+)
 def test_the_best_weights_are_kept_also_over_a_kill(
     world: Path, data: ReduceInput, tmp_path: Path, scored: dict[int, Point], more: dict[str, Any]
 ) -> None:
     scored |= {1: Point(1, 0.5, 0.29), 2: Point(2, 0.7, 0.3), 3: Point(3, 0.9, 0.2), 4: Point(4, 0.6, 0.31)}
-    config = recipe(world, keep="best", evaluate_every=1, checkpoint_every=3, mixed_precision="no", **more)
+    config = recipe(world, {"count": 1, "steps": 1}, keep="best", evaluate_every=1, checkpoint_every=3, **more)
     straight = train(config, data, tmp_path / "straight")
     with pytest.raises(Killed):
         train(config, data, tmp_path / "killed", tmp_path / "checkpoints", stop=4)
@@ -137,8 +148,8 @@ def test_the_best_weights_are_kept_also_over_a_kill(
     assert curve(tmp_path / "resumed") == curve(tmp_path / "straight")
     assert [line["step"] for line in curve(tmp_path / "straight")] == [0, 1, 2, 3, 4]
     assert kept(tmp_path / "straight") == {**asdict(scored[2]), "text_only_clip_t": 0.3, "fidelity": 0.98}
-    assert "weights after update 2." in straight["README.md"].decode()
-    two = train(recipe(world, steps=2, evaluate_every=None, mixed_precision="no", **more), data, tmp_path / "two")
+    assert "weights after update 2:" in straight["README.md"].decode()
+    two = train(recipe(world, steps=2, evaluate_every=None, **more), data, tmp_path / "two")
     weights = [name for name in two if name.endswith(".safetensors")]
     assert weights and all(straight[name] == two[name] for name in weights)
     # a checkpoint without the best weights is no checkpoint
@@ -150,19 +161,17 @@ def test_the_best_weights_are_kept_also_over_a_kill(
 def test_a_failure_is_only_a_warning(
     world: Path,
     data: ReduceInput,
+    plain: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    plain = train(recipe(world, evaluate_every=None), data, tmp_path / "plain")
-    made: list[Evaluation] = []
-
     def draw(pipeline: Any, *_: Any) -> Any:
         pipeline.scheduler.betas = None
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(evaluation, "draw", draw)
-    monkeypatch.setattr(evaluation, "load_judges", lambda sources: made.append(sources))
+    monkeypatch.setattr(evaluation, "load_judges", lambda sources: sources)
     config = recipe(world, keep="best", evaluate_every=3)
     failed = train(config, data, tmp_path / "failed")
     assert caplog.text.count("train.evaluation: no scores at step") == 4  # 0 twice, 3, 4
@@ -190,7 +199,7 @@ def test_ranks_share_the_pictures_and_a_failure(
 
     def rank(index: int, ranks: int) -> Evaluation:
         state: Any = types.SimpleNamespace(is_main_process=index == 0, process_index=index, num_processes=ranks)
-        config = recipe(world, {"batch_size": 1}, mixed_precision="no")
+        config = recipe(world, {"batch_size": 1})
         judges = Train(config, 0)._judges()
         return Evaluation(config, judges, base, pipeline, state, weights=dict, averaged=nullcontext)
 
