@@ -16,7 +16,10 @@ from pydantic import ValidationError
 
 from bootpig.models.pretrained.sources import resolve
 from bootpig.models.toy.subject_folder import FOLDER, VALIDATION, write_folder
+from bootpig.stages.caption.stage import Caption
 from bootpig.stages.engine.contract import InputError, ReduceInput
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import missing_models
 from bootpig.stages.evaluate.judges import Judges
 from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.train import evaluation
@@ -29,7 +32,7 @@ from bootpig.stages.train.subjects import EvaluationConfig, ValidationSubjects, 
 from bootpig.storage.jsonio import parse_json
 from tests.models.tiny import save_clip, save_vit
 from tests.stages import doubles
-from tests.stages.evaluate.world import evaluate_config
+from tests.stages.evaluate.world import Trained, evaluate_config
 from tests.stages.train.training_data import FolderCheckpoints, curve, save_base, write_units
 
 
@@ -139,22 +142,23 @@ def test_the_scores_are_those_of_evaluate_and_change_nothing(
 def test_the_best_weights_are_kept_also_over_a_kill(
     world: Path, data: ReduceInput, tmp_path: Path, scored: dict[int, Point], more: dict[str, Any]
 ) -> None:
-    scored |= {1: Point(1, 0.5, 0.29), 2: Point(2, 0.7, 0.3), 3: Point(3, 0.9, 0.2), 4: Point(4, 0.6, 0.31)}
-    config = recipe(world, {"count": 1, "steps": 1}, keep="best", evaluate_every=1, checkpoint_every=3, **more)
+    scored |= {1: Point(1, 0.7, 0.3), 2: Point(2, 0.9, 0.2), 3: Point(3, 0.6, 0.31)}
+    drawn = {"count": 1, "steps": 1}
+    config = recipe(world, drawn, steps=3, keep="best", evaluate_every=1, checkpoint_every=2, **more)
     straight = train(config, data, tmp_path / "straight")
     with pytest.raises(Killed):
-        train(config, data, tmp_path / "killed", tmp_path / "checkpoints", stop=4)
+        train(config, data, tmp_path / "killed", tmp_path / "checkpoints", stop=3)
     assert train(config, data, tmp_path / "resumed", tmp_path / "checkpoints") == straight
     assert curve(tmp_path / "resumed") == curve(tmp_path / "straight")
-    assert [line["step"] for line in curve(tmp_path / "straight")] == [0, 1, 2, 3, 4]
-    assert kept(tmp_path / "straight") == {**asdict(scored[2]), "text_only_clip_t": 0.3, "fidelity": 0.98}
-    assert "weights after update 2:" in straight["README.md"].decode()
-    two = train(recipe(world, steps=2, evaluate_every=None, **more), data, tmp_path / "two")
-    weights = [name for name in two if name.endswith(".safetensors")]
-    assert weights and all(straight[name] == two[name] for name in weights)
+    assert [line["step"] for line in curve(tmp_path / "straight")] == [0, 1, 2, 3]
+    assert kept(tmp_path / "straight") == {**asdict(scored[1]), "text_only_clip_t": 0.3, "fidelity": 0.98}
+    assert "weights after update 1:" in straight["README.md"].decode()
+    one = train(recipe(world, steps=1, evaluate_every=None, **more), data, tmp_path / "one")
+    weights = [name for name in one if name.endswith(".safetensors")]
+    assert weights and all(straight[name] == one[name] for name in weights)
     # a checkpoint without the best weights is no checkpoint
-    (tmp_path / "checkpoints/checkpoint-00003/best.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"^train: checkpoint checkpoint-00003 is not readable"):
+    (tmp_path / "checkpoints/checkpoint-00002/best.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^train: checkpoint checkpoint-00002 is not readable"):
         train(config, data, tmp_path / "damaged", tmp_path / "checkpoints")
 
 
@@ -319,9 +323,12 @@ def test_subjects_of_evaluate_are_refused(
 def test_the_run_asks_before_any_work(world: Path, tmp_path: Path) -> None:
     values = recipe(world).model_dump()
     config = doubles.config(tmp_path, train={**values, "model": "none"}, evaluate__subjects=str(world / "subjects"))
-    (problem,) = config.conflicts("train")
+    found = missing_models(Engine(config, {"caption": Caption, "train": Trained}), ["caption", "train"])
+    assert found["caption"] == []
+    (problem,) = found["train"]
     assert "is the folder of evaluate.subjects" in problem
-    assert config.conflicts("evaluate") == []
+    off = config.model_copy(update={"train": config.train.model_copy(update={"evaluate_every": None})})
+    assert off.conflicts("train") == []
     pinned = config.pinned({"train": {"evaluation.clip_revision": "a", "evaluation.dino_revision": "b"}}).train
     assert pinned.evaluation is not None
     assert (pinned.evaluation.clip_revision, pinned.evaluation.dino_revision) == ("a", "b")
