@@ -125,9 +125,10 @@ class Evaluation:
         if self.judges is None:
             return None
         failures = [share for share in shares if isinstance(share, str)]
+        drawn = [share for share in shares if not isinstance(share, str)]
         try:
             if not failures:
-                return self._judged(done, self.judges, self._in_order(shares))
+                return self._judged(done, self.judges, self._in_order(drawn))
         except Exception as error:
             failures = [_reason(error)]
         _LOG.warning("%s: no scores at step %d (%s)", SECTION, done, failures[0])
