@@ -1,4 +1,4 @@
-"""Prefect artifacts of a run, shown in the UI: row counts, metrics, a contact sheet, a report link, progress."""
+"""Prefect artifacts of a run, shown in the UI: row counts, metrics, curves, contact sheet, report link, progress."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from prefect.logging import get_run_logger
 from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
 from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows
 from bootpig.stages.plain_text import markdown
+from bootpig.stages.report.charts import charts, picture
 from bootpig.stages.report.gather import Report
 
 SHEET_ROWS = 12
@@ -43,6 +44,8 @@ def publish(report: Report, place: str) -> None:
         create_table_artifact(yield_table(report), key=key("yields"), description=f"Rows of run {report.run_id}")
         if report.metrics is not None:
             create_table_artifact(metrics_table(report.metrics), key=key("metrics"), description=_measured(report))
+        if drawn := curves_markdown(report):
+            create_markdown_artifact(drawn, key=key("curves"), description="Curves of the training")
         if sheet := sheet_markdown(report):
             create_markdown_artifact(sheet, key=key("contact-sheet"), description="Pictures of the run")
         create_link_artifact(
@@ -53,18 +56,20 @@ def publish(report: Report, place: str) -> None:
 
 
 @contextmanager
-def stage_progress(stage: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress artifact of the current flow. Yields `update(done, total)`, which may be called at any rate."""
+def stage_progress(stage: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress artifact of the current flow. Yields `update(done, total, text)`, which may be called at any rate. The
+    text is its description."""
     artifact = _tolerant(lambda: create_progress_artifact(0.0, key=f"{stage}-progress", description=stage))
     last, shown = time.monotonic(), 0.0
 
-    def update(done: int, total: int) -> None:
+    def update(done: int, total: int, text: str) -> None:
         nonlocal last, shown
         share = 100.0 * min(done, total) / max(total, 1)
         if artifact is None or share == shown or (time.monotonic() - last < UPDATE_SECONDS and done < total):
             return
         last, shown = time.monotonic(), share
-        _tolerant(lambda: update_progress_artifact(artifact, progress=share))
+        said = f"{stage}: {text}" if text else stage
+        _tolerant(lambda: update_progress_artifact(artifact, progress=share, description=said))
 
     yield update
 
@@ -96,6 +101,17 @@ def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for row in result_rows(metrics)
     ]
+
+
+def curves_markdown(report: Report) -> str:
+    """The curves of the training as one picture in Markdown, and their last values. Empty if there are none."""
+    drawn = charts(report.curves)
+    if not drawn:
+        return ""
+    svg = base64.b64encode(picture(drawn).encode()).decode()
+    lines = [f"| {chart.title} | {curve.last:.4g} | {chart.note} |" for chart, curve in drawn]
+    table = ["| value | running mean at the end | |", "|---|---|---|", *lines]
+    return "\n".join([f"![curves](data:image/svg+xml;base64,{svg})", "", *table])
 
 
 def sheet_markdown(report: Report) -> str:

@@ -100,6 +100,7 @@ def execute(
         record = new_run(engine.root, engine.config, flow_run=flow_id, scheduled=scheduled, until=until)
     else:
         record.save(engine.root)
+    engine.run = record.id
     with alive(engine.root, record):
         work = _Work(engine, record, selection, flow_id)
         try:

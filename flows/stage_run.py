@@ -203,7 +203,7 @@ class StageRun:
             self._await(waiting, lost, first)
             if not in_process:
                 bar.advance(config.unit_size)
-            share(self.outcome.total(), len(self.units))
+            share(self.outcome.total(), len(self.units), "")
 
         with (
             display.current.stage(self.stage, len(due) * config.unit_size) as bar,
@@ -295,7 +295,7 @@ class _InProcess:
     __slots__ = ("bar", "engine", "share")
 
     def __init__(
-        self, engine: Engine, bar: display.StageBar, share: Callable[[int, int], None] = lambda done, total: None
+        self, engine: Engine, bar: display.StageBar, share: Callable[[int, int, str], None] = lambda *_: None
     ) -> None:
         self.engine = engine
         self.bar = bar
@@ -304,7 +304,7 @@ class _InProcess:
     def result_progress(self, done: int, total: int, text: str) -> None:
         """The progress callback of a reduce stage."""
         self.bar.result()(done, total, text)
-        self.share(done, total)
+        self.share(done, total, text)
 
 
 @task(task_run_name="unit {unit}", persist_result=False, cache_policy=NO_CACHE)

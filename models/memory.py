@@ -1,11 +1,15 @@
-"""Memory of the process: allocator settings, detecting out of memory, freeing memory."""
+"""Memory of the process: allocator settings, detecting out of memory, freeing memory, its peak."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import re
+import resource
 import sys
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -40,3 +44,28 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _statistics(device: Any) -> Any:
+    """The module of torch that counts the memory of a torch.device. None if nothing does, as for the CPU."""
+    module = getattr(sys.modules["torch"], device.type, None)
+    return module if hasattr(module, "max_memory_allocated") else None
+
+
+def reset_peak_memory(device: Any) -> None:
+    """Count the peak of a device's memory from now on. Without effect on a CPU, whose processes have one peak."""
+    if (counted := _statistics(device)) is not None:
+        counted.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: Any) -> int:
+    """Peak memory in bytes: what torch had allocated on a torch.device since `reset_peak_memory`, or, on a CPU, the
+    largest resident set that this process ever had."""
+    if (counted := _statistics(device)) is not None:
+        return int(counted.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+    except (OSError, IndexError):  # not Linux, where getrusage would start from the peak of the parent process
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

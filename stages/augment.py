@@ -10,16 +10,8 @@ import pyarrow as pa
 from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
-from bootpig.stages.engine.contract import (
-    ADDED,
-    Estimate,
-    MapStage,
-    Sample,
-    SampleShape,
-    StageConfig,
-    Workload,
-    sample_seed,
-)
+from bootpig.stages.engine.contract import ADDED, MapStage, Sample, StageConfig, sample_seed
+from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 from bootpig.stages.pictures import PNG_BYTES, decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)

@@ -16,14 +16,8 @@ from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import ENCODERS, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.contract import (
-    Estimate,
-    InputError,
-    MapStage,
-    Sample,
-    StageConfig,
-    Workload,
-)
+from bootpig.stages.engine.contract import InputError, MapStage, Sample, StageConfig
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
 from bootpig.stages.pictures import decode_pngs
 

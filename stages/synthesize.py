@@ -15,16 +15,8 @@ from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.contract import (
-    SPEED,
-    Estimate,
-    MapStage,
-    Sample,
-    SampleShape,
-    StageConfig,
-    Workload,
-    sample_seed,
-)
+from bootpig.stages.engine.contract import SPEED, MapStage, Sample, StageConfig, sample_seed
+from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
 

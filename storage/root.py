@@ -144,6 +144,17 @@ class Root:
         data: bytes = self._call("read", path, lambda: self.fs.cat_file(self.join(path), **self._at_once))
         return data
 
+    def read_end(self, path: str, limit: int) -> bytes:
+        """The last `limit` bytes of a file, or all of it if it is smaller. Raises FileNotFoundError."""
+        size = self.size(path)
+        if size is None:
+            raise FileNotFoundError(path)
+        if size <= limit:
+            return self.read(path)
+        begin = size - limit
+        data: bytes = self._call("read", path, lambda: self.fs.cat_file(self.join(path), start=begin, end=size))
+        return data
+
     def read_many(self, paths: list[str]) -> dict[str, bytes]:
         """Path → bytes of those `paths` that exist, fetched concurrently if the file system supports it."""
         left = {self.join(path): path for path in paths}

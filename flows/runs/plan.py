@@ -11,8 +11,9 @@ from rich.text import Text
 from bootpig.flows.rounds import with_view_model
 from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import Estimate, InputError, SampleShape, Stage, Workload
+from bootpig.stages.engine.contract import InputError, Stage
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 from bootpig.stages.engine.preflight import missing_models
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.plain_text import one_line

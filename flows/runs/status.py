@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +12,7 @@ from bootpig.flows.rounds import with_view_model
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey, UnitState
+from bootpig.stages.train.curves import CHARTS, NEWEST_BYTES, newest, read_log
 
 STATES: tuple[UnitState, ...] = ("complete", "stale", "failed", "pending")
 
@@ -18,12 +20,17 @@ STATES: tuple[UnitState, ...] = ("complete", "stale", "failed", "pending")
 def status(config: PipelineConfig) -> dict[str, Any]:
     """The root and, for every stage, its fingerprint, path, units by state, and rows by status and reason.
 
+    Of train also `newest`: its steps, and the newest value of each name in its log, finished or running.
+
     Raises:
         ModelError, StoreError: a model is missing, or the root cannot be opened.
     """
     engine = Engine(with_view_model(config))
     surveys = engine.survey_all()
-    return {"root": config.root, "stages": {name: _facts(engine, survey) for name, survey in surveys.items()}}
+    facts = {name: _facts(engine, survey) for name, survey in surveys.items()}
+    values = newest(read_log(engine.root, surveys["train"], NEWEST_BYTES))
+    facts["train"]["newest"] = {"steps": config.train.steps, **values} if values else {}
+    return {"root": config.root, "stages": facts}
 
 
 def _facts(engine: Engine, survey: StageSurvey) -> dict[str, Any]:
@@ -48,7 +55,16 @@ def status_table(facts: dict[str, Any]) -> Table:
             reasons(rows["rejected"]),
             reasons(rows["failed"]),
         )
+    if values := facts["stages"]["train"]["newest"]:
+        table.caption = Text(newest_line(values))
+        table.caption_justify = "left"
     return table
+
+
+def newest_line(values: Mapping[str, float]) -> str:
+    """`train: step 120 of 300, loss 0.1234, …`, from the `newest` of a status."""
+    shown = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in CHARTS if name in values]
+    return ", ".join([f"train: step {values['step']:,} of {values['steps']:,}", *shown])
 
 
 def reasons(counts: dict[str, int]) -> str:

@@ -22,15 +22,8 @@ from bootpig.stages.caption.llm.spending import (
 from bootpig.stages.caption.other_scenes import other_scenes
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.sources import CaptionSource, Draft, FileSource, GrammarSource
-from bootpig.stages.engine.contract import (
-    Estimate,
-    MapStage,
-    ModelIdentity,
-    Sample,
-    SampleShape,
-    SourceContext,
-    Workload,
-)
+from bootpig.stages.engine.contract import MapStage, ModelIdentity, Sample, SourceContext
+from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 
 SOURCES: dict[str, type[CaptionSource]] = {"grammar": GrammarSource, "file": FileSource, "openai": OpenAISource}
 

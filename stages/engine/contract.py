@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import holds_credentials
@@ -151,48 +152,6 @@ class ModelIdentity(Protocol):
     """The identity of a model in a fingerprint, see `bootpig.models.pretrained`."""
 
     def as_json(self) -> dict[str, str]: ...
-
-
-@dataclass(frozen=True)
-class SampleShape:
-    """Expected properties of a stage's samples that determine the cost of later stages."""
-
-    pixels: float = 0.0
-    """Height times width of a picture. 0 if there is none yet."""
-    references: int = 1
-    """References per sample."""
-    base: str = ""
-    """The base model that encodes the pictures or is trained on them, as named in the config."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The work that is left for a stage."""
-
-    units: int
-    """Units of a map stage. For a reduce stage 1, or 0 if the result exists."""
-    samples: int
-    """Samples in all these units. For a reduce stage, the number of results."""
-    above: SampleShape
-    """The samples of the first upstream."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The expected cost of a `Workload`, before anything is measured. `plan` adds the estimates of all stages."""
-
-    shape: SampleShape
-    """The samples that the stage makes."""
-    tflop: float = 0.0
-    """Operations in 10^12."""
-    stored_bytes: float = 0.0
-    """Bytes added to the store."""
-    usd: float = 0.0
-    """Charges of external services, without the price of a GPU."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """More figures for `plan --json`, by name."""
-    assumptions: tuple[str, ...] = ()
-    """Assumptions behind the figures, one line each. Several stages may have the same."""
 
 
 class Stage(ABC):
@@ -388,6 +347,8 @@ class ReduceInput:
     """Reads a unit's rows, of any status."""
     beside: Mapping[str, ReduceInput] = field(default_factory=dict)
     """Stage → its input, for all upstreams but the first."""
+    run: str = ""
+    """The id of the run, for what the stage tells others. It is not part of the result's identity."""
 
 
 class ReduceStage(Stage):
@@ -395,6 +356,9 @@ class ReduceStage(Stage):
 
     identity_prefix: ClassVar[str] = ""
     """Only files of the result with this prefix count as input of later stages. Others, such as logs, do not."""
+
+    log: ClassVar[str] = ""
+    """A file of lines in the work folder that is copied to the store while the stage runs, see `engine.live`."""
 
     def processes(self) -> int:
         """Number of processes on this machine that run the stage together, as ranks of torch.distributed."""

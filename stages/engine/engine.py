@@ -41,6 +41,8 @@ class Engine:
         self.config = config
         self.root = Root(config.root)
         self.graph = graph_of(config, stages)
+        self.run = ""
+        """The id of the run that this engine works for, if there is one. A stage may tell it to others."""
         self._surveyor = Surveyor(config, self.root, self.graph)
 
     def units(self) -> range:
@@ -127,7 +129,7 @@ class Engine:
             ):
                 assert isinstance(ready, ReduceStage)
                 above = [surveys[name] for name in self.graph.upstream[stage]]
-                publish_result(self.root, ready, survey, above, progress, restart=force)
+                publish_result(self.root, ready, survey, above, progress, run=self.run, restart=force)
         except (CorruptPart, StoreUnavailable) as error:
             message = str(error)
         except (FatalError, OSError, RuntimeError) as error:

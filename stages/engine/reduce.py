@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
+from bootpig.stages.engine.live import copied
 from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.storage.cache import PayloadCache
@@ -31,12 +33,14 @@ def publish_result(
     above: Sequence[StageSurvey],
     progress: Progress,
     *,
+    run: str = "",
     restart: bool = False,
 ) -> None:
     """Run a reduce stage in a local work folder, publish its result with the manifest last, and remove its pieces.
 
     Args:
         above: the stages that it reads.
+        run: the id of the run.
         restart: publish the result even if there is one.
 
     Raises:
@@ -47,12 +51,14 @@ def publish_result(
         workdir = scratch / "result"
         workdir.mkdir()
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
-        stage.run(_inputs(root, above, scratch), workdir, checkpoints, progress)
-        if not is_first_process():
-            return
-        # Another process may have published it meanwhile, and evaluated it. Other bytes would make that stale.
-        if restart or read_manifest(root, f"{survey.path}/result") is None:
-            publish_folder(root, f"{survey.path}/result", workdir)
+        log = stage.log if is_first_process() else ""
+        with copied(root, survey.path, workdir / log) if log else nullcontext():
+            stage.run(replace(_inputs(root, above, scratch), run=run), workdir, checkpoints, progress)
+            if not is_first_process():
+                return
+            # Another process may have published it meanwhile, and evaluated it. Other bytes would make that stale.
+            if restart or read_manifest(root, f"{survey.path}/result") is None:
+                publish_folder(root, f"{survey.path}/result", workdir)
         clear_pieces(root, survey.path)
 
 

@@ -26,15 +26,14 @@ from bootpig.stages.engine.contract import (
     MODEL,
     SPEED,
     Checkpoints,
-    Estimate,
     InputError,
     Pieces,
     Progress,
     ReduceInput,
     ReduceStage,
-    Workload,
 )
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig

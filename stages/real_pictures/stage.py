@@ -14,16 +14,8 @@ from bootpig.stages.caption.llm.source import NEVER
 from bootpig.stages.caption.llm.spending import expected_spending, spending_assumptions
 from bootpig.stages.caption.phrases import head_noun, object_phrase
 from bootpig.stages.caption.sources import Draft
-from bootpig.stages.engine.contract import (
-    Estimate,
-    InputError,
-    MapStage,
-    ModelIdentity,
-    Sample,
-    SampleShape,
-    SourceContext,
-    Workload,
-)
+from bootpig.stages.engine.contract import InputError, MapStage, ModelIdentity, Sample, SourceContext
+from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 from bootpig.stages.pictures import PNG_BYTES, on_all_cores
 from bootpig.stages.real_pictures.config import PicturesConfig
 from bootpig.stages.real_pictures.folder import FolderSource

@@ -1,13 +1,20 @@
-"""Curves of a training as coordinates for the report's template."""
+"""Curves of a training: as coordinates for the report's template, and as a picture."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+
+from bootpig.stages.train.curves import CHARTS, Chart
 
 POINTS = 400
 """Maximum number of points of a curve. More points are averaged in groups of equal size."""
+
+COLUMNS = 2
+PANEL_WIDTH, PANEL_HEIGHT = 420, 220
+"""Of a chart in a picture, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,13 @@ class Curve:
 
 
 def curve(points: Sequence[tuple[int, float]]) -> Curve | None:
-    """A curve of (step, value) in order of steps; None of fewer than two finite points.
+    """A curve of (step, value) in order of steps; None of fewer than two finite points at different steps.
 
     The running mean is over a twentieth of the curve around each point. The axis leaves out the highest 2 % of the
     values, so that a few outliers at the start do not flatten the rest.
     """
     finite = [(step, value) for step, value in points if math.isfinite(value)]
-    if len(finite) < 2:
+    if len(finite) < 2 or finite[0][0] == finite[-1][0]:
         return None
     thinned = _thinned(finite)
     half = max(1, len(thinned) // 40)
@@ -85,3 +92,39 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= span / 4)
     begin, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(begin, max(end, begin + 1) + 1)]
+
+
+def charts(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[tuple[Chart, Curve]]:
+    """The charts of a training's values by name, without those that make no curve."""
+    drawn = [(chart, curve(curves.get(name, ()))) for name, chart in CHARTS.items()]
+    return [(chart, line) for chart, line in drawn if line is not None]
+
+
+def picture(drawn: Sequence[tuple[Chart, Curve]]) -> str:
+    """Charts as one SVG picture, `COLUMNS` beside each other; it needs no style sheet and is white below."""
+    rows = -(-len(drawn) // COLUMNS)
+    size = f"{COLUMNS * PANEL_WIDTH} {rows * PANEL_HEIGHT}"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{COLUMNS * PANEL_WIDTH}" '
+        f'height="{rows * PANEL_HEIGHT}" font-family="sans-serif" font-size="11" fill="#555">'
+        '<rect width="100%" height="100%" fill="#fff"/>'
+    ]
+    width, height = PANEL_WIDTH - 90, PANEL_HEIGHT - 70  # of a plot; labels are left of it and below
+    for number, (chart, line) in enumerate(drawn):
+        left, top = number % COLUMNS * PANEL_WIDTH + 64, number // COLUMNS * PANEL_HEIGHT + 36
+        parts.append(f'<g transform="translate({left} {top})">')
+        parts.append(f'<text y="-14" font-size="13" font-weight="bold" fill="#111">{escape(chart.title)}</text>')
+        for tick in line.y:
+            y = tick.at / 100 * height
+            parts.append(f'<path d="M0 {y:.1f} H{width}" stroke="#ddd"/>')
+            parts.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{tick.label}</text>')
+        for tick in line.x:
+            parts.append(
+                f'<text x="{tick.at / 100 * width:.1f}" y="{height + 18}" text-anchor="middle">{tick.label}</text>'
+            )
+        parts.append(f'<g transform="scale({width / 100} {height / 100})" fill="none" stroke="#2563eb">')
+        for path, opacity, stroke in ((line.raw, 0.3, 1), (line.smooth, 1, 2)):
+            style = f'stroke-opacity="{opacity}" stroke-width="{stroke}" vector-effect="non-scaling-stroke"'
+            parts.append(f'<path d="{path}" {style}/>')
+        parts.append("</g></g>")
+    return "".join([*parts, "</svg>"])

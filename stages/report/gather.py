@@ -22,6 +22,7 @@ from bootpig.stages.report.pictures import UNREADABLE, Payload, data_uri, find_s
 from bootpig.stages.report.selection import SelectionFacts, selection_facts
 from bootpig.stages.select.rules import Scored
 from bootpig.stages.select.stage import FACTS
+from bootpig.stages.train.curves import curves, read_log
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
@@ -121,13 +122,10 @@ class Report:
     rejected: Sequence[Rejected] = ()
     subjects: Sequence[SubjectCount] = ()
     """Most frequent first."""
-    loss: Sequence[tuple[int, float]] = ()
-    reference_gain: Sequence[tuple[int, float]] = ()
     selection: SelectionFacts | None = None
     """None without score."""
-    validation_dino: Sequence[tuple[int, float]] = ()
-    validation_clip_t: Sequence[tuple[int, float]] = ()
-    """Scores of the validation subjects during training."""
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """(step, value) of the training's values, see `train.curves.CHARTS`."""
     metrics: Mapping[str, Any] | None = None
     sheet: Sequence[SheetEntry] = ()
     config: str = ""
@@ -154,7 +152,7 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
     (painted,) = engine.graph.upstream["segment"]
     shown = [unit for unit in surveys["augment"].markers if unit in surveys[painted].markers]
     rejected_rows = [row for marker in surveys["segment"].markers.values() for row in marker.rows]
-    evaluated, trained = surveys["evaluate"], surveys["train"]
+    evaluated = surveys["evaluate"]
     return Report(
         name=engine.config.name,
         run_id=run_id,
@@ -170,10 +168,7 @@ def gather(engine: Engine, run_id: str, done: Mapping[str, StageDone], *, config
             (row for marker in surveys["encode"].markers.values() for row in marker.rows),
         ),
         selection=read_selection(root, payload, surveys),
-        loss=[] if trained.result is None else read_curve(root, trained.result.path, "loss"),
-        reference_gain=[] if trained.result is None else read_curve(root, trained.result.path, "reference_gain"),
-        validation_dino=[] if trained.result is None else read_curve(root, trained.result.path, "validation_dino"),
-        validation_clip_t=[] if trained.result is None else read_curve(root, trained.result.path, "validation_clip_t"),
+        curves=curves(read_log(root, surveys["train"])),
         metrics=None if evaluated.result is None else read_metrics(root, evaluated.result.path),
         sheet=[] if evaluated.result is None else read_sheet(root, evaluated.result.path),
         config=config,
@@ -264,15 +259,6 @@ def count_subjects(captions: Iterable[Mapping[str, Any]], encoded: Iterable[Mapp
             ends[subject] += row["id"] in arrived
     ordered = sorted(counts, key=lambda subject: (-counts[subject], subject))
     return [SubjectCount(subject, counts[subject], ends[subject]) for subject in ordered]
-
-
-def read_curve(root: Root, folder: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) for a value such as "loss" in the `log.jsonl` of a training result. Empty when there is none."""
-    try:
-        lines = [parse_json(line) for line in root.read(f"{folder}/log.jsonl").splitlines() if line.strip()]
-        return [(int(line["step"]), float(line[name])) for line in lines if name in line]
-    except UNREADABLE:
-        return []
 
 
 def read_selection(root: Root, payload: Payload, surveys: Mapping[str, StageSurvey]) -> SelectionFacts | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows, results_table
-from bootpig.stages.report.charts import curve
+from bootpig.stages.report.charts import charts
 from bootpig.stages.report.gather import Report
 from bootpig.stages.report.selection import SelectionFacts
 
@@ -34,13 +34,7 @@ def build_report(report: Report) -> str:
                 for stage in report.stages
                 for reason, count in [*stage.rejected.items(), *stage.failed.items()]
             ],
-            curve=curve(report.loss),
-            gain=curve(report.reference_gain),
-            scores=[
-                (METRIC_NAMES[name][0], found)
-                for name, points in (("dino", report.validation_dino), ("clip_t", report.validation_clip_t))
-                if (found := curve(points)) is not None
-            ],
+            charts=charts(report.curves),
             results=result_rows(report.metrics) if report.metrics else [],
             metrics=METRIC_NAMES,
             headlines=headlines(report),

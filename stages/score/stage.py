@@ -17,7 +17,8 @@ from bootpig.models.pretrained.phrases import detector_problem
 from bootpig.models.pretrained.source import JUDGE, TRANSFORMER, ModelError, ModelSource, loading
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.augment import prepare_reference
-from bootpig.stages.engine.contract import Estimate, MapStage, Sample, Workload
+from bootpig.stages.engine.contract import MapStage, Sample
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.pictures import decode_cut_out, on_all_cores
 from bootpig.stages.score.config import ScoreConfig
 from bootpig.stages.score.measures import around_subject, centre, outline, sharpness

@@ -15,7 +15,8 @@ from bootpig.models.pretrained.inspection import judge_problems, sam_problems
 from bootpig.models.pretrained.phrases import detector_problem
 from bootpig.models.pretrained.source import TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
-from bootpig.stages.engine.contract import MODEL, Estimate, MapStage, Sample, StageConfig, Workload
+from bootpig.stages.engine.contract import MODEL, MapStage, Sample, StageConfig
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
 from bootpig.stages.pictures import PNG_BYTES, decode_pngs, encode_mask
 

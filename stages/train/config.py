@@ -233,6 +233,12 @@ class TrainConfig(StageConfig):
         json_schema_extra=SPEED,
         description="Updates between log lines. Affects the log only, not the model.",
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        default=("tensorboard",),
+        json_schema_extra=SPEED,
+        description="Experiment trackers that get the values of the log while training runs, see docs/training.md. "
+        "Affects the log only, not the model.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -251,6 +257,8 @@ class TrainConfig(StageConfig):
             )
         if self.method == "full" and (ignored := self.changed(["lora_rank", "lora_alpha", "lora_targets"])):
             problems.append(f"{', '.join(ignored)}: no effect while method is full; set method to lora or remove it")
+        if len(set(self.trackers)) < len(self.trackers):
+            problems.append(f"trackers: {', '.join(self.trackers)} names one of them twice; remove one")
         if self.validate_every is not None and not self.validation:
             problems.append("validate_every: no effect without held-out samples; set validation, such as 0.05")
         problems += self._evaluation_problems()

@@ -1,46 +1,46 @@
-"""The training log: metrics as JSON lines, sample pictures, and both in TensorBoard."""
+"""The training log: metrics as JSON lines and sample pictures, which experiment trackers get too."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
+from bootpig.stages.train.trackers import Trackers
 from bootpig.storage.jsonio import parse_json
 
 
 class TrainingLog:
-    """Writes `log.jsonl`, `samples/step-<n>.png` and `tensorboard/` to a folder.
+    """Writes `log.jsonl` and `samples/step-<n>.png` to a folder, and sends both to trackers.
 
     A line has step (updates done), epoch, loss (mean since the previous line), per_device_batch_size (smaller than
-    configured if memory ran out), learning_rate_reference, learning_rate_base and samples_per_second. Only the last
-    one differs between equal runs. Where held-out samples were measured, it has the values of `validation.Reading`.
+    configured if memory ran out), grad_norm_reference and grad_norm_base (of this update, before clipping; without the
+    former if it dropped the references), learning_rate_reference, learning_rate_base, and what `meter.Meter` measures,
+    which alone differs between equal runs. Where held-out samples were measured, it has the values of
+    `validation.Reading`. A value that is not finite is left out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trackers: Trackers) -> None:
         self.folder = folder
-        self.lines: list[dict[str, Any]] = []
+        self.trackers = trackers
+        self.lines: list[dict[str, float]] = []
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        self._events = SummaryWriter(str(folder / "tensorboard"))
 
-    def line(self, values: dict[str, Any]) -> None:
-        """Add one line of metrics. `values["step"]` is used as the TensorBoard step."""
+    def line(self, values: dict[str, float], *, restored: bool = False) -> None:
+        """Add one line of metrics; `values["step"]` is its step."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self.lines.append(values)
         with open(self.folder / "log.jsonl", "a") as stream:
             stream.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if name != "step":
-                self._events.add_scalar(f"train/{name}", value, values["step"])
+        self.trackers.line(values, patient=restored)
 
-    def picture(self, step: int, picture: Image.Image) -> None:
+    def picture(self, step: int, picture: Image.Image, *, restored: bool = False) -> None:
         """Add one RGB picture."""
         picture.save(self.folder / "samples" / f"step-{step:06d}.png")
-        self._events.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+        self.trackers.picture(step, picture, patient=restored)
 
     def save(self, folder: Path) -> None:
         """Copy all lines and pictures into a checkpoint folder."""
@@ -48,12 +48,16 @@ class TrainingLog:
         shutil.copytree(self.folder / "samples", folder / "samples")
 
     def restore(self, folder: Path) -> None:
-        """Restore the lines and pictures from a checkpoint folder."""
-        for line in (folder / "log.jsonl").read_text().splitlines():
-            self.line(parse_json(line))
-        for file in sorted((folder / "samples").glob("step-*.png")):
-            with Image.open(file) as picture:
-                self.picture(int(file.stem.removeprefix("step-")), picture.convert("RGB"))
+        """Restore the lines and pictures from a checkpoint folder, in order of their steps."""
+        lines = [parse_json(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        files = {int(file.stem.removeprefix("step-")): file for file in (folder / "samples").glob("step-*.png")}
+        by_step = {values["step"]: values for values in lines}
+        for step in sorted(by_step.keys() | files.keys()):
+            if step in by_step:
+                self.line(by_step[step], restored=True)
+            if step in files:
+                with Image.open(files[step]) as picture:
+                    self.picture(step, picture.convert("RGB"), restored=True)
 
     def close(self) -> None:
-        self._events.close()
+        self.trackers.close()

@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Self
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +14,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.memory import free_memory, is_out_of_memory
@@ -29,8 +25,10 @@ from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import Batch, ShardLoader
 from bootpig.stages.train.evaluation import Evaluation
 from bootpig.stages.train.log import TrainingLog
+from bootpig.stages.train.meter import Meter
 from bootpig.stages.train.objective import Draws, Inputs, Objective
-from bootpig.stages.train.sharding import fill_gradients, shard
+from bootpig.stages.train.sharding import fill_gradients, shard, whole
+from bootpig.stages.train.signals import Signals
 from bootpig.stages.train.state import Position, collect_state, load_state, save_state
 from bootpig.stages.train.uploads import Uploads
 from bootpig.stages.train.validation import Reading, Validation, usual_interval
@@ -40,32 +38,6 @@ _LOG = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
 """Time that rank 0 lets the others wait for the upload of an earlier checkpoint."""
-
-
-class Signals:
-    """A context that records SIGTERM and SIGINT, so that the current step can finish.
-
-    Works only in the main thread, which alone may set handlers. In other threads it changes nothing.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt  # second Ctrl-C: stop without waiting
-        self.received = number
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
@@ -86,12 +58,19 @@ class Trainer:
     """Trains one BootPIG model on one data set. Each rank of a distributed run creates one."""
 
     def __init__(
-        self, config: TrainConfig, model: BootPIG, objective: Objective, loader: ShardLoader, accelerator: Accelerator
+        self,
+        config: TrainConfig,
+        model: BootPIG,
+        objective: Objective,
+        loader: ShardLoader,
+        accelerator: Accelerator,
+        meter: Meter,
     ) -> None:
         self.config = config
         self.model = model
         self.loader = loader
         self.accelerator = accelerator
+        self.meter = meter
         # Loader and schedule are not prepared: accelerate would split the already split stream again, and would
         # advance the schedule once per process.
         self.sharded = config.shard == "fsdp" and accelerator.num_processes > 1
@@ -110,6 +89,7 @@ class Trainer:
         self._warned = False
         self._gain = ""
         self._best: Best | None = None
+        self._norms: dict[str, torch.Tensor] = {}
         self.average: EMAModel | None = None
         if config.ema_decay is not None:
             self.average = EMAModel(self._trained(), decay=config.ema_decay)
@@ -141,13 +121,14 @@ class Trainer:
 
         Raises:
             Interrupted: a signal arrived; a checkpoint was written.
-            FatalError: the loss is not finite.
+            FatalError: the loss or a gradient is not finite. No checkpoint is written from then on.
             InputError: the checkpoint cannot be used.
         """
         self._best = evaluation.best if evaluation else None
         position = self._resume(checkpoints, identity, log)
         losses = torch.tensor(position.loss_sum, device=self.accelerator.device)
-        losses_since, began, began_step = position.loss_steps, time.monotonic(), position.step
+        losses_since = position.loss_steps
+        self.meter.restart(position.step)
         progress(position.step, self.config.steps, f"resumed at step {position.step}" if position.step else "")
 
         def prepare(step: int, batch: Batch) -> Inputs:
@@ -156,7 +137,7 @@ class Trainer:
 
         with Signals() as signals, _attention(self.accelerator.device), Uploads(checkpoints) as uploads:
             if evaluation and position.step == 0:
-                began += evaluation(0, log, progress)
+                self.meter.pause(evaluation(0, log, progress))
             for step, inputs in enumerate(
                 self.loader.batches(position.step, self.config.steps, prepare), start=position.step
             ):
@@ -165,21 +146,19 @@ class Trainer:
                 done = step + 1
                 last = done == self.config.steps
                 reading = self._validate(validation, done) if validation else None
-                if done % self.config.log_every == 0 or last:
-                    loss = self._mean(losses) / losses_since
-                    rate = (done - began_step) * self.config.global_batch_size / (time.monotonic() - began)
-                    self._log(log, progress, done, loss, rate, reading)
+                if self._is_logged(done):
+                    self._log(log, progress, done, self._finite(losses, done) / losses_since, reading)
                     losses.zero_()
-                    losses_since, began, began_step = 0, time.monotonic(), done
+                    losses_since = 0
                 elif log and reading:
                     log.line({"step": done, **reading.values()})
                 if evaluation:
-                    began += evaluation(done, log, progress)
+                    self.meter.pause(evaluation(done, log, progress))
                 if picture and self.config.sample_every and (done % self.config.sample_every == 0 or last):
                     self._picture(log, done, picture)
                 stop = self._stop(signals, done)
                 if stop or (done % self.config.checkpoint_every == 0 and not last):
-                    position = Position(done, self._mean(losses), losses_since)
+                    position = Position(done, self._finite(losses, done), losses_since)
                     self._save(uploads, identity, log, position, wait=bool(stop))
                 if stop:
                     uploads.wait()
@@ -215,10 +194,11 @@ class Trainer:
                 drawn = picture()
             if log:
                 log.picture(done, drawn)
+            return
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             _LOG.warning("train: no sample pictures at step %d (%s: %s)", done, type(error).__name__, reason)
-            free_memory()
+        free_memory()  # not in the block above, where the traceback still holds what was drawn so far
 
     def _validate(self, validation: Validation, done: int) -> Reading | None:
         """The losses on held-out samples, if they are due after `done` updates. Warns if the reference is not used."""
@@ -252,6 +232,11 @@ class Trainer:
             self._halve(len(inputs.use_reference))
         if self.sharded:
             fill_gradients(self.parameters)
+        if self._is_logged(step + 1):
+            self._norms = {
+                group["name"]: get_total_norm([p.grad for p in group["params"] if p.grad is not None])
+                for group in self.optimizer.param_groups
+            }
         self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -294,9 +279,17 @@ class Trainer:
         free_memory()
         _LOG.warning("train: out of memory; continuing with train.per_device_batch_size %d", size)
 
-    def _mean(self, value: torch.Tensor) -> float:
-        """The mean over all ranks. Synchronises with the device."""
-        return float(self.accelerator.reduce(value.clone(), "mean").item())
+    def _is_logged(self, done: int) -> bool:
+        """Whether there is a log line after `done` updates."""
+        return done % self.config.log_every == 0 or done == self.config.steps
+
+    def _finite(self, losses: torch.Tensor, done: int) -> float:
+        """The mean of a sum of losses over all ranks. Synchronises with the device. Raises FatalError if it is not
+        finite."""
+        loss = float(self.accelerator.reduce(losses.clone(), "mean").item())
+        if not math.isfinite(loss):
+            raise FatalError(f"train: the loss is {loss} near step {done}; lower the learning rates and run again")
+        return loss
 
     def _log(
         self,
@@ -304,21 +297,31 @@ class Trainer:
         progress: Progress,
         done: int,
         loss: float,
-        rate: float,
         reading: Reading | None,
     ) -> None:
-        if not math.isfinite(loss):
-            raise FatalError(f"train: the loss is {loss} near step {done}; lower the learning rates and run again")
+        norms = {name: float(whole(norm)) for name, norm in self._norms.items()}
+        for name, norm in norms.items():
+            if not math.isfinite(norm):
+                raise FatalError(
+                    f"train: the gradient norm of the {name} network is {norm} at step {done}; lower the learning "
+                    "rates and run again"
+                )
+        speed = self.meter.read(done)
         if log:
             values = {"step": done, "epoch": round(self.loader.epochs(done), 4), "loss": loss}
             share = self.config.global_batch_size // self.accelerator.num_processes
             values["per_device_batch_size"] = share // self.accelerator.gradient_accumulation_steps
             rates = {f"learning_rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
             measured = {} if reading is None else reading.values()
-            log.line({**values, **measured, **rates, "samples_per_second": round(rate, 2)})
+            # an update that drops the reference has no gradients for its network
+            drawn = {f"grad_norm_{name}": norm for name, norm in norms.items() if norm}
+            log.line({**values, **measured, **drawn, **rates, **speed})
         if reading is not None:
             self._gain = f"reference gain {reading.gain:.4f} ± {reading.high - reading.gain:.4f}, "
-        progress(done, self.config.steps, f"loss {loss:.4f}, {self._gain}{rate:.1f} samples/s")
+        gradients = f"grad norm {' / '.join(f'{norm:.3g}' for norm in norms.values())}"
+        rate = f"{speed['samples_per_second']:.1f} samples/s"
+        used = f", MFU {speed['mfu']:.0%}" if "mfu" in speed else ""
+        progress(done, self.config.steps, f"loss {loss:.4f}, {self._gain}{gradients}, {rate}{used}")
 
     def _stop(self, signals: Signals, done: int) -> int | None:
         """The signal to stop for, the same on all ranks. They exchange it only at log steps, where they wait anyway."""

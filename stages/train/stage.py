@@ -16,21 +16,15 @@ from bootpig.models.pretrained.lora_sizes import lora_parameters
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
-from bootpig.stages.engine.contract import (
-    Checkpoints,
-    Estimate,
-    InputError,
-    Progress,
-    ReduceInput,
-    ReduceStage,
-    Workload,
-)
+from bootpig.stages.engine.contract import Checkpoints, InputError, Progress, ReduceInput, ReduceStage
 from bootpig.stages.engine.device_lock import too_many_processes
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
 from bootpig.stages.train.start import check_fit, load_pipeline, model_info
 from bootpig.stages.train.subjects import ValidationSubjects
+from bootpig.stages.train.tracker_logins import tracker_problems
 from bootpig.storage.fingerprint import digest
 
 if TYPE_CHECKING:
@@ -44,8 +38,8 @@ _STEP_TFLOP = 4.5
 
 
 class Train(ReduceStage):
-    """Reads encode's shards, and select's list of samples if there is one. Writes `model/`, `log.jsonl`, `samples/` and
-    `tensorboard/`.
+    """Reads encode's shards, and select's list of samples if there is one. Writes `model/`, `log.jsonl`, `samples/`
+    and, by a tracker, `tensorboard/`.
 
     `model/` depends only on the input. The other files also contain speeds and times.
     """
@@ -56,6 +50,7 @@ class Train(ReduceStage):
     config_class = TrainConfig
     config: TrainConfig
     identity_prefix: ClassVar[str] = "model/"
+    log: ClassVar[str] = "log.jsonl"
 
     @property
     def subjects(self) -> ValidationSubjects | None:
@@ -129,7 +124,8 @@ class Train(ReduceStage):
         return {name: found[f"evaluation.{name}"] for name in ("clip", "dino")}
 
     def check_ready(self) -> None:
-        """Decode the pictures of the validation subjects."""
+        if problems := tracker_problems(self.config.trackers):
+            raise InputError("\n".join(problems))
         if self.subjects is not None:
             self.subjects.decodable_subjects()
 
@@ -178,7 +174,7 @@ class Train(ReduceStage):
             InputError: there are too few samples, or the base model does not match them.
             ModelError: the base or `init_from` cannot be loaded.
             Interrupted: a signal arrived; a checkpoint was written.
-            FatalError: the loss is not finite.
+            FatalError: the loss or a gradient is not finite.
         """
         import torch
         from accelerate import Accelerator
@@ -214,10 +210,12 @@ class Train(ReduceStage):
         from bootpig.stages.train.grid import SampleGrid
         from bootpig.stages.train.log import TrainingLog
         from bootpig.stages.train.loop import Trainer
+        from bootpig.stages.train.meter import Meter
         from bootpig.stages.train.objective import Draws, Objective
         from bootpig.stages.train.precision import FrozenInBfloat16
         from bootpig.stages.train.sharding import gather
         from bootpig.stages.train.state import check_finite
+        from bootpig.stages.train.trackers import Trackers
         from bootpig.stages.train.validation import MEASURED, Validation
 
         config = self.config
@@ -270,7 +268,10 @@ class Train(ReduceStage):
         lowered = FrozenInBfloat16(model.unet, model.reference_unet) if lowers else None
         scheduler = training_schedule(pipeline.scheduler)
         objective = Objective(model, scheduler, pipeline.vae_scale_factor, config.min_snr_gamma)
-        trainer = Trainer(config, model, objective, loader, accelerator)
+        *_, height, width = samples[0].tensors["target"].shape
+        pixels = height * width * pipeline.vae_scale_factor**2
+        meter = Meter(config, pixels, accelerator.device, accelerator.num_processes)
+        trainer = Trainer(config, model, objective, loader, accelerator, meter)
         draws = Draws(
             seed=config.seed,
             timesteps=scheduler.config.num_train_timesteps,
@@ -313,7 +314,11 @@ class Train(ReduceStage):
                 weights=model.trained_state,
                 averaged=trainer.averaged,
             )
-        log = TrainingLog(workdir) if accelerator.is_main_process else None
+        log = None
+        if accelerator.is_main_process:
+            settings = {"train": config.model_dump(mode="json"), "encode": data.config, **facts}
+            del settings["recipe"]  # a part of train
+            log = TrainingLog(workdir, Trackers(config.trackers, workdir, data.run, settings))
         try:
             trainer.fit(draws, digest(facts), log, checkpoints, progress, grid, validation, evaluation)
         finally:

@@ -19,7 +19,8 @@ from bootpig.models.pretrained.source import JUDGE, PIPELINE, TRANSFORMER, Model
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.models.pretrained.trained import TRAINED, base_of
 from bootpig.stages.caption.other_scenes import in_scene
-from bootpig.stages.engine.contract import Estimate, InputError, MapStage, Sample, Workload, sample_seed
+from bootpig.stages.engine.contract import InputError, MapStage, Sample, sample_seed
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.pictures import PNG_BYTES, decode_cut_out, encode_png, on_all_cores
 from bootpig.stages.segment.stage import Segment
 from bootpig.stages.view.config import ViewConfig

@@ -18,7 +18,10 @@ from bootpig.flows.runs.records import StageRecord, list_runs, new_run
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.live import copied
+from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.curves import newest, read_log
 from bootpig.stages.train.stage import Train
 from bootpig.storage.folders import publish_folder
 from bootpig.storage.root import Root
@@ -161,7 +164,9 @@ def test_training_goes_on_from_a_checkpoint_on_s3_and_is_used_from_there(s3: Fau
         for folder in ("result", "scratch"):
             (tmp_path / name / folder).mkdir(parents=True)
         checkpoints = StoredCheckpoints(root, "train/f00d", tmp_path / name / "scratch")
-        Train(recipe, 0).run(data, tmp_path / name / "result", checkpoints, progress)
+        result = tmp_path / name / "result"
+        with copied(root, "train/f00d", result / "log.jsonl"):
+            Train(recipe, 0).run(data, result, checkpoints, progress)
         return {file.name: load_file(file) for file in (tmp_path / name / "result" / "model").rglob("*.safetensors")}
 
     seen: list[int] = []
@@ -170,8 +175,11 @@ def test_training_goes_on_from_a_checkpoint_on_s3_and_is_used_from_there(s3: Fau
     ill = Root("s3://data/trained")
     with pytest.raises(Lost):
         train(ill, "lost", lost_at=5)
+    running = StageSurvey("train", "f00d", "train/f00d", {}, {0: "pending"})
+    assert newest(read_log(ill, running, 2000))["step"] == 5, "what is newer than the checkpoint is in the store too"
     seen.clear()
     resumed = train(ill, "resumed")
+    assert read_log(ill, running) == []
     s3.rate = 0.0
     assert seen[0] == 4 and seen[-1] == 6
     assert resumed.keys() == whole.keys() != set()

@@ -46,6 +46,9 @@ def test_a_log_grows(root: Root) -> None:
     for line in (b"one\n", b"two\n"):
         root.append("a/log.jsonl", line)
     assert root.read("a/log.jsonl") == b"one\ntwo\n"
+    assert [root.read_end("a/log.jsonl", size) for size in (3, 8, 9)] == [b"wo\n", b"one\ntwo\n", b"one\ntwo\n"]
+    with pytest.raises(FileNotFoundError):
+        root.read_end("a/none", 3)
 
 
 def test_a_file_is_copied_in_and_out(root: Root, tmp_path: Path) -> None:

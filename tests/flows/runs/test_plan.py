@@ -13,7 +13,8 @@ from bootpig.flows.loading import load_config
 from bootpig.flows.runs.plan import plan
 from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
-from bootpig.stages.engine.contract import Estimate, MapStage, Sample, StageConfig, Workload
+from bootpig.stages.engine.contract import MapStage, Sample, StageConfig
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.registry import STAGES
 from tests.stages import doubles
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from rich.console import Console
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.evaluate.results import result_rows, results_table
 from bootpig.stages.pictures import encode_mask
-from bootpig.stages.report.charts import curve
+from bootpig.stages.report.charts import charts, curve, picture
 from bootpig.stages.report.gather import (
     Example,
     Rejected,
@@ -33,10 +34,10 @@ from bootpig.stages.report.gather import (
     collect_rejected,
     data_uri,
     gather,
-    read_curve,
     read_sheet,
 )
 from bootpig.stages.report.html import build_report, duration
+from bootpig.stages.train.curves import CHARTS
 from bootpig.storage.root import Root
 from bootpig.storage.shards import write_shard
 from tests.stages.doubles import config, doubles  # noqa: F401
@@ -48,6 +49,7 @@ METHODS = {
     "bootpig_no_reference": {"clip_t": (0.30, 0.29, 0.31), "clip_i": (0.77, 0.75, 0.79), "dino": (0.41, 0.37, 0.45)},
     "real": {"clip_t": None, "clip_i": (0.90, 0.89, 0.91), "dino": (0.80, 0.77, 0.83)},
 }
+CURVES = ("loss", "reference_gain", "grad_norm_base")
 HOSTILE = '<script>alert("pig")</script><img src=x onerror=alert(1)>'
 
 
@@ -112,7 +114,10 @@ def fill(engine: Engine) -> None:
     engine.run_reduce("train")
     engine.run_reduce("evaluate")
     surveys = engine.survey_all()
-    log = "\n".join(json.dumps({"step": step, "loss": 1 / step, "reference_gain": 0.01}) for step in range(10, 210, 10))
+    log = "\n".join(
+        json.dumps({"step": step, "loss": 1 / step, "reference_gain": 0.01, "grad_norm_base": 0.5})
+        for step in range(10, 210, 10)
+    )
     log += "\n" + "\n".join(json.dumps({"step": step, "validation_dino": step / 300}) for step in (0, 100, 200))
     engine.root.write(f"{surveys['train'].result.path}/log.jsonl", log.encode())
     result = surveys["evaluate"].result.path
@@ -144,8 +149,10 @@ def test_a_whole_run_makes_a_whole_page(store):
     assert len(report.examples) == 6
     assert all(len(example.references) == 4 for example in report.examples)
     assert 0 < len(report.rejected) <= 6
-    assert len(report.loss) == 20
-    assert report.validation_dino == [(0, 0.0), (100, 1 / 3), (200, 2 / 3)] and not report.validation_clip_t
+    assert {name: len(points) for name, points in report.curves.items()} == dict.fromkeys(CURVES, 20) | {
+        "validation_dino": 3
+    }
+    assert report.curves["validation_dino"] == [(0, 0.0), (100, 1 / 3), (200, 2 / 3)]
     assert len(report.sheet) == 14
     assert sum(subject.captions for subject in report.subjects) == report.stages[0].ok
     assert sum(subject.arrived for subject in report.subjects) == report.stages[4].ok
@@ -165,8 +172,8 @@ def test_a_whole_run_makes_a_whole_page(store):
     ):
         assert text in page.text, text
     assert all(subject.name in page.text for subject in report.subjects)
-    charts = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") == "chart"]
-    assert charts == ["Training loss by step", "Reference gain by step", "DINO of the validation subjects by step"]
+    drawn = [attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") == "chart"]
+    assert drawn == [f"{CHARTS[name].title} by step" for name in CHARTS if name in report.curves]
     assert "3 made" in page.text
     assert "1 cached" in page.text
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
@@ -245,7 +252,7 @@ def test_a_hostile_caption_in_a_shard_arrives_escaped():
 def test_an_empty_run_still_has_a_page(tmp_path, doubles):  # noqa: F811
     engine = Engine(config(tmp_path / "data"))
     report = gather(engine, "run", {})
-    assert (report.examples, report.loss, report.metrics, report.sheet) == ([], [], None, [])
+    assert (report.examples, report.curves, report.metrics, report.sheet) == ([], {}, None, [])
     page = Page(build_report(report))
     assert page.open == []
     assert "4 pending" in page.text
@@ -260,7 +267,7 @@ def test_damaged_files_cost_their_part_of_the_page_only(store):
     for marker in surveys["segment"].markers.values():
         store.root.write(f"{surveys['segment'].path}/{marker.payload}", b"x" * marker.payload_size)
     report = gather(store, "run", {})
-    assert (report.sheet, report.loss, report.examples) == ([], [], [])
+    assert (report.sheet, report.curves, report.examples) == ([], {}, [])
     assert report.metrics is not None
     assert "Results" in build_report(report)
 
@@ -298,7 +305,6 @@ def test_a_sheet_too_long_is_spread(tmp_path):
     entry = read_sheet(root, "result", 5)[1]
     assert [title for title, _ in entry.pictures] == ["reference", "text only", "untrained", "trained"]
     assert read_sheet(root, "elsewhere") == []
-    assert read_curve(root, "elsewhere", "loss") == []
 
 
 def test_large_pictures_are_made_small():
@@ -319,10 +325,22 @@ def test_the_curve_spans_its_points():
     assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in places)
 
 
+def test_the_curves_are_one_picture():
+    drawn = charts({"mfu": [(1, 0.5), (2, 0.4)], "loss": [(1, 0.5), (9, 0.4)], "validation_loss": [(1, 0.5)]})
+    assert [chart.title for chart, _ in drawn] == ["Training loss", "MFU"], "one point is no curve"
+    svg = ElementTree.fromstring(picture(drawn))
+    assert svg.attrib["viewBox"] == "0 0 840 220"
+    texts = [node.text for node in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Training loss", "MFU", *(tick.label for _, line in drawn for tick in (*line.x, *line.y))} == set(texts)
+    paths = {node.attrib["d"] for node in svg.iter("{http://www.w3.org/2000/svg}path")}
+    assert {line.raw for _, line in drawn} | {line.smooth for _, line in drawn} <= paths
+
+
 def test_the_curve_bears_odd_points():
     assert curve([]) is None
     assert curve([(1, 0.5)]) is None
     assert curve([(1, 0.5), (2, math.nan)]) is None
+    assert curve([(1, 0.5), (1, 0.6)]) is None
     flat = curve([(1, 0.5), (2, 0.5)])
     assert flat.last == 0.5
     spike = curve([(0, 900.0), *((step, 1.0 + 0.1 * (step % 2)) for step in range(1, 3000))])

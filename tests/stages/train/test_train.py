@@ -24,6 +24,7 @@ from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.dataset import ShardLoader
 from bootpig.stages.train.grid import SampleGrid
 from bootpig.stages.train.loop import micro_batch, rate_factor
+from bootpig.stages.train.meter import VARYING
 from bootpig.stages.train.stage import Train
 from tests.models.drawing import memory_for
 from tests.stages.train.training_data import FolderCheckpoints, save_base, write_units
@@ -125,7 +126,7 @@ def test_resume_is_exact(base: Path, data: ReduceInput, tmp_path: Path, stop: st
     assert told[0][0] == int(names[0][-1])
     assert equal(straight, resumed)
     lines = [
-        [{k: v for k, v in line.items() if k != "samples_per_second"} for line in log(tmp_path / name)]
+        [{k: v for k, v in line.items() if k not in VARYING} for line in log(tmp_path / name)]
         for name in ("straight", "second")
     ]
     assert lines[0] == lines[1]
@@ -346,6 +347,7 @@ def test_what_is_hashed(base: Path) -> None:
         "sample_every",
         "validate_every",
         "num_processes",
+        "trackers",
         "shard",
         "evaluate_every",
         "evaluation",

@@ -23,7 +23,8 @@ from bootpig.models.pretrained.inspection import trained_problems
 from bootpig.models.pretrained.source import ModelError
 from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
-from bootpig.stages.engine.contract import InputError, ReduceInput, SampleShape, Workload
+from bootpig.stages.engine.contract import InputError, ReduceInput
+from bootpig.stages.engine.estimates import SampleShape, Workload
 from bootpig.stages.train import loop, precision
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.grid import SampleGrid
