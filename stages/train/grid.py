@@ -31,18 +31,17 @@ def sampling(pipeline: Any) -> Iterator[None]:
     device, training = pipeline.unet.device, pipeline.unet.training
     names = [name for name in ("vae", "text_encoder", "text_encoder_2") if name in pipeline.components]
     parts = [pipeline.components[name] for name in names]
-    before = [part.device for part in parts]
     try:
-        for part in parts:
-            part.to(device)
-        pipeline.unet.eval()
-        pipeline.reference_unet.eval()
-        yield
+        with ExitStack() as moved:  # whatever fails, the others come back
+            for part in parts:
+                moved.callback(part.to, part.device)
+                part.to(device)
+            pipeline.unet.eval()
+            pipeline.reference_unet.eval()
+            yield
     finally:
         pipeline.unet.train(training)
         pipeline.reference_unet.train(training)
-        for part, place in zip(parts, before, strict=True):
-            part.to(place)
         if device.type != "cpu":
             free_memory()
 

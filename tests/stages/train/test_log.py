@@ -18,6 +18,7 @@ from bootpig.stages.train import loop
 from bootpig.stages.train import meter as meters
 from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.meter import Meter, peak_tflops, sample_tflop
+from bootpig.stages.train.trackers import Trackers
 from tests.stages.train.test_train import log, recipe, train
 from tests.stages.train.training_data import save_base, write_units
 
@@ -158,7 +159,7 @@ def test_what_is_not_finite_is_found_before_a_checkpoint_is_written(
 
 
 def test_a_value_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
-    written = TrainingLog(tmp_path)
+    written = TrainingLog(tmp_path, Trackers((), tmp_path, "", {}))
     written.line({"step": 1, "loss": 0.5, "validation_loss": math.nan, "reference_gain": -math.inf})
     written.close()
     assert log(tmp_path) == [{"step": 1, "loss": 0.5}]

@@ -111,15 +111,14 @@ def test_a_tracker_that_hangs_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr(trackers, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(trackers, "WAITING", 2)
-    free, sinks = threading.Event(), {"wandb": Kept(lambda step: free.wait(60) and None), "trackio": Kept()}
-    monkeypatch.setattr(trackers, "_make", lambda name, *_: sinks[name])
-    sent = Trackers(("wandb", "trackio"), tmp_path, "run", {})
+    free = threading.Event()
+    monkeypatch.setattr(trackers, "_make", lambda *_: Kept(lambda step: free.wait(60) and None))
+    sent = Trackers(("wandb",), tmp_path, "run", {})
     for step in range(5):
         sent.line({"step": step, "loss": 0.5}, patient=step > 2)
     sent.close()
     free.set()
-    assert len(warnings(caplog)) == 1 and "wandb" in warnings(caplog)[0]
-    assert sinks["trackio"].finished and 0 in sinks["trackio"].lines
+    assert len(warnings(caplog)) == 1 and warnings(caplog)[0].endswith("(it is too slow)")
 
 
 def test_settings_hold_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

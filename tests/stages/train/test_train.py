@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -397,12 +398,17 @@ def test_a_failing_grid_of_samples_is_only_a_warning(
     config = recipe(base, steps=4, sample_every=2)
     train(config, data, tmp_path / "plain")
 
-    def fails(self):
-        raise RuntimeError("no room for the VAE")
+    step, calls = DDIMScheduler.step, []
 
-    monkeypatch.setattr(grid.SampleGrid, "_generate", fails)
+    def breaks(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            raise RuntimeError("index 1001 is out of bounds")
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(DDIMScheduler, "step", breaks)
     train(config, data, tmp_path / "failing")
-    assert caplog.text.count("no sample pictures at step") == 2 and "no room for the VAE" in caplog.text
+    assert caplog.text.count("no sample pictures at step") == 2 and "index 1001 is out of bounds" in caplog.text
     weights = "model/rsa.safetensors"
     assert (tmp_path / "plain" / weights).read_bytes() == (tmp_path / "failing" / weights).read_bytes()
 
@@ -438,3 +444,14 @@ def test_a_grid_puts_the_parts_back(base: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError), grid.sampling(pipeline):
         raise RuntimeError
     assert moved == ["cpu", "meta"] and modes == [False, False, True, True]
+
+    class TooLarge(Part):
+        def to(self, device: torch.device) -> None:
+            super().to(device)
+            raise torch.OutOfMemoryError(device.type)
+
+    moved.clear()
+    pipeline.components = {"vae": Part(), "text_encoder": TooLarge()}
+    with pytest.raises(torch.OutOfMemoryError), grid.sampling(pipeline):
+        raise AssertionError
+    assert moved == ["cpu", "cpu", "meta", "meta"], "also if one of them did not fit, or did not come back"
