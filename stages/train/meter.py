@@ -42,8 +42,8 @@ Ada and RTX Blackwell, and AMD's data sheets; of an MI250X, one of its two devic
 
 BASE_PASSES = {"none": 2.1, "rsa": 2.2, "all": 3.0}
 """Operations of the base UNet in an update, in forward passes of it, by what is trained: one pass forward, one for the
-gradients of its activations, and the rest for those of its weights. Counted by torch's FlopCounterMode at SD 2.1's size,
-as those below."""
+gradients of its activations, and the rest for those of its weights. Counted by FlopCounterMode at SD 2.1's size, as
+those below."""
 REFERENCE_PASSES = {True: 3.0, False: 1.0}
 """Likewise of the Reference UNet, by whether it is trained."""
 RSA_PASSES = 0.4

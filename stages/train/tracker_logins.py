@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from bootpig.storage.root import masked
 from bootpig.storage.secrets import mask
 
-PACKAGES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "trackio": ("trackio",)}
+PACKAGES: dict[str, tuple[str, ...]] = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "trackio": ("trackio",)}
 PACKAGES |= {"mlflow": ("mlflow", "mlflow-skinny")}
 """Tracker → the packages of which it needs one."""
 

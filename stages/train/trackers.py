@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,7 +124,7 @@ class Trackers:
         """Send an RGB picture to those that show pictures beside values."""
         for tracker in self._trackers:
             if tracker.name in _SHOWS:
-                tracker.send(lambda sink, show=_SHOWS[tracker.name]: show(sink, step, picture), patient=patient)
+                tracker.send(partial(_SHOWS[tracker.name], step=step, picture=picture), patient=patient)
 
     def close(self) -> None:
         for tracker in self._trackers:
@@ -159,7 +160,7 @@ def _show_on_tensorboard(sink: Any, step: int, picture: Image.Image) -> None:
     sink.log_images({"samples": np.asarray(picture)[None]}, step, dataformats="NHWC")
 
 
-_SHOWS: dict[str, Callable[[Any, int, Image.Image], None]] = {
+_SHOWS: dict[str, Callable[..., None]] = {
     "tensorboard": _show_on_tensorboard,
     "wandb": lambda sink, step, picture: sink.log_images({"samples": [picture]}, step),
 }
