@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from PIL import Image
 from pydantic import ValidationError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -184,6 +185,7 @@ def test_mlflow_without_its_server_is_one_line(monkeypatch: pytest.MonkeyPatch, 
 
 def send(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", SECRET)
+    PartialState(cpu=True)  # as in a training; accelerate's trackers need it
     with caplog.at_level(logging.WARNING):
         sent = Trackers((name,), folder, "20261127-toy", {"train": {"steps": 20, "model": f"/models/{SECRET}"}})
         for step in (10, 20):
@@ -229,8 +231,8 @@ def test_mlflow_in_a_local_database(
 
 
 def test_trackio_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when the package is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     send("trackio", tmp_path, monkeypatch, caplog)
     (kept,) = tmp_path.rglob("bootpig*.db")
     rows = sqlite3.connect(kept).execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
