@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 EXACT = 50_000
 """Up to this many embeddings, each is compared with all that are kept. With more of them, only with those in the cells
-near it, which misses hardly any at the cosines of near-duplicates, and takes a minute for 200,000 on one core instead of four."""
+near it, which misses hardly any at the cosines of near-duplicates. For 200,000 that takes a quarter of the time."""
 PROBES = 32
 """Cells that are searched."""
 ROUNDS = 10
