@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
 from bootpig.stages.engine.contract import ADDED, MapStage, Sample, StageConfig, sample_seed
-from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
+from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.pictures import PNG_BYTES, decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)
@@ -44,7 +46,8 @@ class AugmentConfig(StageConfig):
         ge=16,
         le=4096,
         multiple_of=8,
-        description="Side of targets and references in pixels. null: the size of the target.",
+        description="Side of references in pixels, to which square targets are resized too. Targets of another shape "
+        "keep their size. null: references have the size of a square target, or about as many pixels as another.",
     )
     scale: tuple[Share, Share] = Field(
         default=(0.55, 0.95),
@@ -82,7 +85,7 @@ class AugmentConfig(StageConfig):
 
 
 class Augment(MapStage):
-    """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB, all square and of the same size."""
+    """Target and mask → `<id>.target.png` and `<id>.reference0.png` …, RGB. References are square, as in the paper."""
 
     name = "augment"
     upstream = ("view",)
@@ -96,12 +99,12 @@ class Augment(MapStage):
         return 16
 
     def estimate(self, work: Workload) -> Estimate:
-        size = self.config.size
-        framed = work.above.pixels if size is None else float(size**2)
+        reference = work.above.pixels if self.config.size is None else float(self.config.size**2)
+        target = reference if work.above.square else work.above.pixels
         references = self.config.references if self.config.enabled else 1
         return Estimate(
-            SampleShape(framed, references),
-            stored_bytes=work.samples * framed * (PNG_BYTES + references * REFERENCE_PNG_BYTES),
+            replace(work.above, pixels=target, references=references),
+            stored_bytes=work.samples * (target * PNG_BYTES + reference * references * REFERENCE_PNG_BYTES),
             assumptions=(f"references: PNG at {REFERENCE_PNG_BYTES} bytes a pixel",),
         )
 
@@ -110,14 +113,9 @@ class Augment(MapStage):
 
     def _augment(self, sample: Sample) -> Sample:
         picture = decode_cut_out(sample.files)
-        if picture.width != picture.height:
-            raise ValueError(
-                f"the target is {picture.width}x{picture.height}, not square; "
-                "set synthesize.height and synthesize.width to the same value"
-            )
-        size = self.config.size or picture.width
+        size = self.config.size or reference_side(picture.height, picture.width)
         target = sample.files["png"]
-        if picture.width != size:
+        if picture.width == picture.height != size:
             target = encode_png(picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
         if self.config.enabled:
             seeds = [sample_seed(self.seed, self.name, sample.id, k) for k in range(self.config.references)]
@@ -141,6 +139,13 @@ class Augment(MapStage):
         if self.config.references_from == "cut_out" or not views:
             return [picture]
         return views if self.config.references_from == "views" else [picture, *views]
+
+
+def reference_side(height: int, width: int) -> int:
+    """The side of the square of about as many pixels as a target, in pixels: a multiple of the greatest common divisor
+    of the target's sides, so that networks that take the target take the reference, too."""
+    unit = math.gcd(height, width)
+    return round(math.sqrt(height * width) / unit) * unit
 
 
 def prepare_reference(image: Image.Image, size: int, scale: float) -> Image.Image:

@@ -19,7 +19,7 @@ from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import InputError, MapStage, Sample, StageConfig
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
-from bootpig.stages.pictures import decode_pngs
+from bootpig.stages.pictures import decode_pngs, picture_size
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +51,10 @@ class EncodeConfig(StageConfig):
 class Encode(MapStage):
     """Target and references → `<id>.safetensors`, all float16.
 
-    `target` (C, h, w) and `references` (K, C, h, w) are posterior modes, scaled for the UNet. `prompt_embeds` and
+    `target` (C, h, w) and `references` (K, C, h', w') are posterior modes, scaled for the UNet. `prompt_embeds` and
     `reference_prompt_embeds` are (S, D). Models with pooled embeds (SDXL) also get `pooled_…` (P). The embeds of the
-    reference are left out if they equal those of the caption.
+    reference are left out if they equal those of the caption. If the pictures of a run have several sizes, rows have
+    the target's, which train needs to form batches.
     """
 
     name = "encode"
@@ -61,12 +62,16 @@ class Encode(MapStage):
     config_class = EncodeConfig
     config: EncodeConfig
     columns: ClassVar[pa.Schema] = pa.schema([])
+    optional_columns: ClassVar[pa.Schema] = pa.schema([("height", pa.int32()), ("width", pa.int32())])  # in pixels
     reasons: ClassVar[Mapping[str, str]] = {"not_finite": "a latent or an embedding does not fit float16"}
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"not_finite": ("dtype",)}
 
     @property
     def slice_size(self) -> int:
         return self.config.batch_size
+
+    def batch_key(self, sample: Sample) -> tuple[int, int] | None:
+        return picture_size(sample.files["target.png"])
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config
@@ -127,8 +132,8 @@ class Encode(MapStage):
         factor = self._encoder.factor
         if height % factor or width % factor:
             raise InputError(
-                f"augment.size: {width}x{height} pictures are not divisible by {factor}, the downscaling factor of "
-                f"encode.model's VAE; choose a multiple of {factor}"
+                f"encode: {width}x{height} pictures are not divisible by {factor}, the downscaling factor of "
+                f"encode.model's VAE; set augment.size, or the sizes of synthesize, to multiples of {factor}"
             )
         return self._encoder.latents(pictures)
 
@@ -145,4 +150,5 @@ def _finish(sample: Sample, tensors: Mapping[str, torch.Tensor]) -> Sample:
     stored = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
     if not all(tensor.isfinite().all() for tensor in stored.values()):
         return sample.rejected("not_finite")
-    return sample.ok(files={"safetensors": save(stored)})
+    size = dict(zip(("height", "width"), sample.meta.get("size", ()), strict=False))
+    return sample.ok(files={"safetensors": save(stored)}, **size)

@@ -75,6 +75,15 @@ def decode_png(data: bytes) -> Image.Image:
     return image
 
 
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """The (height, width) in pixels in the header of a PNG. None if it is not readable."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return image.height, image.width
+    except OSError:
+        return None
+
+
 def decode_pngs(files: Sequence[bytes]) -> list[Image.Image]:
     """Decode PNGs to RGB pictures on several cores.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.contract import SPEED, MapStage, Sample, StageConfig, sample_seed
+from bootpig.stages.engine.contract import ADDED, SPEED, MapStage, Sample, StageConfig, sample_seed
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
@@ -26,13 +27,26 @@ if TYPE_CHECKING:
     from bootpig.models.painters.painter import Brush, Painter
 
 
+Side = Annotated[int, Field(ge=16, le=4096, multiple_of=8)]
+
+_SIZE_DRAW = 2
+"""The number of the draw that chooses a sample's size, see `sample_seed`. 0 and 1 are the noise of base and refiner."""
+
+
 class SynthesizeConfig(StageConfig):
     """The pipeline and its sampling settings."""
 
     model: ModelName = Field(description="A diffusers text-to-image pipeline: a local folder or a hub id.")
     revision: Revision = None
-    height: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Height in pixels.")
-    width: int = Field(default=512, ge=16, le=4096, multiple_of=8, description="Width in pixels.")
+    height: Side = Field(default=512, description="Height in pixels.")
+    width: Side = Field(default=512, description="Width in pixels.")
+    sizes: tuple[tuple[Side, Side], ...] = Field(
+        default=(),
+        max_length=64,
+        json_schema_extra=ADDED,
+        description="Several sizes in place of height and width, each as [height, width] in pixels. The size of a sample "
+        "is drawn from them, each with the same probability.",
+    )
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(
         default=7.5, ge=0, le=100, description="Classifier-free guidance; values up to 1 disable it."
@@ -70,13 +84,38 @@ class SynthesizeConfig(StageConfig):
         idle = self.changed(["refiner_revision", "refiner_from"])
         if self.refiner is None and idle:
             raise ValueError(f"{', '.join(idle)}: no effect without a refiner; set refiner or remove it")
-        if self.resize is not None and self.resize > min(self.height, self.width):
-            raise ValueError(f"resize {self.resize} is larger than the picture, {self.width}x{self.height}; lower it")
+        single = (self.height, self.width)
+        if self.sizes and self.changed(["height", "width"]) and single not in self.sizes:
+            raise ValueError(
+                f"height {single[0]} and width {single[1]}: none of sizes; remove them, or add {list(single)} to sizes"
+            )
+        if repeated := [list(size) for size in dict.fromkeys(self.sizes) if self.sizes.count(size) > 1]:
+            raise ValueError(f"sizes: {repeated[0]} is listed more than once; remove the others")
+        for height, width in self.painted:
+            if self.resize is not None and self.resize > min(height, width):
+                raise ValueError(f"resize {self.resize} is larger than the picture, {width}x{height}; lower it")
         return self
+
+    @property
+    def painted(self) -> tuple[tuple[int, int], ...]:
+        """The (height, width) of pictures as the pipeline draws them."""
+        return self.sizes or ((self.height, self.width),)
+
+    @property
+    def stored(self) -> tuple[tuple[int, int], ...]:
+        """The (height, width) of pictures in the shards, in the order of `painted`."""
+        return tuple(self.resized(size) for size in self.painted)
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) at which a picture of `size` is stored."""
+        if self.resize is None:
+            return size
+        factor = self.resize / min(size)
+        return round(size[0] * factor), round(size[1] * factor)
 
 
 class Synthesize(MapStage):
-    """Caption → target picture `<id>.png`, RGB."""
+    """Caption → target picture `<id>.png`, RGB. If there are several sizes, its metadata has `size`, [height, width]."""
 
     name = "synthesize"
     upstream = ("caption",)
@@ -98,6 +137,11 @@ class Synthesize(MapStage):
     def slice_size(self) -> int:
         return self.config.batch_size
 
+    def batch_key(self, sample: Sample) -> tuple[int, int]:
+        """The (height, width) at which the sample is painted: a draw by its id."""
+        sizes = self.config.painted
+        return sizes[sample_seed(self.seed, self.name, sample.id, _SIZE_DRAW) % len(sizes)]
+
     def models(self) -> dict[str, ModelSource]:
         c = self.config
         lookups = {"model": lambda: resolve("synthesize.model", c.model, c.revision, PIPELINE)}
@@ -111,20 +155,22 @@ class Synthesize(MapStage):
         sources = self.models()
         problems = [problem for source in sources.values() for problem in pipeline_problems(source)]
         return problems or painter_problems(
-            sources["model"], self._brush(), scheduler=self.config.scheduler, refiner=sources.get("refiner")
+            sources["model"],
+            self._brush(self.config.painted[0]),
+            sizes=self.config.sizes,
+            scheduler=self.config.scheduler,
+            refiner=sources.get("refiner"),
         )
 
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
-        painted = c.height * c.width
+        painted, kept = (fmean(height * width for height, width in sizes) for sizes in (c.painted, c.stored))
         share = 1.0 if c.refiner is None else c.refiner_from
         step = share * step_tflop(c.model, painted, c.guidance_scale)
         if c.refiner is not None:
             step += (1 - share) * sizes.refiner_tflop(c.refiner, painted) * (2 if c.guidance_scale > 1 else 1)
-        scale = 1.0 if c.resize is None else c.resize / min(c.height, c.width)
-        kept = painted * scale**2
         return Estimate(
-            SampleShape(kept),
+            SampleShape(kept, square=all(height == width for height, width in c.stored)),
             tflop=work.samples * (c.steps * step + sizes.vae_decode_tflop(c.model, painted)),
             stored_bytes=work.samples * PNG_BYTES * kept,
             assumptions=(sizes.ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
@@ -161,7 +207,8 @@ class Synthesize(MapStage):
         del self._painter, self._refiner
 
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
-        brush, captions = self._brush(), [sample.meta["caption"] for sample in samples]
+        (size,) = {self.batch_key(sample) for sample in samples}
+        brush, captions = self._brush(size), [sample.meta["caption"] for sample in samples]
         if self._refiner is None:
             painted = self._painter.paint(captions, self._generators(samples, 0), brush)
         else:
@@ -176,7 +223,7 @@ class Synthesize(MapStage):
         judged = list(zip(samples, seeds, painted.pictures, painted.flagged, strict=True))
         return on_all_cores(lambda one: self._judge(*one), judged)
 
-    def _brush(self) -> Brush:
+    def _brush(self, size: tuple[int, int]) -> Brush:
         from bootpig.models.painters.painter import Brush
 
         c = self.config
@@ -184,8 +231,8 @@ class Synthesize(MapStage):
             steps=c.steps,
             guidance_scale=c.guidance_scale,
             negative_prompt=c.negative_prompt,
-            height=c.height,
-            width=c.width,
+            height=size[0],
+            width=size[1],
         )
 
     def _generators(self, samples: Sequence[Sample], draw: int) -> list[torch.Generator]:
@@ -205,7 +252,8 @@ class Synthesize(MapStage):
         if pixels.std(axis=(0, 1)).max() < self.config.min_contrast:
             return sample.rejected("blank", seed=seed)
         image = Image.fromarray(pixels)
+        height, width = self.config.resized((image.height, image.width))
         if self.config.resize is not None:
-            factor = self.config.resize / min(image.size)
-            image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
-        return sample.ok(files={"png": encode_png(image)}, seed=seed)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        meta = {"size": [height, width]} if len(self.config.sizes) > 1 else {}
+        return sample.ok(files={"png": encode_png(image)}, meta=meta, seed=seed)

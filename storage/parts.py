@@ -68,6 +68,11 @@ class Marker:
     def rows(self) -> list[dict[str, Any]]:
         return self.read()
 
+    def columns(self) -> list[str]:
+        """The names of the stage's own columns."""
+        names: list[str] = pq.read_schema(pa.BufferReader(self.data)).names
+        return names[len(ROW_SCHEMA) :]
+
     def read(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows, with all columns or only the given ones."""
         # pq.read_table sets up a dataset around the file, which takes as long again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ _CONFIGS = ("config.json", "scheduler_config.json")
 
 
 def painter_problems(
-    source: ModelSource, brush: Brush, *, scheduler: str | None = None, refiner: ModelSource | None = None
+    source: ModelSource,
+    brush: Brush,
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    scheduler: str | None = None,
+    refiner: ModelSource | None = None,
 ) -> list[str]:
-    """The settings that do not fit a text-to-image model or would have no effect, one line each.
+    """The settings that do not fit a text-to-image model or would have no effect, one line each. `sizes`: see
+    `setting_problems`.
 
     Empty for a hub model that is not downloaded, and for files that cannot be read: those are reported by
     `inspection.pipeline_problems`.
@@ -29,7 +36,7 @@ def painter_problems(
     pipeline = _class_of(configs)
     if configs is None or pipeline is None:
         return []
-    problems: list[str | None] = [*setting_problems(source.field, pipeline, configs, brush)]
+    problems: list[str | None] = [*setting_problems(source.field, pipeline, configs, brush, sizes)]
     index = configs[""]
     own = index.get("scheduler")
     if scheduler is not None and isinstance(own, list) and hasattr(diffusers, str(own[-1])):

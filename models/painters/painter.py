@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,13 +147,17 @@ def family_of(field: str, pipeline: type) -> Family:
     )
 
 
-def setting_problems(field: str, pipeline: type, configs: Configs, brush: Brush) -> list[str]:
+def setting_problems(
+    field: str, pipeline: type, configs: Configs, brush: Brush, sizes: Sequence[tuple[int, int]] = ()
+) -> list[str]:
     """The settings that do not fit a pipeline or would have no effect, one line each.
 
     Args:
         field: the config field that names the model; the other settings are beside it.
         pipeline: the class of the pipeline.
         configs: see `Configs`; a component whose config is not known is missing.
+        brush: the settings.
+        sizes: each (height, width) that is drawn, if there are several; else the brush has the size.
     """
     try:
         family = family_of(field, pipeline)
@@ -170,18 +174,24 @@ def setting_problems(field: str, pipeline: type, configs: Configs, brush: Brush)
             f"{stage}.negative_prompt: has no effect at guidance_scale {brush.guidance_scale:g}; remove it, or raise "
             f"guidance_scale above {family.off:g}"
         )
-    size = (brush.height, brush.width)
-    if family.sizes and size not in family.sizes:
-        fits = ", ".join(f"{width}x{height}" for height, width in family.sizes)
-        problems.append(f"{stage}.width and height: {size[1]}x{size[0]}, but a {name} draws only {fits}")
-    elif any(side % family.multiple(configs) for side in size):
+    setting = f"{stage}.sizes" if sizes else f"{stage}.width and height"
+    shown: Callable[[tuple[int, int]], object] = list if sizes else _width_by_height
+    for size in sizes or [(brush.height, brush.width)]:
         multiple = family.multiple(configs)
-        near = "x".join(str(max(multiple, round(side / multiple) * multiple)) for side in reversed(size))
-        problems.append(
-            f"{stage}.width and height: {size[1]}x{size[0]}, but a {name} draws multiples of {multiple}; "
-            f"the nearest size is {near}"
-        )
+        if family.sizes and size not in family.sizes:
+            fits = ", ".join(str(shown(each)) for each in family.sizes)
+            problems.append(f"{setting}: {shown(size)}, but a {name} draws only {fits}")
+        elif any(side % multiple for side in size):
+            height, width = (max(multiple, round(side / multiple) * multiple) for side in size)
+            problems.append(
+                f"{setting}: {shown(size)}, but a {name} draws multiples of {multiple}; "
+                f"the nearest size is {shown((height, width))}"
+            )
     return problems
+
+
+def _width_by_height(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def _pictures(drawn: Any) -> list[np.ndarray]:

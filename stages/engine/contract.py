@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -252,6 +252,8 @@ class MapStage(Stage):
 
     columns: ClassVar[pa.Schema] = pa.schema([])
     """The stage's own columns, which follow id, unit, status and reason."""
+    optional_columns: ClassVar[pa.Schema] = pa.schema([])
+    """Further columns, which a unit has only if one of its rows has a value."""
     reasons: ClassVar[Mapping[str, str]] = {}
     """Code → meaning. The `reason` of a row is one of these codes, or `error`."""
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -261,6 +263,10 @@ class MapStage(Stage):
     def slice_size(self) -> int:
         """Samples per call of `process`. Slices of a unit are fixed, so that a retry runs the same batches."""
         return 1
+
+    def batch_key(self, sample: Sample) -> Hashable:
+        """A slice consists of samples with equal keys, such as the size of their pictures."""
+        return None
 
     @abstractmethod
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -345,6 +351,8 @@ class ReduceInput:
     """The settings of the upstream that are part of its fingerprint."""
     rows: Callable[[int], list[dict[str, Any]]] = _no_rows
     """Reads a unit's rows, of any status."""
+    columns: frozenset[str] = frozenset()
+    """The columns of the upstream that its units have."""
     beside: Mapping[str, ReduceInput] = field(default_factory=dict)
     """Stage → its input, for all upstreams but the first."""
     run: str = ""

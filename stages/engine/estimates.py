@@ -12,7 +12,9 @@ class SampleShape:
     """Expected properties of a stage's samples that determine the cost of later stages."""
 
     pixels: float = 0.0
-    """Height times width of a picture. 0 if there is none yet."""
+    """Height times width of a picture, on average. 0 if there is none yet."""
+    square: bool = True
+    """Whether all pictures are square."""
     references: int = 1
     """References per sample."""
     base: str = ""

@@ -10,12 +10,16 @@ from bootpig.models.pretrained.downloads import fetch
 from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.models.pretrained.source import ModelError, ModelSource
 from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.base_sizes import size_problems
 from bootpig.stages.engine.contract import ModelIdentity, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.storage.errors import StoreError
 
 _ONE_AT_A_TIME = threading.Lock()
 """The lazy imports of transformers and diffusers, which opening a model begins, fail in several threads at once."""
+
+_SIZED = ("synthesize", "encode")
+"""The stages that cost hours if the base model cannot take the size of a picture."""
 
 
 def preflight(engine: Engine, stages: Iterable[str]) -> list[str]:
@@ -57,7 +61,12 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
         return []
 
     with ThreadPoolExecutor(len(names) or 1) as pool:
-        return dict(zip(names, pool.map(look_up, names), strict=True))
+        found = dict(zip(names, pool.map(look_up, names), strict=True))
+    for name in _SIZED:
+        if name in found and name not in complete:
+            found[name] = found[name] + size_problems(engine.config)
+            break
+    return found
 
 
 def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
@@ -102,6 +111,8 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
             else:
                 fetch_folder(source, announce)
         problems += stage.check_models()
+        if name == "encode":
+            problems += size_problems(engine.config)
     if problems:
         raise ModelError("\n".join(dict.fromkeys(problems)))
 

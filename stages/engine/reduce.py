@@ -95,7 +95,8 @@ def stage_input(root: Root, upstream: StageSurvey, scratch: Path) -> ReduceInput
             parts.discard_payload(unit)
             raise
 
-    return ReduceInput(units, shard, None, config, lambda unit: markers[unit].rows)
+    columns = frozenset(name for marker in markers.values() for name in marker.columns())
+    return ReduceInput(units, shard, None, config, lambda unit: markers[unit].rows, columns)
 
 
 def _no_shard(unit: int) -> bytes:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -59,6 +59,16 @@ def _unless_too_large(process: Callable[[Sequence[T]], R], batch: Sequence[T]) -
         if not is_out_of_memory(error):
             raise
     return None
+
+
+def in_slices(stage: MapStage, samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """The positions of the samples in each slice of a unit: at most `slice_size` samples, in order, with one
+    `batch_key`."""
+    alike: dict[Hashable, list[int]] = {}
+    for place, sample in enumerate(samples):
+        alike.setdefault(stage.batch_key(sample), []).append(place)
+    for places in alike.values():
+        yield from (places[begin : begin + stage.slice_size] for begin in range(0, len(places), stage.slice_size))
 
 
 class Slices:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from bootpig.models.memory import is_out_of_memory
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import FatalError, MapStage, Progress, Sample, SourceContext
 from bootpig.stages.engine.loaded import load_count, loaded
 from bootpig.stages.engine.shardio import UNPACKED, pack, unpack
-from bootpig.stages.engine.slices import Slices
+from bootpig.stages.engine.slices import Slices, in_slices
 from bootpig.stages.engine.survey import Surveyor, fingerprint_of, input_digest
 from bootpig.storage.errors import CorruptPart, StoreError, StoreFull
 from bootpig.storage.parts import Marker, Parts
@@ -85,21 +87,22 @@ class UnitWork:
                 return UnitReport(self.stage.name, self.unit, "cached", samples=before.counts.total())
         kept = {} if before is None or force else self._kept(before)
         context = SourceContext(self.parts, self.config.unit_numbers(), force, progress)
-        results: list[Sample] = []
+        order: list[int] = []
+        made: list[Sample] = []
         try:
             samples = self._samples(above, context)
-            size = self.stage.slice_size
             slices = Slices(self.stage, self.unit)
-            for begin in range(0, len(samples), size):
-                batch = samples[begin : begin + size]
+            for places in in_slices(self.stage, samples):
+                batch = [samples[place] for place in places]
                 if all(sample.id in kept for sample in batch):
-                    results += [kept[sample.id] for sample in batch]
+                    made += [kept[sample.id] for sample in batch]
                 else:
                     # the models are held for one slice only, so that other threads can read, pack and commit meanwhile
-                    with loaded(self.stage, self.config, partial(progress, begin, len(samples), WAITS)) as stage:
+                    with loaded(self.stage, self.config, partial(progress, len(order), len(samples), WAITS)) as stage:
                         assert isinstance(stage, MapStage)
-                        results += slices.process(stage, batch)
-                progress(min(begin + size, len(samples)), len(samples), "")
+                        made += slices.process(stage, batch)
+                order += places
+                progress(len(order), len(samples), "")
         except FatalError as error:
             raise UnitFailed(f"{self.stage.name} unit {self.unit}: {first_line(error)}") from error
         except Exception as error:
@@ -114,7 +117,9 @@ class UnitWork:
             facts["out_of_memory"] = slices.halved
         if slices.one_by_one:
             facts["one_by_one"] = slices.one_by_one
-        return self._commit(samples, results, made_from, started, facts)
+        _check_results(self.stage, [samples[place] for place in order], made)
+        results = [result for _, result in sorted(zip(order, made, strict=True), key=lambda pair: pair[0])]
+        return self._commit(results, made_from, started, facts)
 
     def _above(self) -> dict[str, Marker]:
         """The markers of the units that it reads, by stage."""
@@ -168,20 +173,15 @@ class UnitWork:
             return {}
         for row in before.rows:
             if row["status"] == "rejected":
-                columns = {name: row[name] for name in self.stage.columns.names}
+                own = (*self.stage.columns.names, *self.stage.optional_columns.names)
+                columns = {name: row[name] for name in own if name in row}
                 made[row["id"]] = Sample(row["id"], self.unit, {}, {}, columns, "rejected", row["reason"])
         return made
 
     def _commit(
-        self,
-        samples: Sequence[Sample],
-        results: Sequence[Sample],
-        made_from: str,
-        started: float,
-        facts: Mapping[str, Any],
+        self, results: Sequence[Sample], made_from: str, started: float, facts: Mapping[str, Any]
     ) -> UnitReport:
-        """Check and commit the results. `facts` are added to the unit's log."""
-        _check_results(self.stage, samples, results)
+        """Commit the results, in the order of the samples. `facts` are added to the unit's log."""
         counts = {status: sum(1 for r in results if r.status == status) for status in ("ok", "rejected", "failed")}
         messages = [{"id": r.id, "reason": r.reason, "message": r.message} for r in results if r.message]
         if counts["failed"] > self.config.max_failed * len(results):
@@ -192,9 +192,13 @@ class UnitWork:
                 f" ({', '.join(reasons)}), more than max_failed={self.config.max_failed:g} allows{first}"
             )
         rows = [{"id": r.id, "unit": r.unit, "status": r.status, "reason": r.reason, **r.columns} for r in results]
+        optional = [
+            field for field in self.stage.optional_columns if any(row.get(field.name) is not None for row in rows)
+        ]
+        columns = pa.schema([*self.stage.columns, *optional])
         try:
             self.parts.describe(self.identities[self.stage.name])
-            self.parts.commit(self.unit, rows, self.stage.columns, pack(results), made_from)
+            self.parts.commit(self.unit, rows, columns, pack(results), made_from)
             self.parts.log(self.unit, log_record("done", started, rows=counts, messages=messages, **facts))
         except StoreFull:
             raise  # no further unit could be committed either

@@ -203,7 +203,9 @@ class DataSet:
         """The columns that the stages' rows have beyond those of all rows."""
         found = []
         for stage, markers in self.markers.items():
-            schema = pq.read_schema(pa.BufferReader(markers[self.units[0]].data))
+            # a unit without samples lacks the optional columns
+            unit = max(self.units, key=lambda unit: len(markers[unit].columns()))
+            schema = pq.read_schema(pa.BufferReader(markers[unit].data))
             found += [Column(stage, field.name, field.type) for field in schema if field.name not in ROW_SCHEMA.names]
         return tuple(column for column in found if (column.stage, column.column) not in _NAMED)
 

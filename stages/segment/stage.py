@@ -18,7 +18,7 @@ from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.engine.contract import MODEL, MapStage, Sample, StageConfig
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
-from bootpig.stages.pictures import PNG_BYTES, decode_pngs, encode_mask
+from bootpig.stages.pictures import PNG_BYTES, decode_pngs, encode_mask, picture_size
 
 if TYPE_CHECKING:
     from bootpig.models.pretrained.segmenters import BoxSegmenter, Detection, ZeroShotDetector
@@ -142,6 +142,9 @@ class Segment(MapStage):
     @property
     def slice_size(self) -> int:
         return self.config.batch_size
+
+    def batch_key(self, sample: Sample) -> tuple[int, int] | None:
+        return picture_size(sample.files["png"])
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config

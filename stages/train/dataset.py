@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +16,14 @@ import torch
 from safetensors import SafetensorError
 
 from bootpig.stages.engine.contract import InputError, ReduceInput, UnitRef, sample_seed
+from bootpig.stages.train.buckets import Buckets
 from bootpig.stages.train.chosen import held_out_samples, rows_of
+from bootpig.stages.train.order import Order
 from bootpig.stages.train.reference_draws import choose_references, references_in
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,74 +59,6 @@ class Batch:
     tensors: dict[str, torch.Tensor]
     """The stacked `EncodedSample.tensors`, with one of the references as `reference` (B, C, h, w), or several as
     (B, n, C, h, w)."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A group of samples that are shuffled together."""
-
-    units: list[int]
-    """Positions in the list of units."""
-    begin: int
-    end: int
-    """Positions in the epoch."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over all samples."""
-
-    order: np.ndarray
-    """(samples,) int64: the sample at each position, numbered across all units."""
-    windows: list[Window]
-
-
-class Order:
-    """The order of samples in the endless stream of epochs, computed without reading any data.
-
-    In each epoch the units are shuffled and grouped into windows of about `window` samples; then the samples of each
-    window are shuffled. A batch may span two epochs, so no sample is ever dropped.
-    """
-
-    def __init__(self, counts: Sequence[int], seed: int, window: int) -> None:
-        """`counts`: number of samples of each unit, all greater than 0."""
-        self.seed = seed
-        self.ends = np.cumsum(counts)
-        self.counts = np.asarray(counts)
-        self.samples = int(self.ends[-1])
-        self.windows = min(len(counts), max(1, round(self.samples / window)))
-        self.epoch = lru_cache(maxsize=3)(self._epoch)
-
-    def _epoch(self, number: int) -> Epoch:
-        generator = np.random.default_rng([self.seed, number])
-        blocks, windows, begin = [], [], 0
-        for units in np.array_split(generator.permutation(len(self.counts)), self.windows):
-            block = np.concatenate([np.arange(self.ends[u] - self.counts[u], self.ends[u]) for u in units])
-            generator.shuffle(block)
-            blocks.append(block)
-            windows.append(Window(units.tolist(), begin, begin + len(block)))
-            begin += len(block)
-        return Epoch(np.concatenate(blocks), windows)
-
-    def at(self, position: int) -> tuple[int, int, int]:
-        """The (epoch, unit's position in the list, index in the unit) for a position in the stream."""
-        number, offset = divmod(position, self.samples)
-        sample = self.epoch(number).order[offset]
-        unit = int(np.searchsorted(self.ends, sample, side="right"))
-        return number, unit, int(sample - self.ends[unit] + self.counts[unit])
-
-    def ahead(self, position: int) -> tuple[list[int], list[int]]:
-        """The units of the current window, and those of the next window that should be loaded by now.
-
-        The number of units of the next window grows with the progress in this one, so that reading is spread evenly.
-        """
-        number, offset = divmod(position, self.samples)
-        windows = self.epoch(number).windows
-        index = next(i for i, window in enumerate(windows) if offset < window.end)
-        here = windows[index]
-        after = windows[index + 1] if index + 1 < len(windows) else self.epoch(number + 1).windows[0]
-        share = (offset + 1 - here.begin) / (here.end - here.begin)
-        return here.units, after.units[: -int(-share * len(after.units) // 1)]
 
 
 class ShardCache:
@@ -173,10 +109,10 @@ class ShardCache:
 
 
 class ShardLoader:
-    """Batches from encode's shards.
+    """Batches from encode's shards. The pictures of a batch have one size, see `Buckets`.
 
-    Batch `step` holds the positions [step·B, (step+1)·B) of the stream. Rank r of W takes the r-th of W contiguous
-    parts, so samples and draws do not depend on the number of ranks or threads.
+    Rank r of W takes the r-th of W parts of each batch, so samples and draws do not depend on the number of ranks or
+    threads.
     """
 
     def __init__(
@@ -230,6 +166,20 @@ class ShardLoader:
                 f"{'' if chosen is None else 'loosen select, '}or raise caption.count"
             )
         self.order = Order([len(indices) for indices in self.rows], seed, window)
+        self.sizes, numbers = _sizes(data, self.units, self.rows)
+        """The (height, width) of the pictures in pixels. Empty if all have the same."""
+        self.buckets = Buckets(self.order, batch_size, numbers)
+        for size, count in zip(self.sizes, self.buckets.counts, strict=False):
+            if count < batch_size:
+                _LOG.warning(
+                    "train: only %d of %d samples have %dx%d pixels, less than a batch; one batch of them repeats "
+                    "samples, and comes every %.3g epochs",
+                    count,
+                    total,
+                    size[1],
+                    size[0],
+                    batch_size / count,
+                )
         self.seed = seed
         self.batch_size = batch_size
         self.workers = workers
@@ -264,6 +214,15 @@ class ShardLoader:
             if len(samples) == count:
                 break
         return samples
+
+    def one_of_each_size(self) -> list[EncodedSample]:
+        """A sample of each size of pictures."""
+        firsts = np.unique(self.buckets.sizes, return_index=True)[1].tolist()
+        units = [int(np.searchsorted(self.order.ends, first, side="right")) for first in firsts]
+        return [
+            self.cache.get(unit)[self.rows[unit][first - int(self.order.ends[unit] - self.order.counts[unit])]]
+            for first, unit in zip(firsts, units, strict=True)
+        ]
 
     def held_samples(self, count: int) -> list[EncodedSample]:
         """The first `count` of the held-out samples, or all if there are fewer."""
@@ -308,8 +267,7 @@ class ShardLoader:
 
         Ranks divide a batch by units, not by positions, so that each of them reads only a part of the shards.
         """
-        begin = step * self.batch_size
-        samples = [self.order.at(position) for position in range(begin, begin + self.batch_size)]
+        samples = [self.order.at(position) for position in self.buckets.batch(step)]
         if self.ranks == 1:
             return samples
         share = self.batch_size // self.ranks
@@ -341,14 +299,42 @@ class ShardLoader:
 
     def _pin(self, oldest: int, newest: int) -> set[int]:
         """Pin the units needed for batches `oldest` to `newest`. Returns the units that should be loaded by then."""
-        old, _ = self.order.ahead(oldest * self.batch_size)
-        new, soon = self.order.ahead((newest + 1) * self.batch_size - 1)
-        self.cache.pin({*old, *new, *soon})
+        begun = {self.order.at(place)[1] for step in range(oldest, newest + 1) for place in self.buckets.batch(step)}
+        new, soon = self.order.ahead(self.buckets.batch(newest)[-1])
+        self.cache.pin({*begun, *new, *soon})
         if self.ranks > 1:  # about our part of the next window: batches are divided in the order of the units
             share = -(-len(soon) // self.ranks)
             coming = sorted(soon)[self.rank * share : (self.rank + 1) * share]
             return {*coming, *(unit for _, unit, _ in self._own(newest))}
         return {*new, *soon}
+
+
+def _sizes(
+    data: ReduceInput, units: Sequence[UnitRef], rows: Sequence[Sequence[int]]
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """The different sizes of pictures, and for each sample of `units` the number of its size.
+
+    Args:
+        rows: for each unit, the indices of its samples.
+    """
+    if "height" not in data.columns:  # encode leaves it out if all pictures have the same size
+        return [], np.zeros(sum(map(len, rows)), np.int64)
+    of_samples: list[tuple[int, int]] = []
+    for unit, indices in zip(units, rows, strict=True):
+        ok = [(row["height"], row["width"]) for row in data.rows(unit.unit) if row["status"] == "ok"]
+        of_samples += [ok[index] for index in indices]
+    sizes = sorted(set(of_samples))
+    numbers = {size: number for number, size in enumerate(sizes)}
+    return sizes, np.array([numbers[size] for size in of_samples], np.int64)
+
+
+def same_shapes(samples: Sequence[EncodedSample]) -> list[list[int]]:
+    """The positions of samples whose latents have equal shapes, in order of appearance."""
+    alike: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for place, sample in enumerate(samples):
+        shapes = sample.tensors["target"].shape, sample.tensors["references"].shape
+        alike.setdefault(shapes, []).append(place)
+    return list(alike.values())
 
 
 def read_samples(shard: bytes, unit: int) -> list[EncodedSample]:

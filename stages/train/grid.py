@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from bootpig.models.memory import free_memory
 from bootpig.models.pipelines.references import PreparedReferences
 from bootpig.models.pipelines.vae import denormalised
 from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
-from bootpig.stages.train.dataset import EncodedSample
+from bootpig.stages.train.dataset import EncodedSample, same_shapes
 
 TEXTS = {
     "prompt_embeds": "prompt_embeds",
@@ -46,6 +47,28 @@ def sampling(pipeline: Any) -> Iterator[None]:
             free_memory()
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the grid whose pictures have one size. All float32."""
+
+    places: list[int]
+    """Their numbers."""
+    targets: torch.Tensor
+    """(B, C, h, w) latents, as `references`."""
+    references: torch.Tensor
+    texts: dict[str, torch.Tensor]
+    """Arguments of the pipeline."""
+
+    @classmethod
+    def of(cls, samples: Sequence[EncodedSample], places: list[int]) -> _Rows:
+        chosen = [samples[place].tensors for place in places]
+        targets = torch.stack([tensors["target"].float() for tensors in chosen])
+        references = torch.stack([tensors["references"][0].float() for tensors in chosen])
+        names = {name: argument for name, argument in TEXTS.items() if name in chosen[0]}
+        texts = {argument: torch.stack([t[name].float() for t in chosen]) for name, argument in names.items()}
+        return cls(places, targets, references, texts)
+
+
 class SampleGrid:
     """Draws the same few training samples each time, to show the progress of training. One row per sample:
     reference | target | generated.
@@ -60,39 +83,40 @@ class SampleGrid:
         self.pipeline = pipeline
         self.seed = seed
         pipeline.set_progress_bar_config(disable=True)
-        tensors = {name: [sample.tensors[name].float() for sample in samples] for name in samples[0].tensors}
-        self.targets = torch.stack(tensors["target"])
-        self.references = torch.stack([references[0] for references in tensors["references"]])
-        self.texts = {argument: torch.stack(tensors[name]) for name, argument in TEXTS.items() if name in tensors}
+        self.rows = [_Rows.of(samples, places) for places in same_shapes(samples)]
 
     @torch.no_grad()
     def __call__(self) -> Image.Image:
-        """Draw the grid: an RGB picture of `ROWS` rows with three pictures each."""
+        """Draw the grid: an RGB picture of `ROWS` rows with three pictures each, centred in cells of the largest."""
+        found: dict[int, tuple[Image.Image, ...]] = {}
         with sampling(self.pipeline):
-            columns = [self._decode(self.references), self._decode(self.targets), self._generate()]
-        width, height = columns[0][0].size
-        grid = Image.new("RGB", (width * len(columns), height * len(columns[0])))
-        for x, column in enumerate(columns):
-            for y, picture in enumerate(column):
-                grid.paste(picture, (x * width, y * height))
+            for rows in self.rows:
+                columns = self._decode(rows.references), self._decode(rows.targets), self._generate(rows)
+                found |= zip(rows.places, zip(*columns, strict=True), strict=True)
+        sizes = [picture.size for pictures in found.values() for picture in pictures]
+        width, height = (max(sides) for sides in zip(*sizes, strict=True))
+        grid = Image.new("RGB", (width * 3, height * len(found)), "white")
+        for y, pictures in found.items():
+            for x, picture in enumerate(pictures):
+                left, top = (width - picture.width) // 2, (height - picture.height) // 2
+                grid.paste(picture, (x * width + left, y * height + top))
         return grid
 
-    def _generate(self) -> list[Image.Image]:
+    def _generate(self, rows: _Rows) -> list[Image.Image]:
         device, side = self.pipeline.unet.device, self.pipeline.vae_scale_factor
-        height, width = self.targets.shape[-2:]
+        height, width = rows.targets.shape[-2:]
 
         def inputs(batch: Sequence[int]) -> dict[str, Any]:
-            rows = list(batch)
-            references = PreparedReferences.from_latents(list(self.references[rows].to(device)[:, None]))
-            texts = {argument: embeds[rows].to(device) for argument, embeds in self.texts.items()}
+            chosen = list(batch)
+            references = PreparedReferences.from_latents(list(rows.references[chosen].to(device)[:, None]))
+            texts = {argument: embeds[chosen].to(device) for argument, embeds in rows.texts.items()}
             return {"reference_images": references, **texts}
 
-        count = len(self.targets)
         batches = draw_pictures(
             self.pipeline,
-            [Seeds(self.seed + row) for row in range(count)],
+            [Seeds(self.seed + place) for place in rows.places],
             inputs,
-            Sampling(self.STEPS, batch_size=count),
+            Sampling(self.STEPS, batch_size=len(rows.places)),
             setting="train: sample pictures",
             size=(height * side, width * side),
         )

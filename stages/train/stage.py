@@ -239,7 +239,8 @@ class Train(ReduceStage):
         if problems := lora_problems(config, sources["model"]):
             raise InputError(problems[0])
         pipeline: Any = load_pipeline(sources, lora)
-        check_fit(config.model, pipeline, samples[0])
+        for sample in loader.one_of_each_size():
+            check_fit(config.model, pipeline, sample)
         # the pipeline shares its UNets with the model in training, so it always samples with and saves current weights
         reads = data.config.get("reference_caption", "caption")  # encode's setting, which inference must follow
         pipeline.register_to_config(

@@ -61,6 +61,7 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     """
     unet = pipeline.unet.config
     channels, *sides = sample.tensors["target"].shape
+    sides += sample.tensors["references"].shape[-2:]
     width = sample.tensors["prompt_embeds"].shape[-1]
     factor = 2 ** (len(unet.block_out_channels) - 1)
     wanted = unet.cross_attention_dim
@@ -77,6 +78,12 @@ def check_fit(source: str, pipeline: Any, sample: EncodedSample) -> None:
     if pooled != wanted_pooled:
         problems.append(f"expects pooled embeds of width {wanted_pooled}, but encode made {pooled}")
     if any(side % factor for side in sides):
-        problems.append(f"needs latents divisible by {factor}, but encode made {' x '.join(map(str, sides))}")
+        problems.append(f"needs latents divisible by {factor}, but encode made {_shapes(sample)}")
     if problems:
         raise InputError(f"train.model: {source!r} {'; '.join(problems)}; use the same model as encode.model")
+
+
+def _shapes(sample: EncodedSample) -> str:
+    """The sides of the latents: those of the target, and of the references if they are others."""
+    sides = [sample.tensors[name].shape[-2:] for name in ("target", "references")]
+    return " and ".join(dict.fromkeys(" x ".join(map(str, each)) for each in sides))

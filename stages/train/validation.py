@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bootpig.stages.engine.contract import sample_seed
-from bootpig.stages.train.dataset import EncodedSample
+from bootpig.stages.train.dataset import EncodedSample, same_shapes
 from bootpig.stages.train.objective import Inputs, Objective
 
 MEASURED = 64
@@ -73,24 +73,9 @@ class Validation:
         """
         self.objective = objective
         chosen = [samples[index % len(samples)] for index in range(MEASURED)]
-        tensors = {
-            name: torch.stack([sample.tensors[name] for sample in chosen])
-            for name in samples[0].tensors
-            if name != "references"
-        }
-        target = tensors["target"]
-        noise = torch.empty(2, *target.shape)
-        for index, sample in enumerate(chosen):
-            number = sample_seed(seed, "train.validation", f"{sample.id}/{index}")
-            torch.randn(noise[:, index].shape, generator=torch.Generator().manual_seed(number), out=noise[:, index])
-        self.inputs = Inputs(
-            reference=torch.stack([sample.tensors["references"][0] for sample in chosen]),
-            noise=noise[0],
-            reference_noise=None if clean else noise[1],
-            timesteps=((torch.arange(MEASURED) + 0.5) / MEASURED * timesteps).long(),
-            use_reference=(True,) * MEASURED,
-            **tensors,
-        )
+        times = ((torch.arange(MEASURED) + 0.5) / MEASURED * timesteps).long()
+        self.inputs = [_inputs(chosen, places, times, seed, clean) for places in same_shapes(chosen)]
+        """The measurements, those of one picture size together."""
 
     @torch.no_grad()
     def __call__(self, size: int, device: torch.device) -> Reading:
@@ -108,7 +93,36 @@ class Validation:
     def _losses(self, size: int, device: torch.device, use_reference: bool) -> torch.Tensor:
         """The loss of each measurement, float64 on the CPU."""
         found = []
-        for part in self.inputs.parts(size):
+        for part in (part for inputs in self.inputs for part in inputs.parts(size)):
             arguments = {**part.on(device), "use_reference": (use_reference,) * len(part.use_reference)}
             found.append(self.objective.losses(**arguments).double().cpu())
         return torch.cat(found)
+
+
+def _inputs(
+    chosen: Sequence[EncodedSample], places: Sequence[int], times: torch.Tensor, seed: int, clean: bool
+) -> Inputs:
+    """The measurements `places`, whose samples have latents of one shape. `times` are the timesteps of all."""
+    samples = [chosen[place] for place in places]
+    tensors = {
+        name: torch.stack([sample.tensors[name] for sample in samples])
+        for name in samples[0].tensors
+        if name != "references"
+    }
+    reference = torch.stack([sample.tensors["references"][0] for sample in samples])
+    noise = torch.empty(2, *tensors["target"].shape)
+    other = torch.empty(reference.shape)
+    for row, place in enumerate(places):
+        number = sample_seed(seed, "train.validation", f"{chosen[place].id}/{place}")
+        generator = torch.Generator().manual_seed(number)
+        torch.randn(noise[:, row].shape, generator=generator, out=noise[:, row])
+        torch.randn(other[row].shape, generator=generator, out=other[row])
+    reference_noise = noise[1] if noise[1].shape == other.shape else other
+    return Inputs(
+        reference=reference,
+        noise=noise[0],
+        reference_noise=None if clean else reference_noise,
+        timesteps=times[list(places)],
+        use_reference=(True,) * len(places),
+        **tensors,
+    )

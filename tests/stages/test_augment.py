@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from bootpig.stages.augment import Augment, AugmentConfig, draw_reference, prepare_reference
+from bootpig.stages.augment import Augment, AugmentConfig, draw_reference, prepare_reference, reference_side
 from bootpig.stages.engine.contract import Sample
 from bootpig.stages.pictures import decode_png
 from tests.stages.samples import cut_out, cut_out_files, rgba, scenes
@@ -154,9 +154,22 @@ def test_what_cannot_be_a_reference_is_refused():
         prepare_reference(Image.new("RGB", (64, 64)), 64, 0.75)
     with pytest.raises(ValueError, match="its mask is empty"):
         prepare_reference(Image.new("RGBA", (64, 64)), 64, 0.75)
-    oblong = Sample("0" * 16, 0, {}, cut_out_files(solid(20, 20).crop((0, 0, 64, 48))))
-    with pytest.raises(ValueError, match=r"64x48, not square; set synthesize\.height and synthesize\.width"):
-        Augment(AugmentConfig(), 0).process([oblong])
+
+
+@pytest.mark.parametrize(("config", "side"), [({}, 64), ({"enabled": False}, 64), ({"size": 32}, 32)])
+def test_a_target_that_is_not_square_keeps_its_size_beside_square_references(config: dict, side: int):
+    sample = Sample("0" * 16, 0, {}, cut_out_files(solid(20, 20).resize((80, 48))))
+    (made,) = Augment(AugmentConfig(**config), 0).process([sample])
+    assert made.files.pop("target.png") == sample.files["png"]
+    assert {pixels(made, name).shape for name in made.files} == {(side, side, 3)}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (448, 576), (512, 768), (64, 640), (512, 1536)])
+def test_networks_that_take_a_target_take_its_references(size: tuple[int, int]):
+    side = reference_side(*size)
+    assert all(side % factor == 0 for factor in range(1, 65) if not any(each % factor for each in size))
+    assert min(size) <= side <= max(size)
+    assert reference_side(size[1], size[0]) == side
 
 
 @pytest.mark.parametrize(

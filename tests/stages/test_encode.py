@@ -98,8 +98,24 @@ def test_what_does_not_fit_float16_is_rejected(base: Path, tmp_path: Path):
 
 
 def test_pictures_that_do_not_divide_are_bad_input(base: Path):
-    with pytest.raises(InputError, match=r"augment\.size: 15x15 pictures are not divisible by 2.*multiple of 2"):
+    with pytest.raises(
+        InputError, match=r"encode: 15x15 pictures are not divisible by 2.*set augment\.size.*multiples of 2"
+    ):
         encode(base, [sample(0, side=15)])
+
+
+def test_targets_keep_their_size_beside_square_references(base: Path):
+    rng = np.random.default_rng(0)
+    sides = {"target.png": (12, 20), "reference0.png": (16, 16), "reference1.png": (16, 16)}
+    files = {
+        name: encode_png(Image.fromarray(rng.integers(0, 255, (*side, 3), np.uint8))) for name, side in sides.items()
+    }
+    meta = {"caption": "A photo of a mug, here", "object": "mug", "size": [12, 20]}
+    (made,) = encode(base, [Sample("0" * 16, 0, meta, files)])
+    tensors = load(made.files["safetensors"])
+    assert (tensors["target"].shape, tensors["references"].shape) == ((4, 6, 10), (2, 4, 8, 8))
+    assert made.columns == {"height": 12, "width": 20}
+    assert encode(base, [sample(0)])[0].columns == {}, "where all pictures have one size, rows are as before"
 
 
 def test_model_without_vae_is_one_line(base: Path, tmp_path: Path):

@@ -73,6 +73,15 @@ def test_figures_follow_the_operation_counts(tmp_path: Path) -> None:
     assert refined["gpu_hours"] == pytest.approx(200_000 * (25 * 2 * step + 4 * 2.5) / hour)
 
 
+def test_several_sizes_cost_what_their_mean_number_of_pixels_costs(tmp_path: Path) -> None:
+    lists = ("synthesize.sizes=[[512, 512], [448, 576], [576, 448]]",)
+    square, mixed = facts("sd21", tmp_path)["stages"], facts("sd21", tmp_path, *lists)["stages"]
+    share = (512**2 + 2 * 448 * 576) / 3 / 512**2
+    for stage in ("synthesize", "encode", "train"):
+        assert mixed[stage]["gpu_hours"] == pytest.approx(share * square[stage]["gpu_hours"])
+    assert mixed["synthesize"]["bytes"] == round(share * square["synthesize"]["bytes"])
+
+
 def test_captions_of_an_llm_have_their_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = facts("sd21", tmp_path)
     caption = planned["stages"]["caption"]

@@ -216,6 +216,9 @@ def test_it_is_read_from_the_folder(tmp_path: Path) -> None:
         "synthesize.model",
     ]
     assert "cannot stop midway" in found[3]
+    listed = painter_problems(flux, brush(), sizes=[(64, 64), (72, 64), (64, 88)])
+    assert [line.split("; ")[1] for line in listed] == ["the nearest size is [64, 64]", "the nearest size is [64, 96]"]
+    assert listed[0].startswith("synthesize.sizes: [72, 64], but a FluxPipeline draws multiples of 16")
     assert "cannot start midway" in found[4]
     (tmp_path / "flux" / "model_index.json").write_text("{")
     assert painter_problems(flux, brush()) == [], "damaged files are another check's"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
+import pyarrow as pa
 import pytest
 import torch
 
 from bootpig.stages.engine.contract import FatalError, Sample
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.loaded import release
 from bootpig.stages.engine.slices import halving
+from bootpig.stages.registry import STAGES
 from tests.stages.doubles import Painter, config, doubles
 
 __all__ = ["doubles"]
@@ -86,3 +90,51 @@ def test_a_failed_batch_is_let_go_of_before_it_runs_again(tmp_path: Path, monkey
     engine = Engine(config(tmp_path))
     engine.run_unit("caption", 0)
     assert engine.run_unit("synthesize", 0).rows["ok"] == 5
+
+
+class Sorting(Painter):
+    """Paints samples with odd ids apart from the others, and says so in units with an odd one."""
+
+    optional_columns = pa.schema([("odd", pa.bool_())])
+    batches: ClassVar[list[list[str]]] = []
+
+    def batch_key(self, sample: Sample) -> bool:
+        return int(sample.id, 16) % 2 == 1
+
+    def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        self.batches.append([sample.id for sample in samples])
+        return super().process(samples)
+
+    def make(self, sample: Sample) -> Sample:
+        made = super().make(sample)
+        odd = {"odd": True} if self.batch_key(sample) else {}
+        return made.ok(files=made.files, **made.columns, **odd)
+
+
+def test_slices_have_one_key_and_rows_keep_their_order(
+    tmp_path: Path, doubles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Engine(config(tmp_path / "plain"))
+    for stage in ("caption", "synthesize"):
+        plain.run_unit(stage, 0)
+    release()
+    monkeypatch.setitem(STAGES, "synthesize", Sorting)
+    Sorting.batches.clear()
+    engine = Engine(config(tmp_path / "sorted"))
+    for stage in ("caption", "synthesize"):
+        engine.run_unit(stage, 0)
+    ids = [row["id"] for row in engine.survey("caption").markers[0].rows]
+    odd = [int(sample_id, 16) % 2 == 1 for sample_id in ids]
+    assert 0 < sum(odd) < 5, "a unit of both kinds"
+    assert sorted(sum(Sorting.batches, [])) == sorted(ids) and len(Sorting.batches) == 2
+    assert all(len({int(sample_id, 16) % 2 for sample_id in batch}) == 1 for batch in Sorting.batches)
+    marker = engine.survey("synthesize").markers[0]
+    assert [row["id"] for row in marker.rows] == ids
+    assert [bool(row["odd"]) for row in marker.rows] == odd
+    before = plain.survey("synthesize").markers[0]
+    assert marker.payload_sha256 == before.payload_sha256
+    assert (before.columns(), marker.columns()) == (["brightness"], ["brightness", "odd"])
+    monkeypatch.setattr(Sorting, "batch_key", lambda self, sample: False)
+    release()
+    engine.run_unit("synthesize", 0, force=True)
+    assert engine.survey("synthesize").markers[0].columns() == ["brightness"], "no row has a value"

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load, save
 
 from bootpig.stages.engine.contract import InputError, ReduceInput
-from bootpig.stages.train.dataset import Batch, Order, ShardCache, ShardLoader, read_samples
+from bootpig.stages.train.dataset import Batch, ShardCache, ShardLoader, read_samples
+from bootpig.stages.train.order import Order
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.shards import read_shard, write_shard
 from tests.stages.train.training_data import REFERENCES, write_units

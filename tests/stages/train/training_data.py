@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -71,17 +72,27 @@ def save_base(folder: Path, prediction_type: str = "v_prediction") -> Path:
 
 
 def write_units(
-    folder: Path, counts: Sequence[int], *, channels: int = CHANNELS, side: int = SIDE, width: int = WIDTH
+    folder: Path,
+    counts: Sequence[int],
+    *,
+    channels: int = CHANNELS,
+    side: int = SIDE,
+    width: int = WIDTH,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> ReduceInput:
-    """Write one shard per unit in the format of encode."""
+    """Write one shard per unit in the format of encode. With `sizes` (height, width) of latents, the samples of a unit
+    have them in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     units = []
+    rows: dict[int, list[dict[str, Any]]] = {}
     for unit, count in enumerate(counts):
         samples = []
+        rows[unit] = [{"id": "rejected", "status": "rejected", "height": None, "width": None}]
         for index in range(count):
             generator = torch.Generator().manual_seed(unit * 1000 + index)
+            shape = sizes[index % len(sizes)] if sizes else (side, side)
             tensors = {
-                "target": torch.randn(channels, side, side, generator=generator),
+                "target": torch.randn(channels, *shape, generator=generator),
                 "references": torch.randn(REFERENCES, channels, side, side, generator=generator),
                 "prompt_embeds": torch.randn(TOKENS, width, generator=generator),
                 "reference_prompt_embeds": torch.randn(TOKENS, width, generator=generator),
@@ -89,10 +100,20 @@ def write_units(
             data = safetensors.torch.save({name: tensor.half() for name, tensor in tensors.items()})
             meta = {"caption": "A photo of a mug, on the table", "object": "mug"}
             samples.append(Sample(f"{unit:03d}-{index:03d}", unit, meta, {"safetensors": data}))
+            # two pixels per latent, as the VAE of `save_base` has it
+            row = {"id": samples[-1].id, "status": "ok", "height": 2 * shape[0], "width": 2 * shape[1]}
+            rows[unit].append(row)
         data = pack(samples)
         (folder / f"{unit}.tar").write_bytes(data)
         units.append(UnitRef(unit, hashlib.sha256(data).hexdigest(), count))
-    return ReduceInput(units, lambda unit: (folder / f"{unit}.tar").read_bytes(), None, {"reference_caption": "object"})
+    return ReduceInput(
+        units,
+        lambda unit: (folder / f"{unit}.tar").read_bytes(),
+        None,
+        {"reference_caption": "object"},
+        rows.__getitem__,
+        frozenset(("height", "width") if sizes else ()),
+    )
 
 
 class FolderCheckpoints:
