@@ -130,13 +130,13 @@ class PipelineConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _one_rule_for_squares(self) -> PipelineConfig:
+    def _squares_keep_their_size(self) -> PipelineConfig:
         side, sizes = self.augment.size, () if self.synthesize is None else self.synthesize.stored
         resized = [list(size) for size in sizes if size[0] == size[1] != side]
         if side is not None and len(sizes) > 1 and resized:
             raise ValueError(
-                f"augment.size: {side} would resize the {resized[0]} pictures of synthesize.sizes, but not those that "
-                f"are not square; set it to null, or replace {resized[0]} by [{side}, {side}]"
+                f"augment.size: {side} would make the {resized[0]} pictures of synthesize.sizes {side}x{side}; set it to "
+                f"null, or remove {resized[0]} from sizes"
             )
         return self
 

@@ -166,10 +166,9 @@ class ShardLoader:
                 f"{'' if chosen is None else 'loosen select, '}or raise caption.count"
             )
         self.order = Order([len(indices) for indices in self.rows], seed, window)
-        self.sizes, numbers = _sizes(data, self.units, self.rows)
-        """The (height, width) of the pictures in pixels. Empty if all have the same."""
+        sizes, numbers = _sizes(data, self.units, self.rows)
         self.buckets = Buckets(self.order, batch_size, numbers)
-        for size, count in zip(self.sizes, self.buckets.counts, strict=False):
+        for size, count in zip(sizes, self.buckets.counts, strict=False):
             if count < batch_size:
                 _LOG.warning(
                     "train: only %d of %d samples have %dx%d pixels, less than a batch; one batch of them repeats "
@@ -312,7 +311,8 @@ class ShardLoader:
 def _sizes(
     data: ReduceInput, units: Sequence[UnitRef], rows: Sequence[Sequence[int]]
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """The different sizes of pictures, and for each sample of `units` the number of its size.
+    """The different (height, width) of pictures in pixels, empty if all have the same, and for each sample of `units` the
+    number of its size.
 
     Args:
         rows: for each unit, the indices of its samples.

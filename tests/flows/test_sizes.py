@@ -123,8 +123,6 @@ def test_sizes_that_the_base_cannot_take_are_found_before_any_work(
 
 
 def test_squares_beside_other_shapes_must_have_the_size_of_augment(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"augment\.size: 32 would resize the \[64, 64\] pictures of synthesize\.sizes"
-    ):
+    with pytest.raises(InputError, match=r"augment\.size: 32 would make the \[64, 64\] pictures of synthesize\.sizes"):
         load_config(TOY, [*LISTED, "augment.size=32"])
     load_config(TOY, [*LISTED, "augment.size=null"])
