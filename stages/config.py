@@ -135,8 +135,8 @@ class PipelineConfig(StageConfig):
         resized = [list(size) for size in sizes if size[0] == size[1] != side]
         if side is not None and len(sizes) > 1 and resized:
             raise ValueError(
-                f"augment.size: {side} would make the {resized[0]} pictures of synthesize.sizes {side}x{side}; set it to "
-                f"null, or remove {resized[0]} from sizes"
+                f"augment.size: {side} would make the {resized[0]} pictures of synthesize.sizes {side}x{side}; set it "
+                f"to null, or remove {resized[0]} from sizes"
             )
         return self
 

@@ -44,8 +44,8 @@ class SynthesizeConfig(StageConfig):
         default=(),
         max_length=64,
         json_schema_extra=ADDED,
-        description="Several sizes in place of height and width, each as [height, width] in pixels. The size of a sample "
-        "is drawn from them, each with the same probability.",
+        description="Several sizes in place of height and width, each as [height, width] in pixels. The size of a "
+        "sample is drawn from them, each with the same probability.",
     )
     steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(
@@ -115,7 +115,7 @@ class SynthesizeConfig(StageConfig):
 
 
 class Synthesize(MapStage):
-    """Caption → target picture `<id>.png`, RGB. If there are several sizes, its metadata has `size`, [height, width]."""
+    """Caption → target picture `<id>.png`, RGB. With several sizes, its metadata has `size`, [height, width]."""
 
     name = "synthesize"
     upstream = ("caption",)

@@ -311,8 +311,8 @@ class ShardLoader:
 def _sizes(
     data: ReduceInput, units: Sequence[UnitRef], rows: Sequence[Sequence[int]]
 ) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """The different (height, width) of pictures in pixels, empty if all have the same, and for each sample of `units` the
-    number of its size.
+    """The different (height, width) of pictures in pixels, empty if all have the same, and for each sample of `units`
+    the number of its size.
 
     Args:
         rows: for each unit, the indices of its samples.

@@ -20,11 +20,10 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.loaded import release
 from bootpig.stages.engine.preflight import preflight
-from bootpig.stages.export.records import DataSet
 from bootpig.stages.report.gather import collect_examples
 from bootpig.storage.parts import Parts
 from bootpig.storage.shards import read_shard
-from tests.stages.export.data import exported
+from tests.stages.export.data import data_set, exported
 
 TOY = PROJECT / "configs" / "toy.yaml"
 SIZES = "[[64, 64], [48, 80], [80, 48]]"
@@ -84,10 +83,7 @@ def test_captions_to_export(tmp_path: Path) -> None:
     assert len(collect_examples(payload, [0, 1])) == 6
     record = new_run(engine.root, engine.config)
     record.stages |= {name: StageRecord(fingerprint=survey.fingerprint) for name, survey in surveys.items()}
-    data = DataSet(
-        engine.root, engine.config, record.id, list(engine.units()), {n: s.fingerprint for n, s in surveys.items()}
-    )
-    assert exported(data, tmp_path / "out", "parquet").done
+    assert exported(data_set(engine, record), tmp_path / "out", "parquet").done
     rows = [row for file in (tmp_path / "out/data").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
     assert len(rows) == sizes.total()
     for row in rows:

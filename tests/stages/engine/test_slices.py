@@ -126,7 +126,7 @@ def test_slices_have_one_key_and_rows_keep_their_order(
     ids = [row["id"] for row in engine.survey("caption").markers[0].rows]
     odd = [int(sample_id, 16) % 2 == 1 for sample_id in ids]
     assert 0 < sum(odd) < 5, "a unit of both kinds"
-    assert sorted(sum(Sorting.batches, [])) == sorted(ids) and len(Sorting.batches) == 2
+    assert sorted(name for batch in Sorting.batches for name in batch) == sorted(ids) and len(Sorting.batches) == 2
     assert all(len({int(sample_id, 16) % 2 for sample_id in batch}) == 1 for batch in Sorting.batches)
     marker = engine.survey("synthesize").markers[0]
     assert [row["id"] for row in marker.rows] == ids
