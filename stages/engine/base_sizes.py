@@ -35,6 +35,8 @@ def size_problems(config: PipelineConfig) -> list[str]:
     problems = []
     if side is not None and side % multiple:
         problems.append(f"augment.size: {side}, {needs} is {near((side,))[0]}")
+    if drawn is None:
+        return problems
     setting = "sizes" if drawn.sizes else "height and width"
     for painted, stored in zip(drawn.painted, drawn.stored, strict=True):
         if (stored[0] != stored[1] or side is None) and any(each % multiple for each in stored):

@@ -40,9 +40,8 @@ class Buckets:
         self.sizes = sizes
         self.counts: list[int] = np.bincount(sizes).tolist()
         self._layout = lru_cache(maxsize=3)(self._lay_out)
-        self.batch = lru_cache(maxsize=16)(self._batch)
 
-    def _batch(self, step: int) -> list[int]:
+    def batch(self, step: int) -> list[int]:
         """The positions in the stream of the samples of batch `step`, ascending. It becomes full with the last one."""
         epoch = step * self.batch_size // self.order.samples
         while self._before(epoch + 1) <= step:

@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -186,6 +187,7 @@ class ShardLoader:
         self.rank = rank
         self.ranks = ranks
         self._chosen = chosen
+        self._samples = lru_cache(maxsize=16)(self._find)
         self._shard = data.shard
         self.cache = ShardCache(self._load, cache_bytes)
 
@@ -261,12 +263,16 @@ class ShardLoader:
             ) from None
         return Batch(ids, seeds, tensors)
 
+    def _find(self, step: int) -> list[tuple[int, int, int]]:
+        """The samples of batch `step`, as `Order.at` gives them."""
+        return [self.order.at(position) for position in self.buckets.batch(step)]
+
     def _own(self, step: int) -> list[tuple[int, int, int]]:
-        """This rank's samples of batch `step`, as `Order.at` gives them.
+        """This rank's samples of batch `step`.
 
         Ranks divide a batch by units, not by positions, so that each of them reads only a part of the shards.
         """
-        samples = [self.order.at(position) for position in self.buckets.batch(step)]
+        samples = self._samples(step)
         if self.ranks == 1:
             return samples
         share = self.batch_size // self.ranks
@@ -298,7 +304,7 @@ class ShardLoader:
 
     def _pin(self, oldest: int, newest: int) -> set[int]:
         """Pin the units needed for batches `oldest` to `newest`. Returns the units that should be loaded by then."""
-        begun = {self.order.at(place)[1] for step in range(oldest, newest + 1) for place in self.buckets.batch(step)}
+        begun = {unit for step in range(oldest, newest + 1) for _, unit, _ in self._samples(step)}
         new, soon = self.order.ahead(self.buckets.batch(newest)[-1])
         self.cache.pin({*begun, *new, *soon})
         if self.ranks > 1:  # about our part of the next window: batches are divided in the order of the units
