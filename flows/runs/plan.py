@@ -14,7 +14,7 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
-from bootpig.stages.engine.preflight import missing_models
+from bootpig.stages.engine.preflight import all_models, missing_models
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
@@ -79,7 +79,7 @@ def _licences(stage: Stage) -> dict[str, dict[str, str | None]]:
     """By the config field that names it, each model and the licence in its card; None if that is not known."""
     from bootpig.models.pretrained.licences import fetch_licence
 
-    found = {role: source for role, source in stage.models().items() if isinstance(source, ModelSource)}
+    found = {role: source for role, source in all_models(stage).items() if isinstance(source, ModelSource)}
     return {role: {"model": source.source, "licence": fetch_licence(source)} for role, source in found.items()}
 
 

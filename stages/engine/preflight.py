@@ -48,7 +48,7 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
     def look_up(name: str) -> list[str]:
         try:
             stage = engine.make(name)
-            _models(stage)
+            all_models(stage)
             if name not in complete:
                 with _ONE_AT_A_TIME:
                     problems = stage.check_models() + engine.config.conflicts(name)
@@ -79,7 +79,7 @@ def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
     """
     pins: dict[str, dict[str, str]] = {}
     for name in stages:
-        for model, source in _models(engine.make(name)).items():
+        for model, source in all_models(engine.make(name)).items():
             if isinstance(source, ModelSource) and source.revision is not None:
                 field = "revision" if model == "model" else f"{model}_revision"
                 pins.setdefault(name, {})[field] = source.revision
@@ -101,7 +101,7 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
     problems = []
     for name in stages:
         stage = engine.make(name)
-        sources = [source for source in _models(stage).values() if isinstance(source, ModelSource)]
+        sources = [source for source in all_models(stage).values() if isinstance(source, ModelSource)]
         remote = [source for source in sources if not source.is_local]
         if not remote or not is_due(engine, name):
             continue
@@ -117,8 +117,8 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
         raise ModelError("\n".join(dict.fromkeys(problems)))
 
 
-def _models(stage: Stage) -> dict[str, ModelIdentity]:
-    """All models of a stage, by name."""
+def all_models(stage: Stage) -> dict[str, ModelIdentity]:
+    """All models and folders that a stage needs, by name."""
     return {**stage.models(), **stage.unhashed_models()}
 
 
