@@ -46,7 +46,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _statistics(device: Any) -> Any:
+def _allocated(device: Any) -> Any:
     """The module of torch that counts the memory of a torch.device. None if nothing does, as for the CPU."""
     module = getattr(sys.modules["torch"], device.type, None)
     return module if hasattr(module, "max_memory_allocated") else None
@@ -54,14 +54,14 @@ def _statistics(device: Any) -> Any:
 
 def reset_peak_memory(device: Any) -> None:
     """Count the peak of a device's memory from now on. Without effect on a CPU, whose processes have one peak."""
-    if (counted := _statistics(device)) is not None:
+    if (counted := _allocated(device)) is not None:
         counted.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: Any) -> int:
     """Peak memory in bytes: what torch had allocated on a torch.device since `reset_peak_memory`, or, on a CPU, the
     largest resident set that this process ever had."""
-    if (counted := _statistics(device)) is not None:
+    if (counted := _allocated(device)) is not None:
         return int(counted.max_memory_allocated(device))
     try:
         status = Path("/proc/self/status").read_text()

@@ -63,7 +63,7 @@ def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None)
         stages[name] = _facts(engine.root, survey, units, work, estimate)
         stages[name]["licences"] = {} if missing[name] else _licences(stage)
         missing[name] += _unready(stage, units)
-        warnings += stage.warnings() if units["due"] and not missing[name] else []
+        warnings += _warnings(stage) if units["due"] else []
     total = {key: sum(stage[key] for stage in stages.values()) for key in ("gpu_hours", "cost_usd", "bytes")}
     return {
         "root": config.root,
@@ -81,6 +81,13 @@ def _licences(stage: Stage) -> dict[str, dict[str, str | None]]:
 
     found = {role: source for role, source in all_models(stage).items() if isinstance(source, ModelSource)}
     return {role: {"model": source.source, "licence": fetch_licence(source)} for role, source in found.items()}
+
+
+def _warnings(stage: Stage) -> list[str]:
+    try:
+        return stage.warnings()
+    except (ValueError, OSError):  # a model that it would look at is missing, which is said anyway
+        return []
 
 
 def _unready(stage: Stage, units: Mapping[str, int]) -> list[str]:

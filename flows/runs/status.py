@@ -28,8 +28,9 @@ def status(config: PipelineConfig) -> dict[str, Any]:
     engine = Engine(with_view_model(config))
     surveys = engine.survey_all()
     facts = {name: _facts(engine, survey) for name, survey in surveys.items()}
-    values = newest(read_log(engine.root, surveys["train"], NEWEST_BYTES))
-    facts["train"]["newest"] = {"steps": config.train.steps, **values} if values else {}
+    if "train" in surveys:
+        values = newest(read_log(engine.root, surveys["train"], NEWEST_BYTES))
+        facts["train"]["newest"] = {"steps": config.train.steps, **values} if values else {}
     return {"root": config.root, "stages": facts}
 
 
@@ -55,7 +56,7 @@ def status_table(facts: dict[str, Any]) -> Table:
             reasons(rows["rejected"]),
             reasons(rows["failed"]),
         )
-    if values := facts["stages"]["train"]["newest"]:
+    if values := facts["stages"].get("train", {}).get("newest"):
         table.caption = Text(newest_line(values))
         table.caption_justify = "left"
     return table

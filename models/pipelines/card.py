@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import try_to_load_from_cache
+
+CARD_FILE = "README.md"
+
+_LONGEST = 100
+"""Characters of a licence's name that are kept: cards are untrusted."""
 
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
@@ -29,6 +35,34 @@ def model_card(info: Mapping[str, Any]) -> str:
     return (
         "\n".join(["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", "", *_text(info, base, licence)]) + "\n"
     )
+
+
+def licence_of(model: str, revision: str | None = None) -> str | None:
+    """The licence named in a model's card, in its folder or the hub's local cache. None if unknown.
+
+    Args:
+        model: a folder, a file of weights beside its card, or a hub id.
+        revision: the hub commit.
+    """
+    card = Path(model if Path(model).suffix not in (".pth", ".safetensors") else Path(model).parent, CARD_FILE)
+    if not card.is_file() and model and not Path(model).is_absolute() and model.count("/") <= 1:
+        try:
+            cached = try_to_load_from_cache(model, CARD_FILE, revision=revision)
+        except ValueError:  # the name of a service is no repository
+            return None
+        card = Path(cached) if isinstance(cached, str) else card
+    try:
+        parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    # a date such as 2020-13-45 is a ValueError
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(head, dict):
+        return None
+    licence = head.get("license")
+    if licence == "other":  # the hub's own list lacks it; the card names it beside
+        licence = head.get("license_name") or licence
+    return licence[:_LONGEST] if isinstance(licence, str) else None
 
 
 def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[str]:

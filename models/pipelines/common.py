@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bootpig.models.core.lora import Lora
 from bootpig.models.core.reference_unet import copy_as_reference, restore, sharing_weights, truncate
 from bootpig.models.core.rsa import has_rsa, install_rsa, uncompiled
+from bootpig.models.pipelines.card import licence_of
 from bootpig.models.pipelines.clean_references import ReferenceTimestep
 from bootpig.models.pipelines.diffusers_parts import DiffusersParts
 from bootpig.models.pipelines.export import load_trained, save_trained, standalone_source
@@ -33,7 +34,6 @@ from bootpig.models.pipelines.references import (
 )
 from bootpig.models.pipelines.supported import check_components
 from bootpig.models.pipelines.vae import encoded_mode, normalised
-from bootpig.models.pretrained.licences import licence_of
 
 NOISE_SCHEDULE = (
     "prediction_type",

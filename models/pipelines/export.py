@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from bootpig.models.core.lora import Lora
 from bootpig.models.core.reference_unet import restore, truncate
 from bootpig.models.core.rsa import self_attention_blocks, uncompiled
-from bootpig.models.pipelines.card import model_card
+from bootpig.models.pipelines.card import CARD_FILE, model_card
 from bootpig.models.pipelines.lora_files import load_lora_files, save_lora_files
-from bootpig.models.pretrained.licences import CARD_FILE
 
 FORMAT = 1
 REFERENCE_FOLDER = "reference_unet"

@@ -5,17 +5,11 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download
 
+from bootpig.models.pipelines.card import CARD_FILE, licence_of
 from bootpig.models.pretrained.source import ModelSource
-
-CARD_FILE = "README.md"
-
-_LONGEST = 100
-"""Characters of a licence's name that are kept: cards are untrusted."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +57,6 @@ def fetch_licence(source: ModelSource) -> str | None:
         with suppress(Exception):  # no card, no connection: the licence is unknown, and nothing depends on it
             hf_hub_download(source.path, CARD_FILE, revision=source.revision)
     return licence_of(source.path, source.revision)
-
-
-def licence_of(model: str, revision: str | None = None) -> str | None:
-    """The licence named in a model's card, in its folder or the hub's local cache. None if unknown.
-
-    Args:
-        model: a folder, a file of weights beside its card, or a hub id.
-        revision: the hub commit.
-    """
-    card = Path(model if Path(model).suffix not in (".pth", ".safetensors") else Path(model).parent, CARD_FILE)
-    if not card.is_file() and model and not Path(model).is_absolute() and model.count("/") <= 1:
-        try:
-            cached = try_to_load_from_cache(model, CARD_FILE, revision=revision)
-        except ValueError:  # the name of a service is no repository
-            return None
-        card = Path(cached) if isinstance(cached, str) else card
-    try:
-        parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    # a date such as 2020-13-45 is a ValueError
-    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
-        return None
-    if not isinstance(head, dict):
-        return None
-    licence = head.get("license")
-    if licence == "other":  # the hub's own list lacks it; the card names it beside
-        licence = head.get("license_name") or licence
-    return licence[:_LONGEST] if isinstance(licence, str) else None
 
 
 def training_terms(model: str, licence: str | None) -> Terms | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from bootpig.models.pretrained.licences import licence_of
+from bootpig.models.pipelines.card import licence_of
 from bootpig.models.pretrained.source import local_path
 from bootpig.stages.export.records import DataSet, Model
 

@@ -204,7 +204,7 @@ class Train(ReduceStage):
     ) -> None:
         from bootpig.models.core.bootpig import BootPIG
         from bootpig.models.pipelines.bases import empty_prompt, training_schedule
-        from bootpig.models.pretrained.licences import licence_of
+        from bootpig.models.pipelines.card import licence_of
         from bootpig.stages.train.dataset import ShardLoader
         from bootpig.stages.train.evaluation import Evaluation
         from bootpig.stages.train.grid import SampleGrid

@@ -190,7 +190,7 @@ def test_an_address_where_nothing_listens_is_a_problem(tmp_path: Path, listener:
 
 
 def test_an_address_without_a_cluster_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="runner_address: 'head:6379' has no effect while runner is threads"):
+    with pytest.raises(InputError, match="runner_address: 'head:6379' has no effect while runner is auto"):
         configured(str(tmp_path), runner_address="head:6379")
 
 

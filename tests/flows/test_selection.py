@@ -11,7 +11,7 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.graph import Graph
 from bootpig.stages.registry import STAGES
 
-GRAPH = Graph.of(STAGES, {"pictures"})
+GRAPH = Graph.of(STAGES, {"pictures", "view", "score", "select"})
 
 
 def test_span_is_inclusive_and_in_order() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bootpig.models.pretrained.licences import licence_of, training_terms
+from bootpig.models.pipelines.card import licence_of
+from bootpig.models.pretrained.licences import training_terms
 from bootpig.models.pretrained.source import PROJECT
 
 
