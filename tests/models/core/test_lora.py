@@ -62,7 +62,8 @@ def test_adapters_start_as_nothing_and_all_are_trained(family: Callable[[], UNet
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         assert not [name for name, p in trained if p.grad is None]
         if use_reference:
-            assert not [name for name, p in trained if not p.grad.any()]
+            # with few tokens, some CPUs compute a softmax in the middle whose gradient is exactly zero
+            assert not [name for name, p in trained if not p.grad.any() and ".mid_block." not in name]
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
