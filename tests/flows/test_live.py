@@ -250,7 +250,7 @@ def test_a_cancelled_training_keeps_its_checkpoint(live: Live, done: tuple[str, 
 
 
 def test_a_cancelled_stage_ends_its_worker_processes(live: Live, tmp_path: Path) -> None:
-    many = {"caption.count": 800, "synthesize.steps": 50, "runner": "processes", "workers": 2}
+    many = {"caption.count": 160, "synthesize.steps": 50, "runner": "processes", "workers": 2}
     flow_run = live.trigger("bootstrap", config=as_parameters(tiny(tmp_path, **many)), until="synthesize")
     until(lambda: any(tmp_path.glob("synthesize/*/part-*.parquet")))
     processes = live.processes(flow_run)
