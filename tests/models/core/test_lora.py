@@ -62,8 +62,10 @@ def test_adapters_start_as_nothing_and_all_are_trained(family: Callable[[], UNet
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         assert not [name for name, p in trained if p.grad is None]
         if use_reference:
-            # with few tokens, some CPUs compute a softmax in the middle whose gradient is exactly zero
-            assert not [name for name, p in trained if not p.grad.any() and ".mid_block." not in name]
+            # 8×8 latents are a single token there: a softmax over one key has no gradient but rounding, on some CPUs none
+            single = ("reference_unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.",)
+            single += tuple(name.replace("to_q", "to_k") for name in single)
+            assert not [name for name, p in trained if not p.grad.any() and not name.startswith(single)]
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
