@@ -167,9 +167,10 @@ def anyone(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
-@pytest.mark.parametrize("name", list(HOMES))
-@pytest.mark.parametrize("command", ["plan", "status", "runs"])
-def test_a_user_without_a_passwd_entry(anyone: Path, name: str, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "name"), [("plan", "none"), *((command, name) for command in ("status", "runs") for name in HOMES)]
+)
+def test_a_user_without_a_passwd_entry(anyone: Path, command: str, name: str) -> None:
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(anyone), **HOMES[name]}
     done = bootpig(*commands(anyone / "store")[command], environment=environment, before=CAPABLE)
     assert done.returncode == 0, done.stderr
@@ -177,7 +178,7 @@ def test_a_user_without_a_passwd_entry(anyone: Path, name: str, command: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(HOMES))
+@pytest.mark.parametrize("name", ["the root", "none"])
 def test_a_run_of_such_a_user(anyone: Path, name: str) -> None:
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(anyone), **HOMES[name]}
     done = bootpig(*commands(anyone / "store")["run"], environment=environment, before=CAPABLE)
@@ -193,12 +194,13 @@ def test_a_folder_of_somebody_else_is_no_home(anyone: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
-@pytest.mark.parametrize("command", ["plan", "status", "runs", "verify"])
-def test_output_never_fails_on_a_character(tmp_path: Path, encoding: str, command: str) -> None:
+def test_output_never_fails_on_a_character(tmp_path: Path, encoding: str) -> None:
     store = tmp_path / "stör 🦊"
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
-    done = bootpig(*commands(store)[command], environment=environment)
-    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    # a plan, which imports torch, in the encoding that has the fewest characters and in the one unlike all others
+    for command in ("status", "runs", "verify", *(["plan"] if encoding in ("ascii", "utf-16") else [])):
+        done = bootpig(*commands(store)[command], environment=environment)
+        assert done.returncode == 0 and "Error" not in done.stderr, (command, done.stderr)
     refused = bootpig("plan", "toy", "--set=name=stör 🦊", environment=environment)
     assert refused.returncode == 2
 
@@ -224,8 +226,13 @@ def test_arrows_become_ascii(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("run: 'x' -> there is no such run")
 
 
-@pytest.mark.parametrize("command", ["plan", "status", "runs", "verify", "gc"])
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+CLOSED = [">&-", "2>&-", "<&- >&- 2>&-"]
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [("plan", CLOSED[-1]), *((command, closed) for command in ("status", "runs", "verify", "gc") for closed in CLOSED)],
+)
 def test_a_closed_stream_ends_nothing(tmp_path: Path, command: str, closed: str) -> None:
     words = shlex.join([sys.executable, "-m", "bootpig", *commands(tmp_path)[command]])
     done = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=PROJECT, capture_output=True, text=True, check=False)

@@ -51,23 +51,20 @@ def test_the_prefix_filter_misses_none() -> None:
         pieces[rng.randrange(5, len(pieces))] = rng.choice(words)
         captions.append(" ".join(pieces))
     index = DuplicateIndex(0.8)
-    kept: list[str] = []
+    kept: list[tuple[str, str, list[str]]] = []
+    """(normalised, subject, words behind "A photo of")."""
     repeated = 0
     for caption in captions:
-        body = normalised(caption).split()[3:]
+        text, subject = normalised(caption), subject_of(caption)
+        body = text.split()[3:]
         brute = any(
-            normalised(other) == normalised(caption)
-            or (
-                subject_of(other) == subject_of(caption)
-                and fuzz.ratio(normalised(other).split()[3:], body) >= 80 - 1e-6
-            )
-            for other in kept
+            other == text or (about == subject and fuzz.ratio(words, body) >= 80 - 1e-6) for other, about, words in kept
         )
         assert index.repeats(caption) is brute
         repeated += brute
         if not brute:
             index.add(caption)
-            kept.append(caption)
+            kept.append((text, subject, body))
     assert 100 < repeated < 1000
     assert sum(index.subjects.values()) == len(index) == len(kept)
 
