@@ -22,8 +22,7 @@ from bootpig.flows.loading import load_config
 from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.engine.survey import graph_of
 
-GRAPH = graph_of(load_config(PROJECT / "configs" / "toy.yaml"))
-KILLS = int(os.environ.get("BOOTPIG_KILLS", "10"))
+KILLS = int(os.environ.get("BOOTPIG_KILLS", "7"))
 MARK = "BOOTPIG_TEST_MARK"
 GRAPH = graph_of(load_config(PROJECT / "configs" / "toy.yaml"))
 

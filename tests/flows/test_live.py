@@ -40,7 +40,7 @@ def until(happens: Callable[[], bool], seconds: float = 120) -> None:
 def done(live: Live, tmp_path_factory: pytest.TempPathFactory, subjects: Path) -> tuple[str, Path]:
     """A finished `bootstrap` run, triggered by `prefect deployment run`: (flow run, store)."""
     store = tmp_path_factory.mktemp("store")
-    flow_run = live.trigger("bootstrap", config=as_parameters(tiny(store, **{"evaluate.subjects": subjects})))
+    flow_run = live.run_by_command("bootstrap", config=as_parameters(tiny(store, **{"evaluate.subjects": subjects})))
     state = live.wait(flow_run)
     assert state["type"] == "COMPLETED", state["message"] + live.tail()
     return flow_run, store
@@ -140,7 +140,7 @@ def test_a_failed_run_sends_a_notification(live: Live, tmp_path: Path) -> None:
     assert "run_stage segmint: Failed" in told[0]
     assert "there is no such stage" in told[0]
     (automation,) = [entry for entry in live.api("POST", "automations/filter", {}) if "failed" in entry["name"]]
-    live.prefect("automation", "delete", "--id", automation["id"])
+    live.api("DELETE", f"automations/{automation['id']}")
 
 
 def test_the_schedule_makes_versions(live: Live, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_killed_worker_leaves_a_crashed_run_that_can_be_retried(live: Live, do
     live.start_worker()
     live.prefect("flow-run", "retry", flow_run)  # it waits for the dead one's lease
     assert live.wait(flow_run, lambda kind: kind in ("COMPLETED", "FAILED"))["type"] == "COMPLETED"
-    live.prefect("gcl", "delete", "tag:bootpig-gpu")
+    live.api("DELETE", "v2/concurrency_limits/tag:bootpig-gpu")
     log = next(store.glob("train/*/result/*/log.jsonl")).read_text().splitlines()
     assert json.loads(log[-1])["step"] == 60
 

@@ -8,17 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from bootpig.flows.cli.main import main
 from bootpig.flows.loading import dump_config, load_config
 from bootpig.flows.runs.records import list_runs
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.registry import STAGES
+from bootpig.stages.train import dataset
 from bootpig.storage.folders import fetch_folder, read_manifest
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
@@ -83,12 +86,27 @@ def encoded(config: PipelineConfig, counts: tuple[int, ...], scratch: Path) -> R
     return engine.root
 
 
-def torchrun(ranks: int, folder: Path, config: PipelineConfig) -> subprocess.CompletedProcess[str]:
+def told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `TELLING` does in other processes, in this one."""
+    batch = dataset.ShardLoader.batch
+
+    def telling(self: dataset.ShardLoader, step: int) -> Any:
+        made = batch(self, step)
+        with open(folder / "ids-1-0", "a") as stream:
+            print(json.dumps([step, made.ids]), file=stream)
+        return made
+
+    monkeypatch.setattr(dataset.ShardLoader, "batch", telling)
+    monkeypatch.setenv("BOOTPIG_CACHE", str(folder / "cache"))
+
+
+def torchrun(ranks: int, folder: Path, config: PipelineConfig) -> str:
+    """What `bootpig train` in so many processes says."""
     (folder / "program.py").write_text(TELLING)
     file = folder / f"config-{ranks}.yaml"
     file.write_text(dump_config(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run(
+    done = subprocess.run(
         [*command, str(folder / "program.py"), str(folder), "train", str(file)],
         env={**os.environ, "PYTHONPATH": str(PROJECT), "BOOTPIG_CACHE": str(folder / "cache")},
         cwd=PROJECT,
@@ -97,6 +115,8 @@ def torchrun(ranks: int, folder: Path, config: PipelineConfig) -> subprocess.Com
         timeout=300,
         check=False,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def visits(folder: Path, ranks: int) -> list[list[list[str]]]:
@@ -109,18 +129,25 @@ def visits(folder: Path, ranks: int) -> list[list[list[str]]]:
 
 
 @pytest.mark.slow
-def test_two_processes_over_s3_train_as_one_on_a_disk(recipe: list[str], tmp_path: Path, s3: Faults) -> None:
+def test_two_processes_over_s3_train_as_one_on_a_disk(
+    recipe: list[str], tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     toy = PROJECT / "configs" / "toy.yaml"
     alone = load_config(toy, recipe)
     together = alone.model_copy(update={"root": "s3://data/together"})
     models = []
     for ranks, config in ((1, alone), (2, together)):
         root = encoded(config, COUNTS, tmp_path / f"units-{ranks}")
-        s3.rate = 0.1
-        done = torchrun(ranks, tmp_path, config)
-        s3.rate = 0.0
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("train finished in") == 1 and SECRET not in done.stdout + done.stderr
+        if ranks == 1:
+            told(tmp_path, monkeypatch)
+            (tmp_path / "alone.yaml").write_text(dump_config(config))
+            assert main(["train", str(tmp_path / "alone.yaml")]) == 0
+            said = capfd.readouterr().out
+        else:
+            s3.rate = 0.1
+            said = torchrun(ranks, tmp_path, config)
+            s3.rate = 0.0
+        assert said.count("train finished in") == 1 and SECRET not in said
         survey = Engine(config).survey("train")
         assert survey.result is not None
         (record,) = list_runs(root)  # so that gc spares what a training without Prefect uses
