@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME …]`: runs the benchmarks, prints a table and writes `benchmarks/results.json`.
 
-`python -m benchmarks gpu` is separate: it needs a CUDA device and writes `benchmarks/gpu.json`.
+Two are separate: `python -m benchmarks gpu` needs a CUDA device and writes `benchmarks/gpu.json`, and `memory` computes
+the peak memory of training and writes `stages/train/memory.json`.
 """
 
 from __future__ import annotations
@@ -41,12 +42,19 @@ RESULTS = Path(__file__).parent / "results.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "gpu", []], help="default: all but gpu")
+    parser.add_argument(
+        "names", nargs="*", choices=[*BENCHMARKS, "gpu", "memory", []], help="default: all but gpu and memory"
+    )
     names = parser.parse_args().names or list(BENCHMARKS)
     if names == ["gpu"]:
         from benchmarks import gpu
 
         gpu.run()
+        return
+    if names == ["memory"]:
+        from benchmarks import memory
+
+        memory.run()
         return
     results: dict[str, Measurement] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     console = Console()

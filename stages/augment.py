@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from bootpig.stages.engine.contract import ADDED, MapStage, Sample, StageConfig, sample_seed
 from bootpig.stages.engine.estimates import Estimate, Workload
+from bootpig.stages.engine.memory import NO_DEVICE
 from bootpig.stages.pictures import PNG_BYTES, decode_cut_out, encode_png, on_all_cores
 
 WHITE = (255, 255, 255)
@@ -105,6 +106,7 @@ class Augment(MapStage):
         return Estimate(
             replace(work.above, pixels=target, references=references),
             stored_bytes=work.samples * (target * PNG_BYTES + reference * references * REFERENCE_PNG_BYTES),
+            memory=NO_DEVICE,
             assumptions=(f"references: PNG at {REFERENCE_PNG_BYTES} bytes a pixel",),
         )
 

@@ -19,6 +19,7 @@ from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import InputError, MapStage, Sample, StageConfig
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision
+from bootpig.stages.engine.memory import Memory
 from bootpig.stages.pictures import decode_pngs, picture_size
 
 if TYPE_CHECKING:
@@ -84,14 +85,20 @@ class Encode(MapStage):
 
     def estimate(self, work: Workload) -> Estimate:
         pictures, pixels = 1 + work.above.references, work.above.pixels
-        unet = sizes.unet_config(self.config.model)
+        c = self.config
+        unet = sizes.unet_config(c.model)
         pooled = POOLED if unet["addition_embed_type"] else 0
         numbers = pictures * unet["in_channels"] * pixels / 64 + 2 * (TOKENS * unet["cross_attention_dim"] + pooled)
         return Estimate(
             replace(work.above, base=self.config.model),
             tflop=work.samples * (pictures * sizes.vae_encode_tflop(self.config.model, pixels)),
             stored_bytes=work.samples * (2 * numbers),
-            assumptions=(sizes.ASSUMPTION, f"encoded samples: float16 latents and embeds of {TOKENS} tokens"),
+            memory=Memory(sizes.encoding_bytes(c.model, c.dtype, c.batch_size, pixels), "estimated"),
+            assumptions=(
+                sizes.ASSUMPTION,
+                sizes.MEMORY_ASSUMPTION,
+                f"encoded samples: float16 latents and embeds of {TOKENS} tokens",
+            ),
         )
 
     def setup(self) -> None:

@@ -19,6 +19,7 @@ from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import ADDED, SPEED, MapStage, Sample, StageConfig, sample_seed
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
 from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
+from bootpig.stages.engine.memory import Memory
 from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
 
 if TYPE_CHECKING:
@@ -169,11 +170,16 @@ class Synthesize(MapStage):
         step = share * step_tflop(c.model, painted, c.guidance_scale)
         if c.refiner is not None:
             step += (1 - share) * sizes.refiner_tflop(c.refiner, painted) * (2 if c.guidance_scale > 1 else 1)
+        rows = c.batch_size * (2 if c.guidance_scale > 1 else 1)
+        memory = sizes.drawing_bytes(c.model, c.dtype, c.batch_size, rows, painted)
+        if c.refiner is not None:
+            memory += sizes.pipeline_bytes(c.refiner, c.dtype)
         return Estimate(
             SampleShape(kept, square=all(height == width for height, width in c.stored)),
             tflop=work.samples * (c.steps * step + sizes.vae_decode_tflop(c.model, painted)),
             stored_bytes=work.samples * PNG_BYTES * kept,
-            assumptions=(sizes.ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
+            memory=Memory(memory, "estimated"),
+            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
         )
 
     def warnings(self) -> list[str]:

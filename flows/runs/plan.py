@@ -14,6 +14,8 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
+from bootpig.stages.engine.memory import ASSUMPTION as MEMORY_ASSUMPTION
+from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.preflight import all_models, missing_models
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.plain_text import one_line
@@ -27,6 +29,7 @@ ASSUMPTIONS = (
     f"one H100 at 40 % of {GPU_TFLOP_PER_SECOND / 0.4:.0f} TFLOP/s, {USD_PER_GPU_HOUR:.2f} USD an hour",
     "no sample is rejected, so every stage sees all of them",
     "bytes: this store's own units, where it has any; else as below",
+    MEMORY_ASSUMPTION,
     "seconds: this store's own logs of the same stage and settings, where it has any",
 )
 
@@ -122,6 +125,7 @@ def _facts(
         "gpu_hours": gpu_hours,
         "cost_usd": gpu_hours * USD_PER_GPU_HOUR + estimate.usd,
         "bytes": round(estimate.stored_bytes if size is None else work.units * size),
+        "memory": estimate.memory.facts(),
         **estimate.details,
     }
 
@@ -159,13 +163,24 @@ def licence_lines(facts: Mapping[str, Any]) -> list[str]:
 def plan_table(facts: dict[str, Any]) -> Table:
     """The plan as a table."""
     table = Table(
-        "stage", "units", "cached", "due", "samples due", "seconds", "GPU-hours", "USD", "GB", title=Text(facts["root"])
+        "stage",
+        "units",
+        "cached",
+        "due",
+        "samples due",
+        "seconds",
+        "GPU-hours",
+        "USD",
+        "GB",
+        "memory",
+        title=Text(facts["root"]),
     )
     for name, stage in facts["stages"].items():
         units = stage["units"]
         seconds = "–" if stage["seconds"] is None else f"{stage['seconds']:.0f}"
         numbers = [str(units["total"]), str(units["cached"]), str(units["due"]), str(stage["samples"]), seconds]
-        table.add_row(name, *numbers, *_costs(stage))
+        memory = Memory(stage["memory"]["bytes"], stage["memory"]["basis"])
+        table.add_row(name, *numbers, *_costs(stage), str(memory))
     table.add_row("total", *[""] * 5, *_costs(facts["total"]))
     return table
 

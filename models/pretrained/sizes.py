@@ -28,6 +28,24 @@ VAE_PARAMETERS = 83.7e6
 RSA_SHARE = 49.6 / 865.9
 """Of a UNet's weights, those of its self-attention layers."""
 
+TEXT_PARAMETERS = 340.4e6
+XL_TEXT_PARAMETERS = 817.7e6
+"""SD 2.1's text encoder, and both of SDXL's."""
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a weight, by dtype."""
+
+UNET_ROW_BYTES = 261.0
+"""Activations of a forward pass without gradients, per sample and pixel of the picture, in bfloat16; likewise below.
+Computed on SD 2.1's classes with `bootpig.stages.train.peak.Allocated`."""
+VAE_ENCODE_BYTES = 1286.0
+VAE_DECODE_BYTES = 1536.0
+
+MEMORY_ASSUMPTION = (
+    "memory of stages that draw or encode: weights and a rough figure for activations, as Stable Diffusion's, without "
+    "judges; transformers need more"
+)
+
 ASSUMPTION = (
     "operations grow with the number of weights and of latent pixels; a model that is not on this disk has its "
     "published size if that is known here, else SD 2.1's (SDXL's if its name has 'xl')"
@@ -60,6 +78,37 @@ def transformer_parameters(model: str) -> float:
 def unet_parameters(model: str) -> float:
     """The number of weights of a pipeline's UNet."""
     return _parameters(model, "unet", XL_UNET_PARAMETERS if _is_xl(model) else UNET_PARAMETERS)
+
+
+def unet_bytes(model: str, dtype: str) -> float:
+    """The memory of the weights of a pipeline's UNet."""
+    return BYTES[dtype] * unet_parameters(model)
+
+
+def pipeline_bytes(model: str, dtype: str) -> float:
+    """The memory of the weights of all networks of a pipeline: UNet or transformer, text encoders and VAE."""
+    text = XL_TEXT_PARAMETERS if _is_xl(model) else TEXT_PARAMETERS
+    encoders = sum(_parameters(model, part, 0.0) for part in ("text_encoder", "text_encoder_2", "text_encoder_3"))
+    denoiser = transformer_parameters(model) or unet_parameters(model)
+    return BYTES[dtype] * (denoiser + (encoders or text) + _parameters(model, "vae", VAE_PARAMETERS))
+
+
+def drawing_bytes(model: str, dtype: str, pictures: int, rows: int, pixels: float) -> float:
+    """The memory for drawing with a pipeline: weights, and activations of the UNet or of the VAE, whichever are more.
+
+    Args:
+        pictures: that are drawn at once.
+        rows: samples in a call of the UNet: more than pictures with guidance.
+        pixels: height times width of a picture.
+    """
+    activations = max(rows * UNET_ROW_BYTES, pictures * VAE_DECODE_BYTES)
+    return pipeline_bytes(model, dtype) + BYTES[dtype] / 2 * pixels * activations
+
+
+def encoding_bytes(model: str, dtype: str, pictures: int, pixels: float) -> float:
+    """The memory for encoding pictures at once and texts: the pipeline without its UNet, and activations of the VAE."""
+    weights = pipeline_bytes(model, dtype) - unet_bytes(model, dtype)
+    return weights + BYTES[dtype] / 2 * pixels * pictures * VAE_ENCODE_BYTES
 
 
 def unet_config(model: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.sources import CaptionSource, Draft, FileSource, GrammarSource
 from bootpig.stages.engine.contract import MapStage, ModelIdentity, Sample, SourceContext
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
+from bootpig.stages.engine.memory import NO_DEVICE
 
 SOURCES: dict[str, type[CaptionSource]] = {"grammar": GrammarSource, "file": FileSource, "openai": OpenAISource}
 
@@ -73,7 +74,9 @@ class Caption(MapStage):
         stored = work.samples * CAPTION_BYTES
         openai = self.config.openai
         if openai is None:
-            return Estimate(SampleShape(), stored_bytes=stored, assumptions=("captions cost nothing",))
+            return Estimate(
+                SampleShape(), stored_bytes=stored, memory=NO_DEVICE, assumptions=("captions cost nothing",)
+            )
         per_unit = -(-work.samples // work.units // openai.captions_per_request) if work.units else 0
         prompt = (len(openai.system) + len(openai.prompt) + len(openai.steering) + 200) / CHARACTERS_PER_TOKEN
         prompt += openai.steering_objects * TOKENS_PER_SUBJECT
@@ -82,6 +85,7 @@ class Caption(MapStage):
             SampleShape(),
             stored_bytes=stored,
             usd=spent["cost_usd"] or 0.0,
+            memory=NO_DEVICE,
             details={"llm": spent},
             assumptions=spending_assumptions(openai, spent, openai.batch),
         )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bootpig.stages.engine.memory import UNKNOWN, Memory
+
 
 @dataclass(frozen=True)
 class SampleShape:
@@ -45,6 +47,8 @@ class Estimate:
     """Bytes added to the store."""
     usd: float = 0.0
     """Charges of external services, without the price of a GPU."""
+    memory: Memory = UNKNOWN
+    """Peak memory on one device."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """More figures for `plan --json`, by name."""
     assumptions: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ from bootpig.stages.engine.contract import (
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
+from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
 from bootpig.stages.pictures import PNG_BYTES
@@ -132,12 +133,15 @@ class Evaluate(ReduceStage):
             captions = 30 * 25  # as in the DreamBooth benchmark
         pictures = captions * self.config.images_per_prompt
         # Passes per step: 2 without references, 3 and one of the Reference UNet with them; 12 for the four methods.
-        unet = sizes.unet_tflop(self.config.model or work.above.base, pixels)
+        c, base = self.config, self.config.model or work.above.base
+        unet = sizes.unet_tflop(base, pixels)
+        drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
         return Estimate(
             work.above,
             tflop=work.samples * (pictures * self.config.steps * 12 * unet),
             stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
-            assumptions=(sizes.ASSUMPTION,),
+            memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
+            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION),
         )
 
     def base(self, model: Path) -> ModelSource:

@@ -12,6 +12,11 @@ from bootpig.stages.engine.fields import ModelName, Revision
 from bootpig.stages.train.subjects import EvaluationConfig
 
 
+def micro_batch(share: int, limit: int) -> int:
+    """The largest divisor of `share` (a rank's part of a batch) that is at most `limit`."""
+    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
+
+
 class Trainable(StageConfig):
     """Which weights are trained. Frozen parts are still used: an untrained Reference UNet also provides features."""
 
@@ -69,6 +74,12 @@ class TrainConfig(StageConfig):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Betas of AdamW, each in [0, 1).")
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw",
+        json_schema_extra=ADDED,
+        description="AdamW with moments in float32 (paper), or in 8 bits (bitsandbytes), which need a quarter of the "
+        "memory; pip install 'bootpig[8bit]'.",
+    )
     clip: float = Field(default=1.0, gt=0, description="Maximum norm of the gradients of all trained weights.")
     reference_timestep: Literal["same", "zero"] = Field(
         default="same",
@@ -271,6 +282,10 @@ class TrainConfig(StageConfig):
                 )
         if self.shard == "fsdp" and self.method == "lora":
             problems.append("shard: fsdp shards trained weights, which are small with method lora; set shard to none")
+        if self.shard == "fsdp" and self.optimizer == "adamw_8bit":
+            problems.append(
+                "shard: fsdp does not work with optimizer adamw_8bit; set optimizer to adamw, or shard to none"
+            )
         if self.shard == "fsdp" and self.drop_reference_per == "sample" and self.drop_reference:
             problems.append(
                 "shard: fsdp needs the same networks on all processes in every update; set drop_reference_per to step"

@@ -21,12 +21,13 @@ from bootpig.models.memory import free_memory, is_out_of_memory
 from bootpig.stages.engine.contract import Checkpoints, FatalError, InputError, Interrupted, Progress
 from bootpig.stages.engine.slices import TOO_LARGE
 from bootpig.stages.train.best import Best
-from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.config import TrainConfig, micro_batch
 from bootpig.stages.train.dataset import Batch, ShardLoader
 from bootpig.stages.train.evaluation import Evaluation
 from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.meter import Meter
 from bootpig.stages.train.objective import Draws, Inputs, Objective
+from bootpig.stages.train.optimizers import make_optimizer
 from bootpig.stages.train.sharding import fill_gradients, shard, whole
 from bootpig.stages.train.signals import Signals
 from bootpig.stages.train.state import Position, collect_state, load_state, save_state
@@ -47,11 +48,6 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     if config.schedule == "linear_tail" and step >= begin:
         factor *= 1.0 - (1.0 - config.tail_to) * (step - begin) / max(1.0, config.steps - 1 - begin)
     return factor
-
-
-def micro_batch(share: int, limit: int) -> int:
-    """The largest divisor of `share` (a rank's part of a batch) that is at most `limit`."""
-    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
 class Trainer:
@@ -80,9 +76,7 @@ class Trainer:
         else:
             self.objective = accelerator.prepare(objective)
         groups = model.parameter_groups(config.learning_rate_reference, config.learning_rate_base)
-        optimizer = torch.optim.AdamW(
-            groups, betas=config.betas, weight_decay=config.weight_decay, eps=config.eps, fused=True
-        )
+        optimizer = make_optimizer(config, groups)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = accelerator.prepare(optimizer)
         self.base_rates = [group["lr"] for group in groups]

@@ -20,8 +20,9 @@ from bootpig.stages.engine.contract import Checkpoints, InputError, Progress, Re
 from bootpig.stages.engine.device_lock import too_many_processes
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.train.chosen import selected_samples
-from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.config import TrainConfig, micro_batch
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem
+from bootpig.stages.train.memory import training_memory
 from bootpig.stages.train.start import check_fit, load_pipeline, model_info
 from bootpig.stages.train.subjects import ValidationSubjects
 from bootpig.stages.train.tracker_logins import tracker_problems
@@ -112,6 +113,10 @@ class Train(ReduceStage):
             return problems
         problems = pipeline_problems(sources["model"]) or base_problems(sources["model"])
         problems = problems or lora_problems(self.config, sources["model"])
+        if self.config.optimizer != "adamw":
+            from bootpig.stages.train.optimizers import missing_package
+
+            problems += [problem for problem in [missing_package(self.config)] if problem]
         if "init_from" in sources:
             problems += trained_problems("train.init_from", Path(sources["init_from"].path), sources["model"])
         if self.subjects is not None:
@@ -132,6 +137,7 @@ class Train(ReduceStage):
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
         again = 4 / 3 if c.gradient_checkpointing else 1.0
+        memory, memory_line = training_memory(c, work.above.pixels)
         unet = sizes.unet_tflop(c.model, work.above.pixels)
         passes = c.steps * c.global_batch_size * unet
         weights = sizes.unet_parameters(c.model)
@@ -147,7 +153,12 @@ class Train(ReduceStage):
             tflop=work.samples * (passes * _STEP_TFLOP / sizes.UNET_TFLOP * again + drawn * unet),
             # checkpoints hold weights and two moments, in float32, and the best weights
             stored_bytes=work.samples * (model + CHECKPOINTS_KEPT * (16 if c.keep == "best" else 12) * trained),
-            assumptions=(sizes.ASSUMPTION, f"train: trained weights in float32 and {CHECKPOINTS_KEPT} checkpoints"),
+            memory=memory,
+            assumptions=(
+                sizes.ASSUMPTION,
+                memory_line,
+                f"train: trained weights in float32 and {CHECKPOINTS_KEPT} checkpoints",
+            ),
         )
 
     def _init_from(self) -> ModelSource:
@@ -179,8 +190,6 @@ class Train(ReduceStage):
         import torch
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-
-        from bootpig.stages.train.loop import micro_batch
 
         # accelerate keeps global state and refuses to change the precision, but a process may train more than once
         AcceleratorState._reset_state(True)

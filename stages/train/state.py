@@ -15,12 +15,11 @@ from torch.optim import Optimizer
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.stages.engine.contract import FatalError, InputError
+from bootpig.stages.train.optimizers import moments_of, restore_moments
 from bootpig.stages.train.sharding import like, whole
 from bootpig.storage.jsonio import parse_json
 
 VERSION = 1
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""The state of AdamW for one parameter."""
 
 UNUSABLE = "train: checkpoint %s %s; remove it to resume from an earlier checkpoint or start over"
 
@@ -52,9 +51,9 @@ class TrainingState:
 def collect_state(model: BootPIG, optimizer: Optimizer, average: EMAModel | None = None) -> TrainingState:
     """The state of a model in training. If it is sharded, all ranks must call this."""
     moments = {
-        f"{name}.{key}": whole(value).contiguous()
+        f"{name}.{key}": value.contiguous()
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in moments_of(optimizer, parameter).items()
     }
     weights = {name: whole(tensor).contiguous() for name, tensor in model.trained_state().items()}
     averaged = None
@@ -120,12 +119,13 @@ def load_state(
     if average is not None:
         average.shadow_params = [like(averaged[name], tensor) for name, tensor in own.items()]
         average.optimization_step = position.step
+    by_parameter: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(".")
+        by_parameter.setdefault(name, {})[moment] = value
     for name, parameter in model.named_parameters():
-        keys = [key for key in MOMENTS if f"{name}.{key}" in moments]
-        if keys:
-            kept = {key: moments[f"{name}.{key}"] for key in keys}
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if key == "step" else like(value, parameter)
-                for key, value in kept.items()
-            }
+        try:
+            restore_moments(optimizer, parameter, by_parameter.get(name, {}))
+        except KeyError as error:
+            raise InputError(hint % f"is damaged (the optimizer's {error} of {name} is missing)") from None
     return position

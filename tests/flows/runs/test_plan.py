@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from rich.console import Console
 
 from bootpig.flows.loading import load_config
-from bootpig.flows.runs.plan import plan
+from bootpig.flows.runs.plan import plan, plan_table
 from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import MapStage, Sample, StageConfig
@@ -169,3 +171,17 @@ def test_licences_and_terms_of_the_models(tmp_path: Path) -> None:
     assert facts("toy", tmp_path, f"synthesize.model={copy}", "synthesize.accept_terms=true")["warnings"] == []
     (copy / "README.md").write_text("---\nlicense: mit\n---\n")
     assert facts("toy", tmp_path, f"synthesize.model={copy}")["warnings"] == []
+
+
+def test_memory_per_stage(tmp_path: Path) -> None:
+    planned = facts("sd21", tmp_path, "train.per_device_batch_size=4", "train.gradient_checkpointing=true")
+    memory = {name: stage["memory"] for name, stage in planned["stages"].items()}
+    assert memory["train"]["basis"] == "computed" and memory["train"]["fits_gib"] == [24, 48, 80]
+    assert memory["caption"] == memory["augment"] == {"bytes": 0, "basis": "no device", "fits_gib": [16, 24, 48, 80]}
+    assert memory["segment"] == {"bytes": None, "basis": "unknown", "fits_gib": []}
+    for name in ("synthesize", "encode", "evaluate"):
+        assert memory[name]["basis"] == "estimated" and 2**30 < memory[name]["bytes"] < 80 * 2**30
+    assert any(line.startswith("train: memory of 4 samples at once") for line in planned["assumptions"])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_table(planned))
+    assert "→ 24 GB" in console.export_text()
