@@ -127,5 +127,7 @@ def load_state(
         try:
             restore_moments(optimizer, parameter, by_parameter.get(name, {}))
         except KeyError as error:
-            raise InputError(hint % f"is damaged (the optimizer's {error} of {name} is missing)") from None
+            raise InputError(
+                UNUSABLE % (folder.name, f"is damaged (the optimizer's {error} of {name} is missing)")
+            ) from None
     return position

@@ -21,10 +21,10 @@ from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.contract import FatalError, InputError, Interrupted, Progress, ReduceInput
 from bootpig.stages.train import grid, loop
-from bootpig.stages.train.config import TrainConfig
+from bootpig.stages.train.config import TrainConfig, micro_batch
 from bootpig.stages.train.dataset import ShardLoader
 from bootpig.stages.train.grid import SampleGrid
-from bootpig.stages.train.loop import micro_batch, rate_factor
+from bootpig.stages.train.loop import rate_factor
 from bootpig.stages.train.meter import VARYING
 from bootpig.stages.train.stage import Train
 from tests.models.drawing import memory_for
