@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from bootpig.models.pretrained.source import local_path
 from bootpig.stages.engine.memory import UNKNOWN, Memory
 from bootpig.stages.train.config import TrainConfig, micro_batch
+from bootpig.storage.jsonio import parse_json
 
 TABLE = Path(__file__).parent / "memory.json"
 """Base → its UNet's settings, pixels of a picture, and per method the fields of `stages.train.peak.Peak`, with
@@ -23,7 +23,7 @@ RANK = 16
 @cache
 def table() -> dict[str, Any]:
     """The bases of `TABLE`."""
-    found: dict[str, Any] = json.loads(TABLE.read_bytes())["bases"]
+    found: dict[str, Any] = parse_json(TABLE.read_bytes())["bases"]
     return found
 
 
@@ -81,7 +81,7 @@ def _base(model: str) -> str | None:
         name = model.lower()
         return "SDXL" if "xl" in name else "SD 1.5" if "v1" in name else "SD 2.1"
     try:
-        own = json.loads((folder / "unet" / "config.json").read_bytes())
+        own = parse_json((folder / "unet" / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return next((name for name, facts in table().items() if _same(own, facts["unet"])), None)
