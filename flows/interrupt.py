@@ -80,8 +80,7 @@ def end_with_parent(kill: bool = True) -> None:
 
 
 def begin_worker() -> None:
-    """Make this process a worker of its parent: it ends with it, and on SIGTERM at the next slice of its unit. Ctrl-C,
-    which a terminal sends to both, is left to the parent."""
+    """Make this process a worker of its parent: it ends with it, and on SIGTERM at the next slice of its unit."""
 
     def leave() -> None:
         _idle.wait(WORKER_SECONDS)
@@ -92,9 +91,19 @@ def begin_worker() -> None:
         _stopping.set()
         threading.Thread(target=leave, daemon=True).start()
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
     end_with_parent()
+
+
+@contextmanager
+def keeping_ctrl_c() -> Iterator[None]:
+    """A context for starting worker processes, or threads that start them. Ctrl-C, which a terminal sends to all
+    processes of a run, never reaches them, not even while they import. This process gets it when the context ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import BrokenExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -219,7 +219,9 @@ class StageRun:
                     if first.problem or self._broken:
                         break
                     work: Any = _InProcess(self.engine, bar) if in_process else dump_config(config)
-                    waiting.append((unit, made_by.submit(work, self.stage, unit, self.force, self.retry_failed)))
+                    with interrupt.keeping_ctrl_c() if place.runner == "processes" else nullcontext():
+                        future = made_by.submit(work, self.stage, unit, self.force, self.retry_failed)
+                    waiting.append((unit, future))
                 while waiting:
                     settle()
                 self.outcome.stopped = first.problem

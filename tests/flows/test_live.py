@@ -252,7 +252,7 @@ def test_a_cancelled_training_keeps_its_checkpoint(live: Live, done: tuple[str, 
 def test_a_cancelled_stage_ends_its_worker_processes(live: Live, tmp_path: Path) -> None:
     many = {"caption.count": 160, "synthesize.steps": 50, "runner": "processes", "workers": 2}
     flow_run = live.trigger("bootstrap", config=as_parameters(tiny(tmp_path, **many)), until="synthesize")
-    until(lambda: any(tmp_path.glob("synthesize/*/part-*.parquet")))
+    until(lambda: any(tmp_path.glob("synthesize/*/part-*.parquet")), 240)
     processes = live.processes(flow_run)
     assert sum("spawn_main" in " ".join(process.cmdline()) for process in processes) == 2
     live.api("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
