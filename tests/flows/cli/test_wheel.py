@@ -82,7 +82,7 @@ def test_init_writes_a_copy_and_never_overwrites(site: Path, tmp_path: Path) -> 
     assert second.returncode == 2 and second.stderr == "--out: 'toy.yaml' → already exists; choose another name\n"
     assert bootpig(site, folder, "status", "toy.yaml").returncode == 0
     wrong = bootpig(site, folder, "init", "toyy")
-    assert wrong.returncode == 2 and "choose from sd15" in wrong.stderr
+    assert wrong.returncode == 2 and "choose from flux2-klein" in wrong.stderr
     assert "sd21" in bootpig(site, folder, "init").stdout
     missing = bootpig(site, folder, "plan", "toyy")
     assert missing.returncode == 2 and "did you mean the shipped configuration 'toy'?" in missing.stderr
