@@ -26,10 +26,10 @@ pytestmark = [
 PROGRAM = """
 import sys
 from bootpig.flows.loading import load_config, shipped_configs
-from bootpig.flows.runners import Workers
+from bootpig.flows.runners import Place, Workers
 sets = ["runner=ray", "workers=1", f"root={sys.argv[1]}", *sys.argv[2:]]
 with Workers(load_config(shipped_configs()["toy"], sets)) as workers:
-    workers.task_runner()
+    workers.task_runner(Place("ray", 1))
     import ray
     print(ray.get_runtime_context().gcs_address)
 """
