@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands, draw, export, select
+from bootpig.flows.cli import commands, draw, export, push, select
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
@@ -168,6 +168,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=draw.evaluate)
 
     _export(add("export", help="write the data set of a run as Parquet, webdataset or folders, with its card"))
+
+    upload = add("push", help="upload a trained model to the hub, with its card and sample pictures")
+    upload.add_argument("model", metavar="RUN", help="a run id, latest, or a trained model's folder")
+    upload.add_argument("--to", required=True, metavar="URL", help="hf://owner/name, a new repository or this model's")
+    upload.add_argument("--private", action="store_true", help="only you may see it")
+    _root(upload)
+    upload.set_defaults(command=push.push)
     return top
 
 

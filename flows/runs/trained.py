@@ -45,17 +45,36 @@ def published_model(store: Root, fingerprint: str, scratch: Path) -> Path | None
     Raises:
         InputError: it is damaged.
     """
-    published = read_manifest(store, f"train/{fingerprint}/result")
+    fetched = _fetched(store, f"train/{fingerprint}", "model/", scratch)
+    return None if fetched is None else fetched / "model"
+
+
+def run_evaluation(model: str, root: str, scratch: Path) -> Path | None:
+    """The folder with `metrics.json` and `contact_sheet.png` of a run's evaluate. None if `model` is a folder, or the
+    run has none. Raises InputError if it is damaged. Arguments as in `model_folder`.
+    """
+    if Path(model).exists():
+        return None
+    store = Root(root)
+    done = read_run(store, model).stages.get("evaluate")
+    if done is None:
+        return None
+    return _fetched(store, f"evaluate/{done.fingerprint}", ("metrics.json", "contact_sheet.png"), scratch)
+
+
+def _fetched(store: Root, stage: str, start: str | tuple[str, ...], scratch: Path) -> Path | None:
+    """The folder with those files of a stage's result whose names begin with `start`. None if there is no result."""
+    published = read_manifest(store, f"{stage}/result")
     if published is None:
         return None
-    wanted = {name: facts for name, facts in published.files.items() if name.startswith("model/")}
+    wanted = {name: facts for name, facts in published.files.items() if name.startswith(start)}
     copied = Published(published.path.replace("/", "-"), wanted)
     try:
         if store.local is None and not check_folder(Root(str(scratch)), copied):
-            return scratch / copied.path / "model"
-        return fetch_folder(store, Published(published.path, wanted), scratch) / "model"
+            return scratch / copied.path
+        return fetch_folder(store, Published(published.path, wanted), scratch)
     except CorruptPart as error:
-        raise InputError(f"model: train/{fingerprint} → {error}") from None
+        raise InputError(f"model: {stage} → {error}") from None
 
 
 def _published(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,54 @@ CARD_FILE = "README.md"
 _LONGEST = 100
 """Characters of a licence's name that are kept: cards are untrusted."""
 
+_HUB_LICENCES = frozenset(
+    {
+        "apache-2.0",
+        "bigscience-openrail-m",
+        "bsd-3-clause",
+        "cc-by-4.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-4.0",
+        "cc-by-sa-4.0",
+        "cc0-1.0",
+        "creativeml-openrail-m",
+        "mit",
+        "openrail",
+        "openrail++",
+        "other",
+    }
+)
+"""Identifiers in the hub's list of licences that models and pictures have. The hub refuses a card that names another,
+unless as `other`."""
+
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
 
 
-def model_card(info: Mapping[str, Any]) -> str:
+def model_card(info: Mapping[str, Any], repository: str | None = None, sheet: str | None = None) -> str:
     """The card as Markdown, starting with the hub's YAML metadata.
 
     Args:
         info: the content of `bootpig.json`. Optional entries: `samples` and `dataset` (number of samples and
             fingerprint of the data set), `recipe`, `base_license`, `kept` (step and scores of the best
             weights), and `metrics` (the content of evaluate's `metrics.json`).
+        repository: the hub id, if the card is for the hub.
+        sheet: evaluate's contact sheet, relative to the card.
     """
     base = str(info.get("base") or "")
     licence = info.get("base_license")
     head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["bootpig"]}
-    if base and not Path(base).is_absolute():
+    if "/" in base and not Path(base).is_absolute():
         head["base_model"] = base
-    if licence:
-        head["license"] = licence
-    return (
-        "\n".join(["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", "", *_text(info, base, licence)]) + "\n"
-    )
+    head |= licence_header(licence)
+    lines = _text(info, base, licence, repository, sheet)
+    return "\n".join(["---", yaml.safe_dump(head, sort_keys=True).strip(), "---", "", *lines]) + "\n"
+
+
+def licence_header(licence: str | None) -> dict[str, str]:
+    """The licence in the form that the hub accepts in a card's header."""
+    if not licence or licence in _HUB_LICENCES:
+        return {"license": licence} if licence else {}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", licence.lower()).strip("-") or "unnamed"}
 
 
 def licence_of(model: str, revision: str | None = None) -> str | None:
@@ -65,7 +93,9 @@ def licence_of(model: str, revision: str | None = None) -> str | None:
     return licence[:_LONGEST] if isinstance(licence, str) else None
 
 
-def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[str]:
+def _text(
+    info: Mapping[str, Any], base: str, licence: str | None, repository: str | None, sheet: str | None
+) -> Iterator[str]:
     commit = f" at commit `{info['revision']}`" if info.get("revision") else ""
     yield f"# BootPIG on {Path(base).name or 'a Stable Diffusion base'}"
     yield ""
@@ -78,7 +108,10 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
     yield ""
     yield "```python"
     yield f"pipeline = BootPIGPipeline.from_pretrained({base!r})  # BootPIGXLPipeline for SDXL"
-    yield 'pipeline.load_bootpig("this folder")'
+    if repository is None:
+        yield 'pipeline.load_bootpig("this folder")'
+    else:
+        yield f'pipeline.load_bootpig(snapshot_download("{repository}"))  # from huggingface_hub'
     yield 'pipeline("A photo of a teapot, on a snowy hill", reference_images=[picture]).images[0]'
     yield "```"
     yield ""
@@ -121,6 +154,14 @@ def _text(info: Mapping[str, Any], base: str, licence: str | None) -> Iterator[s
             ("method", *METRICS.values()),
             ((name, *(_mean(values, metric) for metric in METRICS)) for name, values in rows),
         )
+    if sheet is not None:
+        yield ""
+        yield "## Samples"
+        yield ""
+        yield "Subjects that the model was not trained on. In each row: the reference, then pictures from text only,"
+        yield "by the untrained model, and by this one."
+        yield ""
+        yield f"![contact sheet]({sheet})"
     yield ""
     yield "## Licence"
     yield ""

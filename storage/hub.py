@@ -1,0 +1,161 @@
+"""A repository on a model hub: the login and write access are checked before any upload; a folder is then uploaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bootpig.storage.errors import StoreError, StoreUnavailable
+from bootpig.storage.fingerprint import file_digest
+from bootpig.storage.secrets import hide, mask
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+PROTOCOL = "hf://"
+ATTRIBUTES = ".gitattributes"
+"""The hub writes it into every new repository."""
+
+SECONDS = 30.0
+"""Timeout of a question to the hub."""
+
+Kind = Literal["model", "dataset"]
+
+
+class HubRepository:
+    """A repository that the logged-in user may write to. It need not exist yet, see `create`.
+
+    Args:
+        url: `hf://owner/name` for a model, `hf://datasets/owner/name` for a data set.
+        kind: what it has to be.
+        private: only its owner may read it.
+
+    Raises:
+        StoreError: the URL is not of that form, nobody is logged in, the token may not write, or the repository is
+            public although `private` is asked for.
+        StoreUnavailable: the hub cannot be reached.
+    """
+
+    def __init__(self, url: str, kind: Kind, private: bool = False) -> None:
+        from huggingface_hub import HfApi, constants, get_token
+
+        self.url = url
+        self.kind = kind
+        self.private = private
+        self.name = _name(url, kind)
+        token = get_token()
+        if token is None:
+            raise StoreError(
+                f"--to: {url!r} → needs a login; run hf auth login, or set HF_TOKEN to a token that may write"
+            )
+        hide(token)
+        self._api = HfApi(endpoint=constants.ENDPOINT, token=token)
+        self.page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{self.name}"
+        with self._asking():
+            access = self._api.whoami().get("auth", {}).get("accessToken", {})
+        if access.get("role") == "read":
+            raise StoreError(f"--to: {url!r} → the token may only read; make one that may write, then hf auth login")
+        self._files: dict[str, RepoSibling] | None = None
+        """None: it does not exist."""
+        self._look()
+
+    def _look(self) -> None:
+        """Read the list of files, and check that they may be written."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+        from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+
+        with self._asking():
+            try:
+                info = self._api.repo_info(self.name, repo_type=self.kind, files_metadata=True, timeout=SECONDS)
+            except RepositoryNotFoundError:
+                return
+            self._api.auth_check(self.name, repo_type=self.kind, write=True)
+        assert isinstance(info, ModelInfo | DatasetInfo)
+        if self.private and not info.private:
+            raise StoreError(
+                f"--private: {self.url!r} → is public already; make it private on its page or name another"
+            )
+        self._files = {file.rfilename: file for file in info.siblings or () if file.rfilename != ATTRIBUTES}
+
+    @property
+    def names(self) -> list[str]:
+        """Its files; empty if it does not exist."""
+        return sorted(self._files or ())
+
+    def holds(self, name: str, file: Path) -> bool:
+        """Whether it has the content of a local file under this name."""
+        found = (self._files or {}).get(name)
+        if found is None:
+            return False
+        if found.lfs is not None:
+            return bool(found.lfs.sha256 == file_digest(file))
+        data = file.read_bytes()  # files outside LFS are small
+        return found.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+    def create(self) -> None:
+        """Create it if it does not exist. Raises the same errors as the constructor."""
+        if self._files is None:
+            with self._asking():
+                self._api.create_repo(self.name, repo_type=self.kind, private=self.private or None, exist_ok=True)
+            self._look()  # someone else may have made it since
+
+    def upload(self, folder: Path, message: str) -> None:
+        """Upload all files of a folder. What is there already is not sent again.
+
+        Raises:
+            StoreError: the hub refuses it.
+            StoreUnavailable: the hub fails to answer after all retries. What was sent is kept.
+        """
+        with self._asking("run again to go on, what was sent is kept"):
+            self._api.upload_folder(repo_id=self.name, repo_type=self.kind, folder_path=folder, commit_message=message)
+
+    @contextmanager
+    def _asking(self, fix: str = "check the connection and HF_ENDPOINT, or try again later") -> Iterator[None]:
+        """Turn the hub's errors in the block into one line."""
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            yield
+        except StoreError:
+            raise
+        except OfflineModeIsEnabled:
+            raise StoreError(f"--to: {self.url!r} → HF_HUB_OFFLINE is set; unset it") from None
+        except Exception as error:
+            refused = error if isinstance(error, HfHubHTTPError) else error.__cause__  # of one file among many
+            status = refused.response.status_code if isinstance(refused, HfHubHTTPError) else None
+            if status == 401:
+                raise StoreError(
+                    f"--to: {self.url!r} → the hub does not accept the token (401); log in again with hf auth login, "
+                    "or correct HF_TOKEN"
+                ) from None
+            if status == 403:
+                raise StoreError(
+                    f"--to: {self.url!r} → the token may not write there (403); name a repository of your own, or log "
+                    "in with a token that may write to it"
+                ) from None
+            said = f"the hub answers {status}" if status is not None else f"{type(error).__name__}: {error}"
+            raise StoreUnavailable(f"--to: {self.url!r} → {' '.join(mask(said).split())[:200]}; {fix}") from None
+
+
+def _name(url: str, kind: Kind) -> str:
+    """`owner/name` of a repository's URL. Raises StoreError."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
+
+    form = f"{PROTOCOL}{'datasets/' if kind == 'dataset' else ''}owner/name"
+    words = url.removeprefix(PROTOCOL).split("/")
+    given: str = "model"
+    if len(words) == 3:
+        given = words.pop(0).removesuffix("s")
+    try:
+        validate_repo_id("/".join(words))
+    except HFValidationError:
+        given = ""
+    if not url.startswith(PROTOCOL) or given != kind or len(words) != 2:
+        raise StoreError(
+            f"--to: {url!r} → is not the repository of a {kind.replace('dataset', 'data set')}; write {form}"
+        )
+    return "/".join(words)
