@@ -16,6 +16,7 @@ from bootpig.stages.caption.phrases import head_noun, object_phrase
 from bootpig.stages.caption.sources import Draft
 from bootpig.stages.engine.contract import InputError, MapStage, ModelIdentity, Sample, SourceContext
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
+from bootpig.stages.engine.memory import NO_DEVICE
 from bootpig.stages.pictures import PNG_BYTES, on_all_cores
 from bootpig.stages.real_pictures.config import PicturesConfig
 from bootpig.stages.real_pictures.folder import FolderSource
@@ -123,12 +124,13 @@ class Pictures(MapStage):
         stored = work.samples * PNG_BYTES * pixels
         assumptions = (f"pictures: PNG at {PNG_BYTES} bytes a pixel",)
         if (vision := self.config.openai) is None:
-            return Estimate(SampleShape(pixels), stored_bytes=stored, assumptions=assumptions)
+            return Estimate(SampleShape(pixels), stored_bytes=stored, memory=NO_DEVICE, assumptions=assumptions)
         spent = expected_spending(vision, work.samples, prompt_length(vision), work.samples)
         return Estimate(
             SampleShape(pixels),
             stored_bytes=stored,
             usd=spent["cost_usd"] or 0.0,
+            memory=NO_DEVICE,
             details={"llm": spent},
             assumptions=(*assumptions, *spending_assumptions(vision, spent)),
         )
