@@ -16,7 +16,7 @@ from bootpig.stages.engine.loaded import loaded
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.pictures import decode_png
 from bootpig.stages.segment.stage import Segment
-from bootpig.stages.synthesize import Synthesize
+from bootpig.stages.synthesize.stage import Synthesize
 from bootpig.storage.parts import Parts
 
 UNITS, UNIT_SIZE = 6, 100

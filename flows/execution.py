@@ -79,7 +79,7 @@ def execute(
     """
     interrupt.reset()
     mask_logs()
-    spare_loopback(config.endpoint.base_url if config.endpoint else None)
+    spare_loopback(*(endpoint.base_url for endpoint in config.endpoints))
     if os.environ.get("PREFECT__FLOW_RUN_ID"):
         # this process was started by a worker: end it with the worker, because nothing else would stop it
         interrupt.end_with_parent(kill=False)
@@ -93,7 +93,7 @@ def execute(
             # only part of the run was repaired, so the state of the whole run does not change
             ends = ("interrupted", "") if record.state == "running" else (record.state, record.message)
         record.state, record.ended, record.message, record.process = "running", None, "", Process.current()
-    _export_key(config)
+    _export_keys(config)
     engine = current(config) or prepare(config, selection.stages)
     fetch_models(engine, selection.stages, display.current.line)
     if record is None:
@@ -141,20 +141,21 @@ def _cancelling() -> bool:
     return state is not None and state.is_cancelling()
 
 
-def _export_key(config: PipelineConfig) -> None:
-    """Copy the Secret block `api_key_secret` of the endpoint to the variable `api_key_env`, unless that is set.
+def _export_keys(config: PipelineConfig) -> None:
+    """Copy the Secret block `api_key_secret` of each endpoint to the variable `api_key_env`, unless that is set.
 
-    A missing block is not an error here: complete captions need no key, and otherwise the stage reports it.
+    A missing block is not an error here: complete units need no key, and otherwise the stage reports it.
     """
-    llm = config.endpoint
-    if llm is None or llm.api_key_secret is None or llm.api_key_env is None or os.environ.get(llm.api_key_env):
-        return
-    try:
-        block = Secret.load(llm.api_key_secret)
-    except ValueError:
-        return
-    assert isinstance(block, Secret)
-    os.environ[llm.api_key_env] = str(block.get())
+    for endpoint in config.endpoints:
+        name, variable = endpoint.api_key_secret, endpoint.api_key_env
+        if name is None or variable is None or os.environ.get(variable):
+            continue
+        try:
+            block = Secret.load(name)
+        except ValueError:
+            continue
+        assert isinstance(block, Secret)
+        os.environ[variable] = str(block.get())
 
 
 class _Work:

@@ -17,7 +17,7 @@ from bootpig.stages.real_pictures.config import PicturesConfig
 from bootpig.stages.score.config import ScoreConfig
 from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.stages.select.config import SelectConfig
-from bootpig.stages.synthesize import SynthesizeConfig
+from bootpig.stages.synthesize.config import SynthesizeConfig
 from bootpig.stages.train.config import TrainConfig
 from bootpig.stages.train.subjects import shared_problems
 from bootpig.stages.view.config import ViewConfig
@@ -230,10 +230,10 @@ class PipelineConfig(StageConfig):
         return section.count
 
     @property
-    def endpoint(self) -> EndpointConfig | None:
-        """The endpoint that writes the captions. None if they come from elsewhere."""
-        section = self.caption or self.pictures
-        return None if section is None else section.openai
+    def endpoints(self) -> tuple[EndpointConfig, ...]:
+        """The endpoints that write the captions and draw the pictures, as far as they come from one."""
+        sections = (self.caption, self.pictures, self.synthesize)
+        return tuple(section.openai for section in sections if section is not None and section.openai is not None)
 
     def unit_numbers(self) -> range:
         """The units of this run. The last one is full too, so `count` is rounded up to whole units."""

@@ -11,7 +11,7 @@ from bootpig.stages.real_pictures.stage import Pictures
 from bootpig.stages.score.stage import Score
 from bootpig.stages.segment.stage import Segment
 from bootpig.stages.select.stage import Select
-from bootpig.stages.synthesize import Synthesize
+from bootpig.stages.synthesize.stage import Synthesize
 from bootpig.stages.train.stage import Train
 from bootpig.stages.view.stage import View
 

@@ -11,14 +11,10 @@ import pyarrow as pa
 
 from bootpig.stages.caption.config import CaptionConfig
 from bootpig.stages.caption.llm.answers import FAULTS as ANSWER_FAULTS
+from bootpig.stages.caption.llm.estimates import expected_spending, spending_assumptions
 from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
 from bootpig.stages.caption.llm.source import OpenAISource
-from bootpig.stages.caption.llm.spending import (
-    CHARACTERS_PER_TOKEN,
-    TOKENS_PER_SUBJECT,
-    expected_spending,
-    spending_assumptions,
-)
+from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, TOKENS_PER_SUBJECT
 from bootpig.stages.caption.other_scenes import other_scenes
 from bootpig.stages.caption.phrases import object_phrase
 from bootpig.stages.caption.sources import CaptionSource, Draft, FileSource, GrammarSource

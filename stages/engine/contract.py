@@ -231,7 +231,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class SourceContext:
-    """Information about the store and the run for a source. Most sources do not need it."""
+    """Information about the store and the run for a stage that draws or requests its samples. Most do not need it."""
 
     parts: Parts
     """The stage's folder."""
@@ -241,7 +241,7 @@ class SourceContext:
     """Whether a complete unit is rebuilt."""
     progress: Progress
     usage: dict[str, Any] = field(default_factory=dict)
-    """Filled by the source. Written to the unit's log."""
+    """Filled by the stage. Written to the unit's log."""
 
 
 class MapStage(Stage):
@@ -275,6 +275,16 @@ class MapStage(Stage):
         An exception is attributed to one sample: the engine runs the slice again sample by sample to find it.
         `FatalError` and `InputError` end the unit.
         """
+
+    def request(self, samples: Sequence[Sample], unit: int, context: SourceContext) -> list[Sample]:
+        """Ask a service about the samples of a unit that `process` will get, all at once. Returns them in order.
+
+        Called before the models are loaded. By default the samples are returned as they are.
+
+        Raises:
+            Postponed: the unit cannot be made now.
+        """
+        return list(samples)
 
     @property
     def sequential(self) -> bool:

@@ -92,7 +92,12 @@ class UnitWork:
         try:
             samples = self._samples(above, context)
             slices = Slices(self.stage, self.unit)
-            for places in in_slices(self.stage, samples):
+            shares = list(in_slices(self.stage, samples))
+            due = [place for places in shares for place in places if any(samples[p].id not in kept for p in places)]
+            asked = self.stage.request([samples[place] for place in due], self.unit, context)
+            for place, sample in zip(due, asked, strict=True):
+                samples[place] = sample
+            for places in shares:
                 batch = [samples[place] for place in places]
                 if all(sample.id in kept for sample in batch):
                     made += [kept[sample.id] for sample in batch]

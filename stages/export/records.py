@@ -213,8 +213,9 @@ class DataSet:
     def models(self) -> tuple[Model, ...]:
         """The models that made captions, pictures, masks and references, from each stage's `stage.json`."""
         models = []
-        if (openai := self.config.endpoint) is not None:
-            models.append(Model(self.config.source, "model", openai.model, "", openai.model))
+        for endpoint in self.config.endpoints:
+            stage = endpoint.section.partition(".")[0]
+            models.append(Model(stage, "model", endpoint.model, "", endpoint.model))
         for stage, parts in self.parts.items():
             if stage == LAST:  # latents are not exported
                 continue

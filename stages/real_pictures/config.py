@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bootpig.stages.caption.llm.endpoint import EndpointConfig
+from bootpig.stages.caption.llm.chat import ChatConfig
 from bootpig.stages.engine.contract import EXTENT, MODEL, StageConfig
 
 PROMPT = (
@@ -20,11 +20,10 @@ PROMPT = (
 """Asks for a caption as described in BootPIG, section 3.3."""
 
 
-class VisionConfig(EndpointConfig):
+class VisionConfig(ChatConfig):
     """An endpoint with a vision model, which sees a picture and writes its caption."""
 
     section: ClassVar[str] = "pictures.openai"
-    blanks: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     prompt: str = Field(default=PROMPT, min_length=1, description="The text beside the picture in the user message.")
     temperature: float | None = Field(default=0.2, ge=0, le=2, description="Sampling temperature. null: not sent.")

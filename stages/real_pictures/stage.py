@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from bootpig.stages.caption.llm.answers import FAULTS as ANSWER_FAULTS
+from bootpig.stages.caption.llm.estimates import expected_spending, spending_assumptions
 from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
 from bootpig.stages.caption.llm.source import NEVER
-from bootpig.stages.caption.llm.spending import expected_spending, spending_assumptions
 from bootpig.stages.caption.phrases import head_noun, object_phrase
 from bootpig.stages.caption.sources import Draft
 from bootpig.stages.engine.contract import InputError, MapStage, ModelIdentity, Sample, SourceContext

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bootpig.stages.caption.llm.answers import FAULTS
-from bootpig.stages.caption.llm.filling import Filling
+from bootpig.stages.caption.llm.filling import Filling, generations_of
 from bootpig.stages.caption.llm.journal import Key
 from bootpig.stages.caption.llm.ledger import Ledger, open_ledger
-from bootpig.stages.caption.llm.requests import AS_JSON, Asker, chat_request
+from bootpig.stages.caption.llm.requests import AS_JSON, ChatAsker, chat_request
 from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE
 from bootpig.stages.caption.sources import Draft
 from bootpig.stages.engine.contract import SourceContext
@@ -31,7 +31,7 @@ AGAIN = "This is attempt {number}."
 JPEG_QUALITY = 90
 
 
-class PictureAsker(Asker):
+class PictureAsker(ChatAsker):
     """Requests for one caption each.
 
     Args:
@@ -77,10 +77,6 @@ def write_captions(
 ) -> list[Draft]:
     """The captions of a unit's pictures.
 
-    A forced unit makes new requests under a new generation in the journal, unless some pictures lack an answer of the
-    newest generation, or those answers differ from the committed unit: then an earlier forced run was interrupted, and
-    its generation is continued.
-
     Args:
         ids: the pictures' sample ids.
         pictures: PNG files.
@@ -92,21 +88,17 @@ def write_captions(
     ledger = open_ledger(Ledger, context.parts, config)
     ledger.journal.refresh()
     numbers = [int(id, 16) for id in ids]
-    newest = ledger.journal.generations(set(numbers))
-    generations = {number: newest.get(number, 0) for number in numbers}
 
-    def filling(chosen: Mapping[int, int]) -> Filling:
+    def filling(chosen: Mapping[int, int]) -> Filling[str]:
         asker = PictureAsker(config, pictures, ids, chosen)
         return Filling(config, ledger, asker, context, f"pictures unit {unit}", chosen, len(ids))
 
     before = _committed(context, unit) if context.force else None
-    if before is not None and generations:
-        last = max(generations.values())
-        is_whole = min(generations.values()) == last
-        if is_whole and filling(generations).replayed() == [before.get(id) for id in ids]:
-            last += 1
-        generations = dict.fromkeys(numbers, last)
-    work = filling(generations)
+
+    def is_committed(chosen: Mapping[int, int]) -> bool:
+        return before is not None and filling(chosen).replayed() == [before.get(id) for id in ids]
+
+    work = filling(generations_of(ledger.journal, numbers, None if before is None else is_committed))
     work.fill()
     context.usage.update(work.usage())
     return [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootpig.flows.execution import _export_key as export_key
+from bootpig.flows.execution import _export_keys as export_keys
 from bootpig.flows.loading import load_config
 from tests.servers.llm import KEY, Endpoint, serving
 
@@ -100,7 +100,7 @@ def test_a_capped_run_says_so_and_a_secret_block_goes_on_and_the_key_is_nowhere(
     assert holding(KEY, store, database()) == []
 
     monkeypatch.setenv(VARIABLE, "set already")
-    export_key(load_config(config))
+    export_keys(load_config(config))
     assert os.environ[VARIABLE] == "set already", "the environment comes first"
 
 

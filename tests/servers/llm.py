@@ -1,7 +1,8 @@
 """An OpenAI-compatible endpoint on loopback: `python -m tests.servers.llm [--port N] [--key KEY] [--no-schema]`.
 
-Speaks /v1/chat/completions, /v1/models, /v1/files, /v1/batches. What it writes follows from the request's messages
-alone, as if a model sampled with a seed; `--random` writes something new each time. Faults are injected on demand:
+Speaks /v1/chat/completions, /v1/models, /v1/files, /v1/batches, and /v1/images/generations (see `images`). What it
+writes follows from the request alone, as if a model sampled with a seed; `--random` writes something new each time.
+Faults are injected on demand:
 
     POST /control/faults  {"kind": "429", "times": 2, "after": 0, "retry_after": 0.01}
 
@@ -26,7 +27,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +37,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+
+from tests.servers import images
 
 MODELS = ["writer-1", "writer-1-mini"]
 KEY = "sk-loopback-0123456789abcdef"
@@ -73,6 +76,8 @@ class Endpoint:
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/images/generations", self.draw, methods=["POST"]),
+                Route("/v1/pictures/{name}", self.picture),
                 Route("/v1/models", self.models),
                 Route("/v1/files", self.upload, methods=["POST"]),
                 Route("/v1/files/{id}/content", self.content),
@@ -95,9 +100,11 @@ class Endpoint:
             self.fault(**await request.json())
         return JSONResponse(self.faults)
 
-    def _next_fault(self, *, batch: bool = False) -> dict[str, Any]:
+    def _next_fault(self, *, kind: str = "") -> dict[str, Any]:
+        """`kind`: batch and file have their own faults, whose names start so."""
         for fault in self.faults:
-            if fault["kind"].startswith("batch") is not batch or not fault["times"]:
+            own = next((name for name in ("batch", "file") if fault["kind"].startswith(name)), "")
+            if own != kind or not fault["times"]:
                 continue
             if fault["after"] > 0:
                 fault["after"] -= 1
@@ -111,9 +118,19 @@ class Endpoint:
             return error(401, "invalid_api_key", f"Incorrect API key: {request.headers.get('authorization')}")
         return None
 
+    async def draw(self, request: Request) -> Response:
+        return await self._served(request, "images", images.answer)
+
+    async def picture(self, request: Request) -> Response:
+        self.log.append({"path": "picture", "name": request.path_params["name"], "time": time.time()})
+        return self._refused(request) or images.file(request.path_params["name"], self._next_fault(kind="file"))
+
     async def chat(self, request: Request) -> Response:
+        return await self._served(request, "chat", self._completed)
+
+    async def _served(self, request: Request, path: str, answer: Callable[..., Response]) -> Response:
         body = await request.json()
-        entry = {"path": "chat", "digest": digest(body), "body": body, "time": time.time(), "status": 200}
+        entry = {"path": path, "digest": digest(body), "body": body, "time": time.time(), "status": 200}
         self.log.append(entry)
         if refused := self._refused(request):
             entry["status"] = refused.status_code
@@ -125,11 +142,13 @@ class Endpoint:
         if kind == "hang":
             entry["status"] = 0
             await asyncio.sleep(3600)
-        response = self._answer(body, fault, request.headers.get("authorization", ""))
+        response = self._answer(body, fault, answer, request.headers.get("authorization", ""))
         entry["status"] = response.status_code
         return response
 
-    def _answer(self, body: dict[str, Any], fault: dict[str, Any], authorization: str = "") -> Response:
+    def _answer(
+        self, body: dict[str, Any], fault: dict[str, Any], answer: Callable[..., Response], authorization: str = ""
+    ) -> Response:
         kind = fault["kind"]
         headers = {} if fault["retry_after"] is None else {"Retry-After": str(fault["retry_after"])}
         if kind.isdigit():
@@ -142,15 +161,19 @@ class Endpoint:
             return HTMLResponse("<html><body>gateway says hello</body></html>")
         if kind == "echo_key":
             return error(500, "echo", f"request was {authorization}", headers)
-        if body["model"] not in MODELS:
+        if body["model"] not in (*MODELS, *images.MODELS):
             return error(404, "model_not_found", f"The model {body['model']!r} does not exist")
         if not self.schema and "response_format" in body:
             return error(400, "unsupported", "response_format is not supported")
-        return JSONResponse(completion(body, kind, self._rng(body)))
+        return answer(body, kind, self._rng(body))
+
+    def _completed(self, body: dict[str, Any], kind: str, rng: random.Random) -> Response:
+        return JSONResponse(completion(body, kind, rng))
 
     def _rng(self, body: dict[str, Any]) -> random.Random:
         self.serial += 1
-        return random.Random(f"{self.serial}" if self.surprise else json.dumps(body["messages"]))
+        asked = body["messages"] if "messages" in body else [body["prompt"], body.get("seed")]
+        return random.Random(f"{self.serial}" if self.surprise else json.dumps(asked))
 
     async def models(self, request: Request) -> Response:
         return self._refused(request) or JSONResponse(
@@ -185,7 +208,7 @@ class Endpoint:
             return refused
         asked = await request.json()
         id = f"batch_{uuid.uuid4().hex[:12]}"
-        fault = self._next_fault(batch=True)
+        fault = self._next_fault(kind="batch")
         batch = {
             "id": id,
             "object": "batch",
@@ -217,7 +240,7 @@ class Endpoint:
         return JSONResponse(batch)
 
     def _batched(self, line: dict[str, Any]) -> dict[str, Any]:
-        response = self._answer(line["body"], {"kind": "", "retry_after": None})
+        response = self._answer(line["body"], {"kind": "", "retry_after": None}, self._completed)
         return {"status_code": response.status_code, "request_id": "r", "body": json.loads(bytes(response.body))}
 
     async def list_batches(self, request: Request) -> Response:

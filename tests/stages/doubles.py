@@ -26,7 +26,7 @@ from bootpig.stages.evaluate.stage import EvaluateConfig
 from bootpig.stages.pictures import encode_mask
 from bootpig.stages.registry import STAGES
 from bootpig.stages.segment.stage import SegmentConfig
-from bootpig.stages.synthesize import SynthesizeConfig
+from bootpig.stages.synthesize.config import SynthesizeConfig
 from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig
 from bootpig.storage.shards import read_shard

@@ -14,7 +14,8 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.contract import Sample
 from bootpig.stages.pictures import decode_png
-from bootpig.stages.synthesize import Synthesize, SynthesizeConfig
+from bootpig.stages.synthesize.config import SynthesizeConfig
+from bootpig.stages.synthesize.stage import Synthesize
 from tests.models.families import save_refiner, save_sdxl
 from tests.stages.samples import captioned
 from tests.stages.train.training_data import save_base

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bootpig.stages.engine.contract import Sample
 from bootpig.stages.engine.slices import in_slices
 from bootpig.stages.pictures import picture_size
-from bootpig.stages.synthesize import Synthesize
+from bootpig.stages.synthesize.stage import Synthesize
 from tests.stages.samples import captioned
 from tests.stages.test_synthesize import config, paint, pixels
 from tests.stages.train.training_data import save_base

@@ -20,6 +20,7 @@ from bootpig.stages.caption.llm.faults import Fault
 from bootpig.stages.caption.llm.journal import Key, Record
 from bootpig.stages.caption.llm.ledger import CaptionLedger
 from bootpig.stages.caption.llm.requests import CaptionAsker
+from bootpig.stages.caption.llm.spending import Expected
 from bootpig.stages.engine.contract import Postponed, SourceContext
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
@@ -100,7 +101,7 @@ def _noted(
         units += [u for u in context.units if unit < u < group + config.batch_units]
     covered = asker.covered(below=group)
     requests: dict[str, Any] = {}
-    expected: list[tuple[float, float]] = []
+    expected: list[Expected] = []
     for chosen in units:
         keys = [Key(chosen, generation, 0, number) for number in range(len(counts))]
         for key in (key for key in keys if not journal.has(key)):
@@ -112,7 +113,7 @@ def _noted(
             if not requests:
                 raise Postponed(
                     f"caption unit {unit}: the spending cap caption.openai.{capped} would be exceeded "
-                    f"({journal.spent.summary(config)} spent); raise it and run again, paid answers are kept"
+                    f"({config.summary(journal.spent)} spent); raise it and run again, paid answers are kept"
                 )
             break
     asked = {key: counts[int(key[:-5].split("-")[3])] for key in requests}

@@ -36,11 +36,16 @@ T = TypeVar("T")
 
 
 class LLMClient:
-    """A client of one endpoint.
+    """A client of one endpoint, for chat completions.
 
     Raises:
         InputError: the environment variable for the key is not set.
     """
+
+    answers = "a chat completion"
+    """What it takes for an answer, for messages."""
+    settings = "model, temperature, extra_body"
+    """The settings that make up a request, for messages."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
@@ -61,7 +66,7 @@ class LLMClient:
         self._stopped.set()
 
     def ask(self, request: dict[str, Any]) -> tuple[str, int]:
-        """Request a chat completion. Returns the unchanged body, in which only the key is masked, and the number of
+        """Send a request. Returns the unchanged body of the answer, in which only the key is masked, and the number of
         retries.
 
         Raises:
@@ -69,16 +74,15 @@ class LLMClient:
             SchemaRefused: the endpoint does not accept `response_format`, or something else in the request.
             InputError: the key, the model, the address or the request cannot be used.
         """
-        api = self.api.chat.completions.with_raw_response
-
-        def send() -> str:
-            body = api.create(**_arguments(request)).text
-            if completion(body) is None:
-                raise NoCompletion(body)
-            return body
-
-        body, retries = self.call(send, schema="response_format" in request)
+        body, retries = self.call(lambda: self.send(request), schema="response_format" in request)
         return mask(body), retries
+
+    def send(self, request: dict[str, Any]) -> str:
+        """Send a request once. Returns the body of the answer. Raises `NoAnswer` if it is none."""
+        body: str = self.api.chat.completions.with_raw_response.create(**_arguments(request)).text
+        if completion(body) is None:
+            raise NoAnswer(body)
+        return body
 
     def call(self, request: Callable[[], T], *, schema: bool = False) -> tuple[T, int]:
         """Call `request()`, retrying transient errors. Returns (result, number of retries). Raises like `ask`."""
@@ -86,7 +90,7 @@ class LLMClient:
         again = retrying(_is_transient, attempts=tries, pause=_Pause(self._waits), stopped=self._stopped)
         try:
             return again(request), again.statistics["attempt_number"] - 1
-        except (openai.APIError, NoCompletion) as error:
+        except (openai.APIError, NoAnswer) as error:
             raise self._explained(error, again.statistics["attempt_number"], schema) from None
 
     def wait(self) -> str:
@@ -99,11 +103,11 @@ class LLMClient:
         if seconds >= TOLD_WAIT:
             self._waiting = (time.monotonic() + seconds, seconds)
 
-    def _explained(self, error: openai.APIError | NoCompletion, tries: int, schema: bool) -> Exception:
+    def _explained(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
         url, section = self.config.base_url, self.config.section
         tried = f"{tries} tries" if tries > 1 else "1 try"
-        if isinstance(error, NoCompletion):
-            return self._no_completion(error, tried)
+        if isinstance(error, NoAnswer):
+            return self._no_answer(error, tried)
         said = one_line(mask(_message(error)), 200)
         if isinstance(error, openai.APITimeoutError):
             return Fault("timeout", f"no answer from {url} within {self.config.timeout:g} s ({tried})")
@@ -130,9 +134,9 @@ class LLMClient:
             return Fault("content_filter", f"{url} answers {status}: {said}")
         if schema and status in (400, 422):
             return SchemaRefused(said)
-        return InputError(f"{section}: bad_request: {url} answers {status}: {said}; see model, temperature, extra_body")
+        return InputError(f"{section}: bad_request: {url} answers {status}: {said}; see {self.settings}")
 
-    def _no_completion(self, error: NoCompletion, tried: str) -> Exception:
+    def _no_answer(self, error: NoAnswer, tried: str) -> Exception:
         url, section, said = self.config.base_url, self.config.section, one_line(mask(error.body), 120)
         if error.status is not None:
             code = "rate_limited" if error.status == 429 else "server_error"
@@ -140,7 +144,7 @@ class LLMClient:
         if error.is_empty:
             return Fault("content_filter", f"{url} answers without a choice: {said}")
         return InputError(
-            f"{section}.base_url: {url!r} → its answer is not a chat completion: {said!r}; give the address of an "
+            f"{section}.base_url: {url!r} → its answer is not {self.answers}: {said!r}; give the address of an "
             "OpenAI-compatible endpoint, which usually ends in /v1"
         )
 
@@ -161,11 +165,11 @@ def _arguments(request: dict[str, Any]) -> dict[str, Any]:
     return known | {"extra_body": {name: value for name, value in request.items() if name not in own}}
 
 
-class NoCompletion(Exception):
-    """A response with status 200 whose body is not a chat completion: an error, a gateway's page, another service."""
+class NoAnswer(Exception):
+    """A response with status 200 whose body is not an answer: an error, a gateway's page, another service."""
 
     def __init__(self, body: str) -> None:
-        super().__init__("no chat completion")
+        super().__init__("no answer")
         self.body = body
         self.status = _status_within(body)
         """The status of a transient error, if the body contains one."""
@@ -206,7 +210,7 @@ def _has_no_choice(body: str) -> bool:
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later, after a wait of at most `LONGEST_WAIT`."""
-    if isinstance(error, NoCompletion):
+    if isinstance(error, NoAnswer):
         return error.status is not None
     if not isinstance(error, openai.APIStatusError):
         return isinstance(error, openai.APIConnectionError)

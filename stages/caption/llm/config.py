@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bootpig.stages.caption.llm.endpoint import EndpointConfig
+from bootpig.stages.caption.llm.chat import ChatConfig
 from bootpig.stages.engine.contract import SPEED
 
 PROMPT = (
@@ -22,7 +22,7 @@ PROMPT = (
 STEERING = "Choose objects other than these, which are covered already: {objects}."
 
 
-class OpenAIConfig(EndpointConfig):
+class OpenAIConfig(ChatConfig):
     """An endpoint that writes captions without pictures."""
 
     section: ClassVar[str] = "caption.openai"

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import os
-from string import Formatter
-from typing import Any, ClassVar, Literal
+from abc import abstractmethod
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from bootpig.stages.caption.llm.spending import Spent
 from bootpig.stages.engine.contract import MODEL, SPEED, InputError, StageConfig
 from bootpig.storage.secrets import hide
-
-RESERVED = ("messages", "model", "n", "response_format", "stream", "temperature")
-"""Fields of a request that `extra_body` may not set."""
 
 
 class EndpointConfig(StageConfig):
     """An OpenAI-compatible endpoint: the transport and the spending limits.
 
-    The prompt and the model's name change the answers and are part of the fingerprint. The address, the transport and
-    the prices are not: paid captions are kept when an endpoint moves or a cap is raised.
+    The model's name and what is asked change the answers and are part of the fingerprint. The address, the transport
+    and the prices are not: paid answers are kept when an endpoint moves or a cap is raised.
     """
 
     section: ClassVar[str]
     """Where these settings are in the configuration, for messages: `caption.openai`."""
-    blanks: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Field with text → the blanks that it may have, such as `count` for {count}."""
+    reserved: ClassVar[tuple[str, ...]]
+    """Fields of a request that `extra_body` may not set."""
+    price: ClassVar[str]
+    """The fields that `cap_usd` needs, for messages."""
 
     base_url: str = Field(
         default="https://api.openai.com/v1",
@@ -46,26 +46,15 @@ class EndpointConfig(StageConfig):
         json_schema_extra=SPEED,
         description="Name of a Prefect Secret block with the API key, used if the variable `api_key_env` is not set.",
     )
-    system: str = Field(
-        default="You are a writer of simple scene descriptions under 18 words.",
-        description="The system message. Empty: none.",
-    )
-    temperature: float | None = Field(default=1.2, ge=0, le=2, description="Sampling temperature. null: not sent.")
     extra_body: dict[str, Any] = Field(
         default={}, description="More fields of each request, such as {max_completion_tokens: 4000}."
-    )
-    format: Literal["auto", "json", "lines"] = Field(
-        default="auto",
-        json_schema_extra=SPEED,
-        description="Format of the answers. json: by a JSON schema. lines: one caption per line. auto: json, or lines "
-        "if the endpoint answers 400 to a schema.",
     )
     rounds: int = Field(
         default=3,
         ge=1,
         le=20,
         json_schema_extra=SPEED,
-        description="Rounds of requests per run for a unit's missing captions after short, refused or unreadable "
+        description="Rounds of requests per run for what a unit still misses after short, refused or unreadable "
         "answers.",
     )
     concurrency: int = Field(
@@ -82,26 +71,12 @@ class EndpointConfig(StageConfig):
         description="Retries of a request on 408, 409, 429, 5xx, a timeout or a connection error, with exponential "
         "backoff and jitter, or after the endpoint's Retry-After.",
     )
-    price_input: float | None = Field(
-        default=None,
-        ge=0,
-        json_schema_extra=SPEED,
-        description="USD per million prompt tokens, without batch discount.",
-    )
-    price_output: float | None = Field(
-        default=None,
-        ge=0,
-        json_schema_extra=SPEED,
-        description="USD per million answer tokens, without batch discount.",
-    )
     cap_usd: float | None = Field(
         default=None,
         gt=0,
         json_schema_extra=SPEED,
-        description="Spending cap in USD for this prompt and model, over all runs. Units beyond it stay pending.",
-    )
-    cap_tokens: int | None = Field(
-        default=None, gt=0, json_schema_extra=SPEED, description="The same cap in tokens, prompt and answer together."
+        description="Spending cap in USD for this model and these settings, over all runs. Units beyond it stay "
+        "pending.",
     )
 
     @field_validator("base_url")
@@ -117,29 +92,14 @@ class EndpointConfig(StageConfig):
     @field_validator("extra_body")
     @classmethod
     def _not_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(set(extra) & set(RESERVED)):
+        if taken := sorted(set(extra) & set(cls.reserved)):
             raise ValueError(f"{', '.join(taken)} cannot be set here; remove it")
         return extra
 
-    @field_validator("*")
-    @classmethod
-    def _no_other_blanks(cls, text: Any, info: Any) -> Any:
-        allowed = cls.blanks.get(info.field_name)
-        if allowed is None:
-            return text
-        try:
-            found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"{error}; write {{{{ and }}}} for literal braces") from None
-        if found - set(allowed):
-            known = " and ".join(f"{{{blank}}}" for blank in allowed)
-            raise ValueError(f"only the blank {known} is allowed; write {{{{ and }}}} for literal braces")
-        return text
-
     @model_validator(mode="after")
     def _prices(self) -> EndpointConfig:
-        if self.cap_usd is not None and (self.price_input is None or self.price_output is None):
-            raise ValueError("cap_usd needs price_input and price_output, in USD per million tokens")
+        if self.cap_usd is not None and self.usd(Spent()) is None:
+            raise ValueError(f"cap_usd needs {self.price}")
         if self.api_key_secret is not None and self.api_key_env is None:
             raise ValueError("api_key_secret needs api_key_env, the variable in which the key is put")
         return self
@@ -170,9 +130,32 @@ class EndpointConfig(StageConfig):
         if self.api_key_secret is None or os.environ.get(str(self.api_key_env)):
             self.key()
 
-    def usd(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float | None:
-        """The cost of tokens in USD, half of that in a batch. None if the prices are not set."""
-        if self.price_input is None or self.price_output is None:
-            return None
-        price = (input_tokens * self.price_input + output_tokens * self.price_output) / 1e6
-        return price / 2 if batch else price
+    @property
+    @abstractmethod
+    def starts_structured(self) -> bool:
+        """Whether the first requests ask for a format of the answers that some endpoints do not know."""
+
+    @property
+    def needs_structure(self) -> bool:
+        """Whether requests without that format are not allowed."""
+        return False
+
+    @abstractmethod
+    def usd(self, spent: Spent) -> float | None:
+        """The price of what was spent, in USD. None if the prices are not set."""
+
+    @abstractmethod
+    def amount(self, spent: Spent) -> str:
+        """What was spent, without its price, for messages: `1,204,331 tokens`."""
+
+    def over_cap(self, spent: Spent) -> str:
+        """Name and value of the cap that is exceeded; empty if none."""
+        usd = self.usd(spent)
+        return (
+            f"cap_usd {self.cap_usd:g}" if self.cap_usd is not None and usd is not None and usd > self.cap_usd else ""
+        )
+
+    def summary(self, spent: Spent) -> str:
+        """`4.98 USD, 1,204,331 tokens`."""
+        usd = self.usd(spent)
+        return ("" if usd is None else f"{usd:.4g} USD, ") + self.amount(spent)

@@ -1,4 +1,4 @@
-"""Fills the slots of one unit with captions from an endpoint, in rounds of requests.
+"""Fills the slots of one unit with what an endpoint answers, captions or pictures, in rounds of requests.
 
 **Slots.** Round 0 splits the unit's slots into requests. Slots that an answer leaves open (because it is short,
 refused, truncated or unreadable) are requested again in the next round, up to `rounds` rounds per run. Slots still open
@@ -8,7 +8,7 @@ exactly that request, and the result is the same as without the error.
 **Replay.** Every answer is written to the journal before it is parsed, and never requested again (see `journal`).
 
 **Spending.** Before a request is sent, the amount spent so far, the requests in flight and the expected cost of this
-request must together stay within `cap_usd` and `cap_tokens`. Otherwise the unit is postponed and stays pending.
+request must together stay within the caps. Otherwise the unit is postponed and stays pending.
 """
 
 from __future__ import annotations
@@ -16,34 +16,35 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
-from bootpig.stages.caption.llm.answers import read_answer
 from bootpig.stages.caption.llm.endpoint import EndpointConfig
 from bootpig.stages.caption.llm.faults import Fault, SchemaRefused
-from bootpig.stages.caption.llm.journal import Key, Record
+from bootpig.stages.caption.llm.journal import Journal, Key, Record
 from bootpig.stages.caption.llm.ledger import Ledger
-from bootpig.stages.caption.llm.requests import Asker
+from bootpig.stages.caption.llm.requests import Asker, Filled, S
+from bootpig.stages.caption.llm.spending import Expected
 from bootpig.stages.engine.contract import InputError, Postponed, SourceContext
+from bootpig.stages.pictures import on_all_cores
 
 if TYPE_CHECKING:
     from bootpig.stages.caption.llm.client import LLMClient
 
-LONGEST = 300
-"""Maximum characters of a caption; no text encoder reads more."""
+AT_ONCE = 32
+"""Answers that are read between two reports of progress."""
 
 Batch = Callable[["LLMClient", Sequence[Key], Sequence[int]], Mapping[Key, tuple[str, str]]]
 """`batch(client, missing, counts)` sends the requests `missing` of a first round, whose requests ask for `counts`
 captions. Returns those without an answer, with code and message."""
 
 
-class Filling:
+class Filling(Generic[S]):
     """The slots of one unit.
 
     Args:
         config: the endpoint.
         ledger: the journal, and what was spent. Already refreshed.
-        asker: builds the requests.
+        asker: builds the requests and reads the answers.
         context: the run.
         unit: stage and number, for messages, such as `caption unit 3`.
         generations: what the journal's keys start with: unit → generation.
@@ -55,7 +56,7 @@ class Filling:
         self,
         config: EndpointConfig,
         ledger: Ledger,
-        asker: Asker,
+        asker: Asker[S],
         context: SourceContext,
         unit: str,
         generations: Mapping[int, int],
@@ -67,7 +68,7 @@ class Filling:
         self.asker = asker
         self.context = context
         self.unit = unit
-        self.slots: list[str | None] = [None] * size
+        self.slots: list[S | None] = [None] * size
         self.faults: dict[int, tuple[str, str]] = {}
         """Open slot → code and message of its last fault."""
         self._answers = ledger.journal.answers(generations)
@@ -80,10 +81,7 @@ class Filling:
     def client(self) -> LLMClient:
         """Created on first use: a replay needs no API key."""
         if self._client is None:
-            # importing the openai package is slow
-            from bootpig.stages.caption.llm.client import LLMClient
-
-            self._client = LLMClient(self.config)
+            self._client = self.asker.connect()
         return self._client
 
     def usage(self) -> dict[str, float]:
@@ -96,14 +94,15 @@ class Filling:
             "output_tokens": round(sum(b for _, b in tokens)),
         }
 
-    def replayed(self) -> list[str | None]:
+    def replayed(self) -> list[S | None]:
         """Fill the slots from the journal only."""
         for number in itertools.count():
             chunks = self._chunks()
             keys = self.asker.keys(number, chunks)
             if not chunks or any(key not in self._answers for key in keys):
                 return self.slots
-            self._read(chunks, keys)
+            if self._read(chunks, keys):
+                return self.slots
         raise AssertionError("unreachable")
 
     def fill(self) -> None:
@@ -121,15 +120,15 @@ class Filling:
                 return
             keys = self.asker.keys(number, chunks)
             left = [place for place, key in enumerate(keys) if key not in self._answers]
-            lost: Mapping[Key, tuple[str, str]] = {}
+            lost: dict[Key, tuple[str, str]] = {}
             if left:
                 asked = True
                 missing, counts = [keys[place] for place in left], [len(chunks[place]) for place in left]
                 if self._batch is not None and number == 0:
-                    lost = self._through_batch(missing, [len(chunk) for chunk in chunks])
+                    lost = dict(self._through_batch(missing, [len(chunk) for chunk in chunks]))
                 else:
                     lost = self._exchange(missing, counts)
-            self._read(chunks, keys)
+            lost |= self._read(chunks, keys)
             for key, chunk in zip(keys, chunks, strict=True):
                 if key in lost:
                     self.faults |= dict.fromkeys(chunk, lost[key])
@@ -138,22 +137,35 @@ class Filling:
 
     def _chunks(self) -> list[list[int]]:
         """The open slots, split into requests."""
-        return self.asker.chunks([slot for slot, caption in enumerate(self.slots) if caption is None])
+        return self.asker.chunks([slot for slot, value in enumerate(self.slots) if value is None])
 
-    def _read(self, chunks: Sequence[Sequence[int]], keys: Sequence[Key]) -> None:
-        for chunk, key in zip(chunks, keys, strict=True):
-            if (record := self._answers.get(key)) is None:
-                continue
-            answer = read_answer(record.body, len(chunk), lines_too=self.config.format != "json")
-            for slot, caption in zip(chunk, answer.captions, strict=False):
-                self.slots[slot] = caption[:LONGEST]
-            if answer.fault:
-                self.faults |= dict.fromkeys(chunk[len(answer.captions) :], (answer.fault, answer.message))
-        self._show()
+    def _read(self, chunks: Sequence[Sequence[int]], keys: Sequence[Key]) -> dict[Key, tuple[str, str]]:
+        """Fill the slots from the answers that are there. Returns those that cannot be read now, with code and
+        message."""
+        lost: dict[Key, tuple[str, str]] = {}
+        there = [(chunk, key) for chunk, key in zip(chunks, keys, strict=True) if key in self._answers]
+        for begin in range(0, len(there), AT_ONCE):
+            some = there[begin : begin + AT_ONCE]
+            for (chunk, key), answer in zip(some, on_all_cores(lambda pair: self._answer(*pair), some), strict=True):
+                if isinstance(answer, Fault):
+                    lost[key] = (answer.code, str(answer))
+                    continue
+                for slot, value in zip(chunk, answer.values, strict=False):
+                    self.slots[slot] = value
+                if answer.fault:
+                    self.faults |= dict.fromkeys(chunk[len(answer.values) :], (answer.fault, answer.message))
+            self._show()
+        return lost
+
+    def _answer(self, chunk: Sequence[int], key: Key) -> Filled[S] | Fault:
+        try:
+            return self.asker.read(key, self._answers[key], len(chunk))
+        except Fault as fault:
+            return fault
 
     def _show(self) -> None:
         """Report progress. Raises if the run should stop."""
-        filled = sum(caption is not None for caption in self.slots)
+        filled = sum(value is not None for value in self.slots)
         self.context.progress(filled, len(self.slots), self._client.wait() if self._client else "")
 
     def _exchange(self, keys: Sequence[Key], counts: Sequence[int]) -> dict[Key, tuple[str, str]]:
@@ -165,20 +177,20 @@ class Filling:
         covered = self.asker.covered(self.slots)
         waiting = list(zip(keys, counts, strict=True))
         lost: dict[Key, tuple[str, str]] = {}
-        running: dict[Future[Record], tuple[Key, tuple[float, float]]] = {}
+        running: dict[Future[Record], tuple[Key, Expected]] = {}
         capped, answered = "", False
         client = self.client
-        with ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="captions") as pool:
+        with ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="endpoint") as pool:
             try:
                 while waiting or running:
                     while waiting and not capped and len(running) < self.config.concurrency:
                         key, asked = waiting[0]
                         request = self.asker.request(key, asked, covered, structured=self.ledger.structured)
-                        tokens = self.ledger.journal.spent.expected(asked, self.asker.tokens(request))
-                        if capped := self.ledger.over_cap([*(t for _, t in running.values()), tokens]):
+                        expected = self.ledger.journal.spent.expected(asked, self.asker.tokens(request))
+                        if capped := self.ledger.over_cap([*(e for _, e in running.values()), expected]):
                             break
                         waiting.pop(0)
-                        running[pool.submit(self._ask, client, key, asked, covered)] = (key, tokens)
+                        running[pool.submit(self._ask, client, key, asked, covered)] = (key, expected)
                     if not running:
                         break
                     done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -202,7 +214,7 @@ class Filling:
                 client.stop()
                 raise
         if capped and waiting:
-            spent = self.ledger.journal.spent.summary(self.config)
+            spent = self.config.summary(self.ledger.journal.spent)
             raise Postponed(
                 f"{self.unit}: the spending cap {self.config.section}.{capped} would be exceeded ({spent} "
                 "spent); raise it and run again, paid answers are kept"
@@ -210,13 +222,13 @@ class Filling:
         return lost
 
     def _ask(self, client: LLMClient, key: Key, asked: int, covered: Sequence[str]) -> Record:
-        """Send one request. With `auto`, repeat it without the JSON schema if the endpoint rejects that."""
+        """Send one request. If the endpoint rejects the format that it asks for, repeat it without, where allowed."""
         structured = self.ledger.structured
         request = self.asker.request(key, asked, covered, structured=structured)
         try:
             body, retries = client.ask(request)
         except SchemaRefused as refused:
-            if self.config.format == "json":
+            if self.config.needs_structure:
                 raise InputError(
                     f"{self.config.section}.format: 'json' → the endpoint answers 400 to a JSON schema ({refused}); "
                     "use auto or lines"
@@ -226,7 +238,8 @@ class Filling:
             body, retries = client.ask(request)
             self.ledger.structured = False
         record = Record(asked, structured, self.asker.kept(request), body, retries=retries)
-        self.ledger.journal.keep(key, record)
+        record = self.ledger.journal.keep(key, record)
+        self.asker.complete(key, record)
         return record
 
     def _through_batch(self, missing: Sequence[Key], counts: Sequence[int]) -> Mapping[Key, tuple[str, str]]:
@@ -237,3 +250,27 @@ class Filling:
         self._answers |= found
         self._asked += found.values()
         return lost
+
+
+def generations_of(
+    journal: Journal, units: Sequence[int], is_committed: Callable[[Mapping[int, int]], bool] | None
+) -> dict[int, int]:
+    """The generation in which each of `units` is asked for.
+
+    By default the newest one that has an answer. A forced unit makes new requests under a new generation, unless some
+    of `units` lack an answer of the newest generation, or those answers differ from what is committed: then an earlier
+    forced run was interrupted, and its generation is continued.
+
+    Args:
+        units: what answers belong to, as in `Key.unit`.
+        is_committed: whether what is committed is what the answers of these generations give. None if the unit is not
+            forced, or nothing is committed.
+    """
+    newest = journal.generations(set(units))
+    generations = {unit: newest.get(unit, 0) for unit in units}
+    if is_committed is None or not generations:
+        return generations
+    last = max(generations.values())
+    if min(generations.values()) == last and is_committed(generations):
+        last += 1
+    return dict.fromkeys(units, last)

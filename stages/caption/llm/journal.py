@@ -1,4 +1,4 @@
-"""The journal stores every answer of the LLM unchanged, so that no answer has to be paid for twice.
+"""The journal stores every answer of an endpoint unchanged, so that no answer has to be paid for twice.
 
 `caption/<fingerprint>/journal/00017-00-00-0003.json` is the answer to request 3 of round 0 of generation 0 of unit 17.
 An answer is written before it is parsed, is not part of any fingerprint, and is never changed; later runs replay it.
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 from bootpig.stages.caption.llm.answers import completion
 from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, Spent, prompt_tokens
 from bootpig.storage.jsonio import parse_json
-from bootpig.storage.parts import Parts
+from bootpig.storage.root import Root
 
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.json")
 
 
 class Key(NamedTuple):
-    """Identifies a request. `unit` is what its answers belong to: a unit of captions, or a picture (its sample id)."""
+    """Identifies a request. `unit` is what its answers belong to: a unit of captions, or a sample (its id)."""
 
     unit: int
     generation: int
@@ -45,9 +45,9 @@ class Record:
     """A request and its answer."""
 
     asked: int
-    """Number of captions requested."""
+    """Number of captions or pictures requested, as far as they are paid for."""
     structured: bool
-    """Whether the request had a JSON schema."""
+    """Whether the request asked for a format of the answer, such as a JSON schema."""
     request: dict[str, Any]
     body: str
     """The response body, unchanged except that copies of the API key are masked."""
@@ -64,11 +64,16 @@ class Record:
 
 
 class Journal:
-    """The journal of one fingerprint. A process uses one instance for all its units."""
+    """The journal of one fingerprint. A process uses one instance for all its units.
 
-    def __init__(self, parts: Parts) -> None:
-        self.root = parts.root
-        self.folder = f"{parts.folder}/journal"
+    Args:
+        root: the store.
+        folder: where the journal is in it.
+    """
+
+    def __init__(self, root: Root, folder: str) -> None:
+        self.root = root
+        self.folder = folder
         self.spent = Spent()
         self._keys: set[Key] = set()
 
@@ -95,9 +100,14 @@ class Journal:
     def has(self, key: Key) -> bool:
         return key in self._keys
 
-    def keep(self, key: Key, record: Record) -> None:
-        """Write an answer. Raises StoreError or OSError if that fails."""
+    def is_answer(self, body: str) -> bool:
+        """Whether the body of a response is an answer. Earlier versions also kept errors."""
+        return completion(body) is not None
+
+    def keep(self, key: Key, record: Record) -> Record:
+        """Write an answer. Returns it as `records` would. Raises StoreError or OSError if that fails."""
         self.write(key.name, vars(record))
+        return record
 
     def count(self, key: Key, record: Record) -> None:
         """Add a stored answer to the amount spent. Counts each answer only once."""
@@ -112,7 +122,7 @@ class Journal:
         for path, value in self.root.read_many(list(paths)).items():
             with suppress(ValueError, TypeError):
                 record = Record(**parse_json(value))
-                if completion(record.body) is not None:  # earlier versions kept errors, too
+                if self.is_answer(record.body):
                     found[paths[path]] = record
         return found
 

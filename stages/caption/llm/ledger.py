@@ -10,6 +10,7 @@ from bootpig.stages.caption.duplicates import DuplicateIndex, subject_of
 from bootpig.stages.caption.llm.config import OpenAIConfig
 from bootpig.stages.caption.llm.endpoint import EndpointConfig
 from bootpig.stages.caption.llm.journal import Journal
+from bootpig.stages.caption.llm.spending import Expected
 from bootpig.storage.parts import Marker, Parts
 
 C = TypeVar("C", bound=EndpointConfig)
@@ -24,13 +25,16 @@ class Ledger:
     def __init__(self, parts: Parts, config: EndpointConfig) -> None:
         self.parts = parts
         self.config = config
-        self.journal = Journal(parts)
-        self.structured = config.format != "lines"
-        """Whether requests have a JSON schema. With `auto`, set to False once the endpoint rejects it."""
+        self.journal = self.open_journal()
+        self.structured = config.starts_structured
+        """Whether requests ask for a format of the answer. Set to False once the endpoint rejects that."""
 
-    def over_cap(self, expected: Sequence[tuple[float, float]], batch: bool = False) -> str:
-        """The cap that would be exceeded by requests of these (prompt, answer) tokens; empty if none."""
-        return self.journal.spent.with_more(expected, batch).over_cap(self.config)
+    def open_journal(self) -> Journal:
+        return Journal(self.parts.root, f"{self.parts.folder}/journal")
+
+    def over_cap(self, expected: Sequence[Expected], batch: bool = False) -> str:
+        """The cap that would be exceeded by requests that are expected to take this; empty if none."""
+        return self.config.over_cap(self.journal.spent.with_more(expected, batch))
 
 
 class CaptionLedger(Ledger):

@@ -1,4 +1,4 @@
-"""Builds the requests to the LLM: the prompt, the answer format, and the subjects to avoid."""
+"""What is asked for the slots of a unit, and how answers fill them: any endpoint, and captions in particular."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bootpig.stages.caption.duplicates import subject_of
-from bootpig.stages.caption.llm.answers import SCHEMA
+from bootpig.stages.caption.llm.answers import SCHEMA, read_answer
+from bootpig.stages.caption.llm.chat import ChatConfig
 from bootpig.stages.caption.llm.config import OpenAIConfig
-from bootpig.stages.caption.llm.endpoint import EndpointConfig
-from bootpig.stages.caption.llm.journal import Key
+from bootpig.stages.caption.llm.journal import Key, Record
 from bootpig.stages.caption.llm.ledger import CaptionLedger
 from bootpig.stages.caption.llm.spending import prompt_tokens
+
+if TYPE_CHECKING:
+    from bootpig.stages.caption.llm.client import LLMClient
+
+LONGEST = 300
+"""Maximum characters of a caption; no text encoder reads more."""
 
 AS_JSON = 'Answer with a JSON object: {"captions": ["A photo of a …, …", …]}.'
 LIST = "This is list {name} of many; no caption of it stands in another."
@@ -22,12 +29,29 @@ LIST = "This is list {name} of many; no caption of it stands in another."
 AS_LINES = "Write one caption a line and nothing else: no numbers, no quotes, no other text."
 
 
-class Asker(ABC):
-    """Builds the requests for the slots of one unit."""
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Filled(Generic[S]):
+    """What an answer gives for the slots of its request, in order."""
+
+    values: Sequence[S] = ()
+    fault: str = ""
+    """The code of the reason why values are missing, empty if none are."""
+    message: str = ""
+
+
+class Asker(ABC, Generic[S]):
+    """Builds the requests for the slots of one unit, and reads the answers. `S`: what fills a slot."""
+
+    @abstractmethod
+    def connect(self) -> LLMClient:
+        """A client of the endpoint. Called once, when the first request is made: a replay needs no API key."""
 
     @abstractmethod
     def chunks(self, slots: Sequence[int]) -> list[list[int]]:
-        """Slots without a caption, split into requests."""
+        """Empty slots, split into requests."""
 
     @abstractmethod
     def keys(self, round: int, chunks: Sequence[Sequence[int]]) -> list[Key]:
@@ -35,10 +59,30 @@ class Asker(ABC):
 
     @abstractmethod
     def request(self, key: Key, asked: int, covered: Sequence[str], *, structured: bool) -> dict[str, Any]:
-        """The body of a chat completion request for `asked` captions."""
+        """The body of the request for `asked` slots.
 
-    def covered(self, slots: Iterable[str | None] = ()) -> list[str]:
-        """Subjects that a request should avoid, given the captions of the unit's slots. By default none."""
+        Args:
+            covered: what the request should avoid, see `covered`.
+            structured: whether the request asks for a format of the answer that some endpoints do not know.
+        """
+
+    @abstractmethod
+    def read(self, key: Key, record: Record, asked: int) -> Filled[S]:
+        """What an answer gives for `asked` slots. The answer is untrusted. Called from several threads.
+
+        Raises:
+            Fault: a part of the answer cannot be had now, such as a picture of which the answer gives the address.
+        """
+
+    def complete(self, key: Key, record: Record) -> None:
+        """Get the parts of an answer that it only names, once it is in the journal. Called by the request's thread.
+
+        Raises:
+            InputError: the endpoint answers in a way that cannot be used for any request.
+        """
+
+    def covered(self, slots: Iterable[S | None] = ()) -> list[str]:
+        """Subjects that a request should avoid, given what fills the unit's slots. By default none."""
         return []
 
     def kept(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +91,31 @@ class Asker(ABC):
 
     @staticmethod
     def tokens(request: dict[str, Any]) -> float:
-        """About how many tokens a request's prompt has."""
+        """About how many tokens a request's prompt has. 0 where they do not count."""
+        return 0.0
+
+
+class ChatAsker(Asker[str]):
+    """Requests for captions as chat completions."""
+
+    config: ChatConfig
+
+    def connect(self) -> LLMClient:
+        # importing the openai package is slow
+        from bootpig.stages.caption.llm.client import LLMClient
+
+        return LLMClient(self.config)
+
+    def read(self, key: Key, record: Record, asked: int) -> Filled[str]:
+        answer = read_answer(record.body, asked, lines_too=self.config.format != "json")
+        return Filled([caption[:LONGEST] for caption in answer.captions], answer.fault, answer.message)
+
+    @staticmethod
+    def tokens(request: dict[str, Any]) -> float:
         return prompt_tokens(request["messages"])
 
 
-def chat_request(config: EndpointConfig, content: Any, *, structured: bool) -> dict[str, Any]:
+def chat_request(config: ChatConfig, content: Any, *, structured: bool) -> dict[str, Any]:
     """The body of a chat completion request.
 
     Args:
@@ -72,7 +136,7 @@ def chat_request(config: EndpointConfig, content: Any, *, structured: bool) -> d
     return request
 
 
-class CaptionAsker(Asker):
+class CaptionAsker(ChatAsker):
     """Requests for many captions each. Their content depends only on config, seed and the committed captions."""
 
     def __init__(self, config: OpenAIConfig, seed: int, ledger: CaptionLedger, unit: int, generation: int) -> None:

@@ -79,7 +79,9 @@ class OpenAISource:
     def digest(self, indices: range) -> str:
         return ""
 
-    def _filling(self, ledger: CaptionLedger, context: SourceContext, unit: int, generation: int, size: int) -> Filling:
+    def _filling(
+        self, ledger: CaptionLedger, context: SourceContext, unit: int, generation: int, size: int
+    ) -> Filling[str]:
         asker = CaptionAsker(self.config, self.seed, ledger, unit, generation)
 
         def batch(client: LLMClient, missing: Sequence[Key], counts: Sequence[int]) -> Mapping[Key, tuple[str, str]]:
@@ -98,7 +100,7 @@ class OpenAISource:
             batch if self.config.batch else None,
         )
 
-    def _judged(self, work: Filling, others: DuplicateIndex) -> list[Draft]:
+    def _judged(self, work: Filling[str], others: DuplicateIndex) -> list[Draft]:
         own = DuplicateIndex(self.config.near_duplicate)
         drafts = []
         for slot, caption in enumerate(work.slots):

@@ -1,26 +1,31 @@
-"""The synthesize stage: generates one target picture per caption with any diffusers text-to-image pipeline."""
+"""The synthesize stage: one target picture per caption, drawn by a diffusers text-to-image pipeline or an endpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, model_validator
 
 from bootpig.models.painters.costs import step_tflop
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.source import PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
-from bootpig.stages.engine.contract import ADDED, SPEED, MapStage, Sample, StageConfig, sample_seed
+from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
+from bootpig.stages.caption.llm.spending import Spent
+from bootpig.stages.engine.contract import MapStage, Sample, SourceContext, sample_seed
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
-from bootpig.stages.engine.fields import BatchSize, Device, Dtype, ModelName, Revision, Scheduler
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
+from bootpig.stages.synthesize.answers import FAULTS as ANSWER_FAULTS
+from bootpig.stages.synthesize.answers import REJECTIONS
+from bootpig.stages.synthesize.config import SynthesizeConfig
+from bootpig.stages.synthesize.endpoint import ImagesConfig
+from bootpig.stages.synthesize.requests import draw
 
 if TYPE_CHECKING:
     import torch
@@ -28,91 +33,8 @@ if TYPE_CHECKING:
     from bootpig.models.painters.painter import Brush, Painter
 
 
-Side = Annotated[int, Field(ge=16, le=4096, multiple_of=8)]
-
 _SIZE_DRAW = 2
 """The number of the draw that chooses a sample's size, see `sample_seed`. 0 and 1 are the noise of base and refiner."""
-
-
-class SynthesizeConfig(StageConfig):
-    """The pipeline and its sampling settings."""
-
-    model: ModelName = Field(description="A diffusers text-to-image pipeline: a local folder or a hub id.")
-    revision: Revision = None
-    height: Side = Field(default=512, description="Height in pixels.")
-    width: Side = Field(default=512, description="Width in pixels.")
-    sizes: tuple[tuple[Side, Side], ...] = Field(
-        default=(),
-        max_length=64,
-        json_schema_extra=ADDED,
-        description="Several sizes in place of height and width, each as [height, width] in pixels. The size of a "
-        "sample is drawn from them, each with the same probability.",
-    )
-    steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
-    guidance_scale: float = Field(
-        default=7.5, ge=0, le=100, description="Classifier-free guidance; values up to 1 disable it."
-    )
-    negative_prompt: str = Field(default="", description="Negative prompt, the same for all samples.")
-    scheduler: Scheduler = None
-    refiner: ModelName | None = Field(
-        default=None, description="A diffusers SDXL image-to-image pipeline that does the last steps. null: no refiner."
-    )
-    refiner_revision: Revision = None
-    refiner_from: float = Field(
-        default=0.8, gt=0, lt=1, description="Fraction of the noise schedule after which the refiner takes over."
-    )
-    resize: int | None = Field(
-        default=None, ge=16, le=4096, description="Shorter side of the stored picture in pixels. null: as generated."
-    )
-    min_contrast: float = Field(
-        default=2.0,
-        ge=0,
-        le=127,
-        description="Pictures below it are rejected as blank. The largest standard deviation of a colour channel, on a "
-        "scale of 0 to 255. 0 disables the check.",
-    )
-    accept_terms: bool = Field(
-        default=False,
-        json_schema_extra=SPEED,
-        description="Do not warn that the model's terms limit what may be trained on its pictures.",
-    )
-    dtype: Dtype = "float32"
-    device: Device = "auto"
-    batch_size: BatchSize = 4
-
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> SynthesizeConfig:
-        idle = self.changed(["refiner_revision", "refiner_from"])
-        if self.refiner is None and idle:
-            raise ValueError(f"{', '.join(idle)}: no effect without a refiner; set refiner or remove it")
-        single = (self.height, self.width)
-        if self.sizes and self.changed(["height", "width"]) and single not in self.sizes:
-            raise ValueError(
-                f"height {single[0]} and width {single[1]}: none of sizes; remove them, or add {list(single)} to sizes"
-            )
-        if repeated := [list(size) for size in dict.fromkeys(self.sizes) if self.sizes.count(size) > 1]:
-            raise ValueError(f"sizes: {repeated[0]} is listed more than once; remove the others")
-        for height, width in self.painted:
-            if self.resize is not None and self.resize > min(height, width):
-                raise ValueError(f"resize {self.resize} is larger than the picture, {width}x{height}; lower it")
-        return self
-
-    @property
-    def painted(self) -> tuple[tuple[int, int], ...]:
-        """The (height, width) of pictures as the pipeline draws them."""
-        return self.sizes or ((self.height, self.width),)
-
-    @property
-    def stored(self) -> tuple[tuple[int, int], ...]:
-        """The (height, width) of pictures in the shards, in the order of `painted`."""
-        return tuple(self.resized(size) for size in self.painted)
-
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) at which a picture of `size` is stored."""
-        if self.resize is None:
-            return size
-        factor = self.resize / min(size)
-        return round(size[0] * factor), round(size[1] * factor)
 
 
 class Synthesize(MapStage):
@@ -127,16 +49,33 @@ class Synthesize(MapStage):
         "not_finite": "the picture contains NaN or infinity, which can happen with float16",
         "nsfw": "the model's safety checker flagged the picture",
         "blank": "the picture has a single colour",
+        **REJECTIONS,
+        **ANSWER_FAULTS,
+        **REQUEST_FAULTS,
     }
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "not_finite": ("dtype",),
         "nsfw": ("model",),
         "blank": ("min_contrast",),
+        "content_filter": ("openai",),
+        "wrong_size": ("height", "width", "sizes", "resize"),
     }
 
     @property
     def slice_size(self) -> int:
-        return self.config.batch_size
+        return self.config.batch_size if self.config.source == "diffusers" else 1
+
+    @property
+    def sequential(self) -> bool:
+        """With an endpoint, so that the spending cap holds over all units."""
+        return self.config.source == "openai"
+
+    def device(self) -> str:
+        return self.config.device if self.config.source == "diffusers" else "cpu"
+
+    def check_ready(self) -> None:
+        if self.config.openai is not None:
+            self.config.openai.check_key()
 
     def batch_key(self, sample: Sample) -> tuple[int, int]:
         """The (height, width) at which the sample is painted: a draw by its id."""
@@ -145,7 +84,9 @@ class Synthesize(MapStage):
 
     def models(self) -> dict[str, ModelSource]:
         c = self.config
-        lookups = {"model": lambda: resolve("synthesize.model", c.model, c.revision, PIPELINE)}
+        if (model := c.model) is None:
+            return {}
+        lookups = {"model": lambda: resolve("synthesize.model", model, c.revision, PIPELINE)}
         if (refiner := c.refiner) is not None:
             lookups["refiner"] = lambda: resolve("synthesize.refiner", refiner, c.refiner_revision, PIPELINE)
         return resolve_all(self.name, lookups)
@@ -153,7 +94,8 @@ class Synthesize(MapStage):
     def check_models(self) -> list[str]:
         from bootpig.models.painters.checks import painter_problems
 
-        sources = self.models()
+        if not (sources := self.models()):
+            return []
         problems = [problem for source in sources.values() for problem in pipeline_problems(source)]
         return problems or painter_problems(
             sources["model"],
@@ -166,6 +108,9 @@ class Synthesize(MapStage):
     def estimate(self, work: Workload) -> Estimate:
         c = self.config
         painted, kept = (fmean(height * width for height, width in sizes) for sizes in (c.painted, c.stored))
+        if c.openai is not None:
+            return self._requested(c.openai, work, painted, kept)
+        assert c.model is not None
         share = 1.0 if c.refiner is None else c.refiner_from
         step = share * step_tflop(c.model, painted, c.guidance_scale)
         if c.refiner is not None:
@@ -180,6 +125,27 @@ class Synthesize(MapStage):
             stored_bytes=work.samples * PNG_BYTES * kept,
             memory=Memory(memory, "estimated"),
             assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION, f"pictures: PNG at {PNG_BYTES} bytes a pixel"),
+        )
+
+    def _requested(self, openai: ImagesConfig, work: Workload, painted: float, kept: float) -> Estimate:
+        """The estimate with an endpoint. `painted`, `kept`: pixels of a picture as it is drawn and stored."""
+        spent = Spent(requests=work.samples, asked=work.samples)
+        lines = [
+            f"pictures: PNG at {PNG_BYTES} bytes a pixel",
+            f"pictures: {work.samples} requests to {openai.model!r}, no picture twice",
+        ]
+        if (usd := openai.usd(spent)) is None:
+            lines.append("pictures cost nothing, as synthesize.openai.price_per_image is not given")
+        else:
+            lines[1] += f", {openai.price_per_image:g} USD each"
+        if capped := openai.over_cap(spent):
+            lines.append(f"pictures: synthesize.openai.{capped} is less than that; units above it stay pending")
+        return Estimate(
+            SampleShape(kept, square=all(height == width for height, width in self.config.stored)),
+            stored_bytes=work.samples * PNG_BYTES * (painted + kept),
+            usd=usd or 0.0,
+            details={"images": {"requests": work.samples, "cost_usd": usd}},
+            assumptions=tuple(lines),
         )
 
     def warnings(self) -> list[str]:
@@ -200,11 +166,13 @@ class Synthesize(MapStage):
         from bootpig.models.painters.loading import load_refiner, load_text_to_image
         from bootpig.models.painters.painter import Painter
 
-        sources = self.models()
+        self._painter: Painter | None = None
+        self._refiner: Painter | None = None
+        if not (sources := self.models()):
+            return
         device, dtype = torch_device("synthesize.device", self.config.device), torch_dtype(self.config.dtype)
         pipeline = load_text_to_image(sources["model"], device=device, dtype=dtype, scheduler=self.config.scheduler)
-        self._painter: Painter = Painter("synthesize.model", pipeline)
-        self._refiner: Painter | None = None
+        self._painter = Painter("synthesize.model", pipeline)
         if "refiner" in sources:
             refiner = load_refiner(sources["refiner"], pipeline, device=device, dtype=dtype)
             self._refiner = Painter("synthesize.refiner", refiner)
@@ -212,7 +180,16 @@ class Synthesize(MapStage):
     def teardown(self) -> None:
         del self._painter, self._refiner
 
+    def request(self, samples: Sequence[Sample], unit: int, context: SourceContext) -> list[Sample]:
+        """With an endpoint, this draws the pictures, and `process` has nothing left to do."""
+        if self.config.source == "diffusers":
+            return list(samples)
+        sizes = [self.batch_key(sample) for sample in samples]
+        return draw(self.config, self.seed, samples, sizes, unit, context, self._accepted)
+
     def process(self, samples: Sequence[Sample]) -> list[Sample]:
+        if self._painter is None:
+            return list(samples)
         (size,) = {self.batch_key(sample) for sample in samples}
         brush, captions = self._brush(size), [sample.meta["caption"] for sample in samples]
         if self._refiner is None:
@@ -254,12 +231,22 @@ class Synthesize(MapStage):
             return sample.rejected("not_finite", seed=seed)
         if flagged:
             return sample.rejected("nsfw", seed=seed)
-        pixels = (picture * 255).round().astype(np.uint8)
-        if pixels.std(axis=(0, 1)).max() < self.config.min_contrast:
+        image = Image.fromarray((picture * 255).round().astype(np.uint8))
+        if self._is_blank(image):
             return sample.rejected("blank", seed=seed)
-        image = Image.fromarray(pixels)
         height, width = self.config.resized((image.height, image.width))
         if self.config.resize is not None:
             image = image.resize((width, height), Image.Resampling.LANCZOS)
+        return self._painted(sample, seed, image)
+
+    def _accepted(self, sample: Sample, seed: int | None, image: Image.Image) -> Sample:
+        """Accept or reject a picture of an endpoint, RGB, of the stored size."""
+        return sample.rejected("blank", seed=seed) if self._is_blank(image) else self._painted(sample, seed, image)
+
+    def _is_blank(self, image: Image.Image) -> bool:
+        return bool(np.asarray(image).std(axis=(0, 1)).max() < self.config.min_contrast)
+
+    def _painted(self, sample: Sample, seed: int | None, image: Image.Image) -> Sample:
+        height, width = image.height, image.width
         meta = {"size": [height, width]} if len(self.config.sizes) > 1 else {}
         return sample.ok(files={"png": encode_png(image)}, meta=meta, seed=seed)
