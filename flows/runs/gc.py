@@ -15,6 +15,8 @@ from bootpig.storage.root import Root
 KEEP = 7
 """Versions to keep by default."""
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+
 
 @dataclass(frozen=True)
 class Garbage:
@@ -73,7 +75,8 @@ def replaced(root: Root, records: list[RunRecord]) -> dict[str, int]:
         return {}
     found: dict[str, int] = {}
     for stage in MAP_STAGES:
-        for fingerprint in root.folders(stage):
+        # other folders, such as the journal of an images endpoint, have no payloads
+        for fingerprint in filter(_FINGERPRINT.fullmatch, root.folders(stage)):
             parts = Parts(root, stage, fingerprint)
             found |= {f"{parts.folder}/{name}": size for name, size in parts.replaced().items()}
     return found
@@ -109,7 +112,7 @@ def folders(record: RunRecord) -> set[str]:
     named = {(stage, fingerprint) for stage, fingerprints in record.uses.items() for fingerprint in fingerprints}
     named |= {(stage, done.fingerprint) for stage, done in record.stages.items()}
     # a record is untrusted: its names must not lead outside these folders
-    return {f"{stage}/{mark}" for stage, mark in named if stage in STAGES and re.fullmatch(r"[0-9a-f]{16}", mark)}
+    return {f"{stage}/{mark}" for stage, mark in named if stage in STAGES and _FINGERPRINT.fullmatch(mark)}
 
 
 def size(root: Root, folder: str) -> int:

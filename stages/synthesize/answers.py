@@ -10,15 +10,17 @@ from typing import Any
 from PIL import Image
 
 from bootpig.stages.caption.llm.answers import SHOWN, WITHHELD
+from bootpig.stages.caption.llm.faults import REFUSED
 from bootpig.stages.picture_files.reader import PictureError, on_white, read_picture
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.jsonio import parse_json
 
 FAULTS = {
+    REFUSED: "the endpoint rejects the request for this caption (400 or 422), but has answered others",
     "empty": "the endpoint's answer contains no picture",
     "unreadable": "the endpoint's answer contains something that is not a picture, or a damaged one",
 }
-"""Code → meaning. Such a picture is requested again in a later round."""
+"""Code → meaning. Such a picture is requested again, in a later round or run."""
 
 REJECTIONS = {
     "content_filter": "the endpoint's content filter blocked the picture",
@@ -26,7 +28,7 @@ REJECTIONS = {
 }
 """Code → meaning. Another request would end the same way."""
 
-REFUSED = WITHHELD | {
+FILTERS = WITHHELD | {
     "contentfilter",
     "content_policy_violation",
     "moderation_blocked",
@@ -69,7 +71,7 @@ def refusal(data: Any) -> str | None:
         return None
     inner = error.get("innererror") or error.get("inner_error")
     codes = [fields.get(name) for fields in (error, inner) if isinstance(fields, dict) for name in ("code", "type")]
-    if not any(str(code).casefold() in REFUSED for code in codes):
+    if not any(str(code).casefold() in FILTERS for code in codes):
         return None
     return one_line(str(error.get("message") or ""), SHOWN)
 
@@ -86,7 +88,7 @@ def read_images(body: str) -> Answer:
     if not entries:
         return Answer(code="empty", message="the answer contains no picture")
     entry = entries[0] if isinstance(entries[0], dict) else {}
-    if str(entry.get("finish_reason")).casefold() in REFUSED:
+    if str(entry.get("finish_reason")).casefold() in FILTERS:
         return Answer(code="content_filter", message=one_line(str(entry["finish_reason"]), SHOWN))
     encoded, url = entry.get("b64_json"), entry.get("url")
     if isinstance(encoded, dict):

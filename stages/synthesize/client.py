@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import openai
 
 from bootpig.stages.caption.llm.client import LLMClient, NoAnswer
-from bootpig.stages.caption.llm.faults import Fault
+from bootpig.stages.caption.llm.faults import REFUSED, Fault
+from bootpig.stages.engine.contract import InputError
 from bootpig.stages.plain_text import one_line
 from bootpig.stages.synthesize.answers import is_answer
 from bootpig.stages.synthesize.endpoint import ImagesConfig
 from bootpig.storage.faults import is_transient_status
-from bootpig.storage.retry import retrying
+from bootpig.storage.retry import ATTEMPTS, retrying
 
 MOST_BYTES = 2**26
 """Of a picture that is fetched from its address."""
@@ -24,10 +25,23 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class ImagesClient(LLMClient):
-    """A client of one images endpoint."""
+    """A client of one images endpoint.
+
+    Args:
+        config: the endpoint.
+        is_proven: whether it has answered requests with these settings. A request that it rejects then concerns that
+            request only, and not the settings.
+
+    Raises:
+        InputError: the environment variable for the key is not set.
+    """
 
     answers = "an images response"
     settings = "quality, send_seed, extra_body, and synthesize.height and width"
+
+    def __init__(self, config: ImagesConfig, *, is_proven: bool) -> None:
+        super().__init__(config)
+        self._is_proven = is_proven
 
     def send(self, request: dict[str, Any]) -> str:
         """Send a request once. Returns the body of the answer, which may be a refusal to draw the picture."""
@@ -41,14 +55,22 @@ class ImagesClient(LLMClient):
             raise
         if not is_answer(body):
             raise NoAnswer(body)
+        self._is_proven = True
         return body
+
+    def explained(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
+        problem = super().explained(error, tries, schema)
+        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+        if self._is_proven and status in (400, 422) and isinstance(problem, InputError):
+            return Fault(REFUSED, str(problem).partition("bad_request: ")[2])
+        return problem
 
 
 class NotFetched(ValueError):
     """A picture cannot be fetched from its address, now or later. One line."""
 
 
-class ElsewhereError(NotFetched):
+class Elsewhere(NotFetched):
     """The picture's address does not belong to the endpoint."""
 
 
@@ -59,13 +81,16 @@ def fetch_picture(config: ImagesConfig, url: str) -> bytes:
     this machine ask others in its network.
 
     Raises:
-        ElsewhereError: the address is another server's.
+        Elsewhere: the address is another server's.
         NotFetched: there is no such picture, or it is too large.
         Fault: there was no answer.
     """
-    address = urljoin(f"{config.base_url}/", url)
-    if not _is_same_server(address, config.base_url):
-        raise ElsewhereError(f"its picture is at another server, {one_line(_host(urlsplit(address)), 80)!r}")
+    try:
+        address = urljoin(f"{config.base_url}/", url)
+        if (server := _server(address)) != _server(config.base_url):
+            raise Elsewhere(f"its picture is at another server, {one_line(str(server[1]), 80)!r}")
+    except ValueError as error:
+        raise error if isinstance(error, NotFetched) else NotFetched("its picture's address is not a URL") from None
     key = config.key()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -84,7 +109,7 @@ def fetch_picture(config: ImagesConfig, url: str) -> bytes:
             return bytes(data)
 
     try:
-        return retrying(_is_transient, attempts=config.max_retries + 1)(fetch)
+        return retrying(_is_transient, attempts=min(config.max_retries + 1, ATTEMPTS))(fetch)
     except _Status as error:
         if is_transient_status(error.status):
             raise Fault("server_error", f"{config.base_url} answers {error.status} for a picture's address") from None
@@ -111,17 +136,7 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, httpx2.TransportError)
 
 
-def _is_same_server(address: str, base: str) -> bool:
-    try:
-        one, other = (
-            (parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme))
-            for parts in (urlsplit(address), urlsplit(base))
-        )
-    except ValueError:
-        return False
-    return one == other
-
-
-def _host(parts: SplitResult) -> str:
-    """Host and port of an address, without the user and password that it may contain."""
-    return parts.netloc.rpartition("@")[2]
+def _server(address: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of an address. Raises ValueError if it is not a URL."""
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)

@@ -79,7 +79,7 @@ class PictureAsker(Asker[Sample]):
         # importing the openai package is slow
         from bootpig.stages.synthesize.client import ImagesClient
 
-        return ImagesClient(self.openai)
+        return ImagesClient(self.openai, is_proven=self.journal.spent.asked > 0)
 
     def chunks(self, slots: Sequence[int]) -> list[list[int]]:
         return [[slot] for slot in slots]
@@ -114,14 +114,14 @@ class PictureAsker(Asker[Sample]):
         return sample_seed(self.seed, f"synthesize{again}", self.samples[self.slots[key.unit]].id) % LARGEST_SEED
 
     def complete(self, key: Key, record: Record) -> None:
-        from bootpig.stages.synthesize.client import ElsewhereError, NotFetched, fetch_picture
+        from bootpig.stages.synthesize.client import Elsewhere, NotFetched, fetch_picture
 
         if url := read_images(record.body).url:
             # `read` tries again, and says what is wrong with this one picture
             with suppress(Fault):
                 try:
                     self.journal.keep_picture(key, fetch_picture(self.openai, url))
-                except ElsewhereError as error:
+                except Elsewhere as error:
                     raise InputError(
                         f"synthesize.openai.base_url: {self.openai.base_url!r} → {error}, and pictures are fetched "
                         "only from the endpoint itself; let it answer with b64_json, or give that server's address"

@@ -32,6 +32,9 @@ LONGEST_WAIT = 3600.0
 TOLD_WAIT = 5.0
 """Seconds. Longer pauses are shown to the user."""
 
+OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
+"""Codes of an account whose quota is used up, with a status of 429 or 400."""
+
 T = TypeVar("T")
 
 
@@ -91,7 +94,7 @@ class LLMClient:
         try:
             return again(request), again.statistics["attempt_number"] - 1
         except (openai.APIError, NoAnswer) as error:
-            raise self._explained(error, again.statistics["attempt_number"], schema) from None
+            raise self.explained(error, again.statistics["attempt_number"], schema) from None
 
     def wait(self) -> str:
         """A text about the current pause if it is long enough to be shown, else empty."""
@@ -103,7 +106,8 @@ class LLMClient:
         if seconds >= TOLD_WAIT:
             self._waiting = (time.monotonic() + seconds, seconds)
 
-    def _explained(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
+    def explained(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
+        """The exception to raise for an error after `tries` tries. `schema`: the request asked for a format."""
         url, section = self.config.base_url, self.config.section
         tried = f"{tries} tries" if tries > 1 else "1 try"
         if isinstance(error, NoAnswer):
@@ -118,6 +122,8 @@ class LLMClient:
         if not isinstance(error, openai.APIStatusError):
             return Fault("server_error", f"{url}: {said} ({tried})")
         status = error.status_code
+        if error.code in OUT_OF_MONEY:
+            return Fault("quota", f"{url} answers {status} ({tried}): {said}")
         if status in (401, 403):
             code = "unauthorized" if status == 401 else "forbidden"
             name = self.config.api_key_env
@@ -126,8 +132,7 @@ class LLMClient:
         if status == 404:
             return InputError(f"{section}.model: {self.config.model!r} → no_model: {url} answers 404; {self._models()}")
         if status == 429:
-            code = "quota" if error.code == "insufficient_quota" else "rate_limited"
-            return Fault(code, f"{url} answers 429 ({tried}): {said}")
+            return Fault("rate_limited", f"{url} answers 429 ({tried}): {said}")
         if is_transient_status(status) or status == 409:
             return Fault("server_error", f"{url} answers {status} ({tried}): {said}")
         if error.code == "content_filter":
@@ -214,7 +219,7 @@ def _is_transient(error: BaseException) -> bool:
         return error.status is not None
     if not isinstance(error, openai.APIStatusError):
         return isinstance(error, openai.APIConnectionError)
-    if error.code == "insufficient_quota":
+    if error.code in OUT_OF_MONEY:
         return False
     # 409: the endpoint could not get a lock in time; openai's own client retries it too
     return (is_transient_status(error.status_code) or error.status_code == 409) and (

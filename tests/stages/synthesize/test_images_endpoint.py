@@ -212,6 +212,18 @@ def test_what_is_wrong_with_the_endpoint_is_one_line(
     assert problem.startswith(f"synthesize.openai.api_key_env: '{VARIABLE}' → this environment variable is not set")
 
 
+def test_a_request_that_is_rejected_after_others_were_answered_concerns_its_caption(
+    endpoint: Endpoint, url: str, tmp_path: Path
+) -> None:
+    config = configured(tmp_path, url, openai={"concurrency": 1}).model_copy(update={"max_failed": 0.5})
+    run(config.model_copy(update={"caption": config.caption.model_copy(update={"count": 4})}))
+    endpoint.fault(kind="400", times=2)  # with and without response_format
+    assert run(config)[1].rows == {"ok": 3, "rejected": 0, "failed": 1}
+    (told,) = messages(tmp_path)
+    assert told["reason"] == "refused" and told["message"].startswith(f"refused: {url} answers 400: an injected fault")
+    assert "response_format" in endpoint.log[-1]["body"]
+
+
 def test_what_passes_is_tried_again_and_the_key_is_kept_nowhere(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
     endpoint.fault(kind="429", times=1, retry_after=0.3)
     endpoint.fault(kind="echo_key", times=1, retry_after=0.01)
