@@ -41,6 +41,8 @@ class PictureAsker(ChatAsker):
         generations: sample id as a number → generation in the journal.
     """
 
+    config: VisionConfig
+
     def __init__(
         self, config: VisionConfig, pictures: Sequence[bytes], ids: Sequence[str], generations: Mapping[int, int]
     ) -> None:

@@ -139,6 +139,8 @@ def chat_request(config: ChatConfig, content: Any, *, structured: bool) -> dict[
 class CaptionAsker(ChatAsker):
     """Requests for many captions each. Their content depends only on config, seed and the committed captions."""
 
+    config: OpenAIConfig
+
     def __init__(self, config: OpenAIConfig, seed: int, ledger: CaptionLedger, unit: int, generation: int) -> None:
         self.config = config
         self.seed = seed
