@@ -19,7 +19,7 @@ from bootpig.stages.caption.llm.faults import FAULTS as REQUEST_FAULTS
 from bootpig.stages.caption.llm.spending import Spent
 from bootpig.stages.engine.contract import MapStage, Sample, SourceContext, sample_seed
 from bootpig.stages.engine.estimates import Estimate, SampleShape, Workload
-from bootpig.stages.engine.memory import Memory
+from bootpig.stages.engine.memory import NO_DEVICE, Memory
 from bootpig.stages.pictures import PNG_BYTES, encode_png, on_all_cores
 from bootpig.stages.synthesize.answers import FAULTS as ANSWER_FAULTS
 from bootpig.stages.synthesize.answers import REJECTIONS
@@ -144,6 +144,7 @@ class Synthesize(MapStage):
             SampleShape(kept, square=all(height == width for height, width in self.config.stored)),
             stored_bytes=work.samples * PNG_BYTES * (painted + kept),
             usd=usd or 0.0,
+            memory=NO_DEVICE,
             details={"images": {"requests": work.samples, "cost_usd": usd}},
             assumptions=tuple(lines),
         )

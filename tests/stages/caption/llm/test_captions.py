@@ -16,7 +16,6 @@ import pytest
 from bootpig.stages.caption.llm.journal import Journal
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
-from bootpig.storage.parts import Parts
 from tests.servers.llm import Endpoint
 from tests.stages.caption.llm.runs import VARIABLE, configured, rows, run
 from tests.stages.doubles import image_bytes
@@ -24,7 +23,7 @@ from tests.stages.doubles import image_bytes
 
 def journal(config: PipelineConfig) -> Journal:
     engine = Engine(config)
-    return Journal(Parts(engine.root, "caption", engine.survey("caption").fingerprint))
+    return Journal(engine.root, f"{engine.survey('caption').path}/journal")
 
 
 def asked(endpoint: Endpoint) -> Counter[str]:
@@ -189,7 +188,7 @@ class TestBatch:
         kept.refresh()
         spent = kept.spent
         assert (spent.input, spent.output) == (0, 0) and spent.batch_input > 0
-        usd = spent.usd(config.caption.openai)
+        usd = config.caption.openai.usd(spent)
         assert usd == pytest.approx((spent.batch_input + 2 * spent.batch_output) / 2e6)
 
     def test_a_restart_picks_the_same_batch_up(self, endpoint: Endpoint, url: str, tmp_path: Path) -> None:
