@@ -237,7 +237,7 @@ def test_a_cancelled_training_keeps_its_checkpoint(live: Live, done: tuple[str, 
     shutil.rmtree(store / "train")
     two = LONG | {"train.global_batch_size": 2, "train.num_processes": 2}
     flow_run = live.trigger("run_stage", stage="train", config=as_parameters(tiny(store, **two)))
-    until(lambda: checkpoint(store))
+    until(lambda: checkpoint(store), 240)
     processes = live.processes(flow_run)
     assert sum("bootpig.stages.engine.rank" in process.cmdline() for process in processes) == 1
     live.api("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
