@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bootpig.flows import interrupt
@@ -90,6 +89,7 @@ def test_a_worker_process_ends_at_a_slice_and_ctrl_c_does_not_reach_it(
     interrupt.stop(RuntimeError("as of another unit"), workers)
     with contextlib.suppress(BrokenProcessPool):  # the idle process may be gone first
         assert unit.result(30) == "stopped"
-    psutil.wait_procs([psutil.Process(worker.pid) for worker in workers if worker.is_alive()], 30)
+    for worker in workers:
+        worker.join(30)
     assert not any(worker.is_alive() for worker in workers)
     assert time.monotonic() - begun < interrupt.WORKER_SECONDS
