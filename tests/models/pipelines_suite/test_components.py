@@ -32,7 +32,8 @@ def plain(pipeline: Any) -> Any:
 
 def assert_same(one: Tensor | np.ndarray, other: Tensor | np.ndarray) -> None:
     """Equal but for the last bits: on some CPUs, a sum depends on where the loaded weights lie in memory."""
-    torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), rtol=0, atol=5e-3)
+    most = 1e-4 if isinstance(one, Tensor) else 1.01 / 255  # pictures may be rounded to the next of 256 levels
+    torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), rtol=0, atol=most)
 
 
 def text_to_image(pipeline: Any) -> Tensor:
