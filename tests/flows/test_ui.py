@@ -92,7 +92,7 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     fill(page, "stage", "caption")
     fill(page, "Root", str(store))
     fill(page, "Unit Size", "8")
-    fill(page, "Count", "16")
+    fill(field(page, "Caption"), "Count", "16")  # other sections have a count, too
     keep(page, "form")
     with page.expect_response("**/create_flow_run") as answer:
         page.get_by_role("button", name="Submit").click()
@@ -103,9 +103,12 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     assert page.faults == []
 
 
-def fill(page, label: str, text: str) -> None:
-    """Fill one field of the form, found by its label."""
-    name = page.locator(".schema-form-property__label").get_by_text(label, exact=True)
-    optional = page.locator(".schema-form-property__label").get_by_text(f"{label} (Optional)", exact=True)
-    entry = page.locator(".p-label.schema-form-property").filter(has=name.or_(optional)).last
-    entry.locator("input, textarea").first.fill(text)
+def field(form, label: str):
+    """One field or section of a form or section, found by its label: the innermost that has it."""
+    labels = getattr(form, "page", form).locator(".schema-form-property__label")
+    name = labels.get_by_text(label, exact=True).or_(labels.get_by_text(f"{label} (Optional)", exact=True))
+    return form.locator(".p-label.schema-form-property").filter(has=name).last
+
+
+def fill(form, label: str, text: str) -> None:
+    field(form, label).locator("input, textarea").first.fill(text)
