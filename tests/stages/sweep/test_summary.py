@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from bootpig.stages.report.pictures import data_uri
 from bootpig.stages.report.sweep import SweepEntry, SweepPage, build_sweep
 from bootpig.stages.sweep.scores import RunScores, read_run_scores, scores_table
 from bootpig.stages.sweep.summary import CellSummary, summarise
 from bootpig.storage.root import Root
 from tests.stages.report.test_report import Page
 
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = data_uri(Image.new("RGB", (1, 1)))
 
 
 def run(cell: str, seed: str, scores: Mapping[str, float], reason: str = "") -> RunScores:
