@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, StrictInt, ValidationError, field_validator
 
 from bootpig.flows.loading import problem_lines, shipped_configs
 from bootpig.stages.engine.contract import InputError, StageConfig
@@ -62,7 +62,7 @@ class SweepFile(StageConfig):
         description="Dotted field → values. Every combination is a cell, of each of `cells` if both are given. A field "
         "with one value is a setting of all cells.",
     )
-    seeds: dict[str, Annotated[list[int], Field(min_length=1)]] = Field(
+    seeds: dict[str, Annotated[list[StrictInt], Field(min_length=1)]] = Field(
         default={},
         description="Dotted field of a seed → values. A cell is run once with each; several fields change together.",
     )
