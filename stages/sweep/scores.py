@@ -92,7 +92,9 @@ def _by_subject(pictures: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[s
     groups: dict[tuple[str, str, str], list[float]] = {}
     for row in pictures:
         for measure in METRICS:
-            if (value := row[measure]) is not None:
+            if (value := row.get(measure)) is not None:
                 groups.setdefault((str(row["method"]), str(row["subject"]), measure), []).append(float(value))
+    if not groups:
+        raise ValueError("it has none")
     for key, values in groups.items():
         yield key, (float(np.mean(values)), len(values))
