@@ -70,8 +70,6 @@ def _firsts(runs: Sequence[RunScores]) -> list[RunScores]:
 
 
 def _note(ready: PreparedSweep) -> str:
-    repeats = len({run.of.seed for run in ready.runs})
-    seeds = ", ".join(ready.sweep.seeds) or "one run per cell"
-    return (
-        f"{len(ready.runs) // repeats} cells, {repeats} seeds ({seeds}); mean and 95 % interval over seeds and subjects"
-    )
+    cells, seeds = ({run.of.cell.name for run in ready.runs}, {run.of.seed for run in ready.runs})
+    fields = f", {len(seeds)} values of {' and '.join(ready.sweep.seeds)}" if ready.sweep.seeds else ""
+    return f"{len(cells)} cells{fields}; mean and 95 % interval over seeds and subjects"

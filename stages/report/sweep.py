@@ -59,14 +59,14 @@ class SweepPage:
         """The table for Prefect: one line per cell, and one per failed run."""
         lines: list[dict[str, Any]] = []
         for cell in self.cells:
-            line: dict[str, Any] = {"cell": cell.name, "seeds": f"{cell.runs - len(cell.failed)}/{cell.runs}"}
+            line: dict[str, Any] = {"cell": cell.name, "runs": f"{cell.runs - len(cell.failed)}/{cell.runs}"}
             for measure in self.measures:
                 line[METRIC_NAMES[measure][0]] = shown(cell.scores.get((OURS, measure)))
                 if any(other.differences for other in self.cells):
                     difference = cell.differences.get((OURS, measure))
                     line[f"{METRIC_NAMES[measure][0]} − baseline"] = shown(difference, signed=True)
             lines.append(line)
-            lines += [{"cell": f"{cell.name}, {seed}", "seeds": f"failed: {why}"} for seed, why in cell.failed.items()]
+            lines += [{"cell": f"{cell.name}, {seed}", "runs": f"failed: {why}"} for seed, why in cell.failed.items()]
         return lines
 
 

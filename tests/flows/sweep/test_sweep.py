@@ -146,7 +146,7 @@ def test_a_dry_run_counts_what_is_shared_once(swept: Swept, capsys: pytest.Captu
 
 
 def test_an_edited_file_reuses_what_did_not_change(swept: Swept) -> None:
-    """Also: names, measures and baseline change no run. The new table has no cell that is gone, and nothing is drawn."""
+    """Names, measures and baseline change no run. The new table has no cell that is gone, and nothing is drawn."""
     cells = [{"name": "1", "set": {"evaluate.references": 1}}, {"name": "2", "set": {"evaluate.references": 2}}]
     swept.write(cells=cells, seeds={"train.seed": [1]}, baseline=None, report=["clip_t"])
     ready = prepare_sweep(load_sweep(swept.file))

@@ -126,7 +126,7 @@ def test_the_page_shows_every_cell_and_escapes_what_it_shows() -> None:
     assert hostile not in html
     shown = Page(html)
     assert shown.open == []
-    for text in ("Scores", "Differences to the baseline", "Failed runs", "Contact sheet", "0 of 1 seeds", "minus a"):
+    for text in ("Scores", "Differences to the baseline", "Failed runs", "Contact sheet", "0 of 1 runs", "minus a"):
         assert text in shown.text, text
     lines = page.rows()
     assert [line["cell"] for line in lines] == ["a", hostile, "c", "c, 0"]
