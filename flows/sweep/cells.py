@@ -167,7 +167,7 @@ def _cells(sweep: SweepFile) -> list[Cell]:
     """Raises InputError: there is no such baseline, or two cells have one name."""
     points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     varied = [field for field, values in sweep.grid.items() if len(values) > 1]
-    named = [(cell.name, cell.set) for cell in sweep.cells] or [(None, {})]
+    named: list[tuple[str | None, Mapping[str, Any]]] = [(cell.name, cell.set) for cell in sweep.cells] or [(None, {})]
 
     def name(first: str | None, point: Mapping[str, Any]) -> str:
         pieces = [] if first is None else [first]
