@@ -51,6 +51,8 @@ def test_the_deployments_and_their_forms(live: Live) -> None:
         schema = live.deployment(name)["parameter_openapi_schema"]
         assert "PipelineConfig" in schema["definitions"]
         assert schema["properties"]["config"]["default"]["name"] == "toy"
+    sweep = live.deployment("sweep")["parameter_openapi_schema"]
+    assert sweep["properties"]["sweep"]["default"]["base"] == "toy" and "SweepFile" in sweep["definitions"]
     regenerate = live.deployment("regenerate")
     assert regenerate["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert regenerate["global_concurrency_limit"]["limit"] == 1
