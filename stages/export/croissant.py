@@ -54,7 +54,7 @@ _CONTEXT: Mapping[str, Any] = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-_ENCODINGS = {"parquet": "application/x-parquet", "webdataset": "application/x-tar", "folder": "application/jsonlines"}
+_ENCODINGS = {"parquet": "application/x-parquet", "webdataset": "application/x-tar", "folder": "application/x-parquet"}
 
 
 def croissant_json(data: DataSet, facts: Facts, shards: Sequence[ShardFacts], format: str, name: str) -> str:
