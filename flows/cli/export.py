@@ -25,7 +25,8 @@ def export_run(asked: argparse.Namespace) -> int:
     options = Options(asked.format, Splits.parse(asked.split), asked.shard_bytes)
     data = find_data_set(asked.run, asked.root, asked.config, asked.set)
     target = open_target(data, asked.to, options, asked.private)
-    check_scratch()
+    if "://" in asked.to:
+        check_scratch()
     was_done = target.done
     with display.shown_on(Console(stderr=True)) as screen:
         if not was_done and target.shards:

@@ -45,7 +45,7 @@ def card(
         "pretty_name": f"BootPIG data set {data.config.name}",
         "task_categories": ["text-to-image", "image-to-image"],
         "size_categories": [next((size for bound, size in _SIZES.items() if samples < bound), "n>1T")],
-        "tags": ["bootpig", "subject-driven-generation", *(["synthetic"] if _is_drawn(data) else [])],
+        "tags": ["bootpig", "subject-driven-generation", *(["synthetic"] if is_drawn(data) else [])],
         "configs": [
             {
                 "config_name": "default",
@@ -78,7 +78,7 @@ def _text(
     yield ""
     yield "Pictures of one subject each, with the subject's mask, a caption, and references: the subject cut out,"
     yield "changed at random and placed on white. Training data for subject-driven generation as in"
-    origin = "The pictures were drawn by a model." if _is_drawn(data) else "The pictures were given."
+    origin = "The pictures were drawn by a model." if is_drawn(data) else "The pictures were given."
     yield f"[BootPIG]({PAPER}). {origin}"
     yield ""
     yield from _table(
@@ -157,12 +157,13 @@ def _text(
     yield "## Licence"
     yield ""
     known = f"`{facts.licence}`" if facts.licence else "not known here"
-    whose = "of the model that drew the pictures" if _is_drawn(data) else "of the pictures"
+    whose = "of the model that drew the pictures" if is_drawn(data) else "of the pictures"
     yield f"The licence {whose} is {known}. The licences of the other models are in"
     yield "the table above; whether they extend to what a model makes is for you to check."
 
 
-def _is_drawn(data: DataSet) -> bool:
+def is_drawn(data: DataSet) -> bool:
+    """Whether a model drew the pictures."""
     return "synthesize" in data.markers
 
 
@@ -211,7 +212,7 @@ def _columns(data: DataSet, format: str) -> Iterator[tuple[str, str]]:
         yield "view_scenes", "the scene of each view"
         yield "view_identity", "how similar the subject of each view is to that of the picture: the cosine by DINO"
     yield "id", "the sample's id"
-    yield "caption", "what the picture was drawn from" if _is_drawn(data) else "what the picture shows"
+    yield "caption", "what the picture was drawn from" if is_drawn(data) else "what the picture shows"
     yield "object", "the part of the caption that names the subject"
     yield "seed", "the run's seed; all random draws for a sample are made from it and the sample's id"
     for column in data.columns:

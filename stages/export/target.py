@@ -192,7 +192,8 @@ class FolderTarget(Target):
         try:
             yield
         except StoreError as error:
-            raise type(error)(str(error).replace("root:", "--to:", 1)) from None
+            text = str(error).replace("root:", "--to:", 1).replace("complete units are kept", "finished shards are kept")
+            raise type(error)(text) from None
 
     def _look(self) -> bool:
         """Read what is there. Returns whether there is anything."""

@@ -67,8 +67,8 @@ class PicturesConfig(StageConfig):
     )
     captions: Literal["given", "openai"] = Field(
         default="given",
-        description="given: beside the pictures, in .txt or .json files, in metadata.jsonl or .parquet, or in a column. openai: "
-        "written by a vision model behind an OpenAI-compatible endpoint.",
+        description="given: beside the pictures, in .txt or .json files, in metadata.jsonl or .parquet, in a column. "
+        "openai: written by a vision model behind an OpenAI-compatible endpoint.",
     )
     image_column: str = Field(
         default="image",

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 LFS = (".safetensors", ".parquet", ".tar", ".png")
@@ -81,6 +82,18 @@ def upload_hub() -> Iterator[UploadHub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def reach(hub: UploadHub, patch: pytest.MonkeyPatch) -> None:
+    """Make the hub's client, which may be imported already, ask this hub and retry without pauses."""
+    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub.utils import _http
+
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(_http.time, "sleep", lambda seconds: None)
+    HfFileSystem.clear_instance_cache()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import constants
-from huggingface_hub.utils import _http
 
 from bootpig.flows.cli.main import main
 from bootpig.stages.export import repository
 from bootpig.stages.export.formats import FORMATS
-from tests.servers.hub import Fault, Stored, UploadHub, upload_hub
+from tests.servers.hub import Fault, Stored, UploadHub, reach, upload_hub
 from tests.stages.export.data import SHARD_BYTES, data_set, exported, files
 
 PROJECT = Path(__file__).parents[3]
@@ -29,10 +28,8 @@ TOKEN = "hf_writes_all_of_it"
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[UploadHub]:
     with upload_hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        reach(running, monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(repository, "COMMIT_SECONDS", 0.0)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield running

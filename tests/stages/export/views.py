@@ -48,7 +48,7 @@ class Views(_Double):
 
 
 def kept_views(key: str) -> list[int]:
-    return [[], [0], [1], [0, 1]][int(key, 16) % 4 - 0]
+    return [[], [0], [1], [0, 1]][int(key, 16) // 4 % 4]
 
 
 def data_with_views(root: Path, count: int = 30) -> tuple[Engine, DataSet]:
