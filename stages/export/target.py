@@ -192,8 +192,8 @@ class FolderTarget(Target):
         try:
             yield
         except StoreError as error:
-            text = str(error).replace("root:", "--to:", 1).replace("complete units are kept", "finished shards are kept")
-            raise type(error)(text) from None
+            text = str(error).replace("root:", "--to:", 1)
+            raise type(error)(text.replace("complete units are kept", "finished shards are kept")) from None
 
     def _look(self) -> bool:
         """Read what is there. Returns whether there is anything."""
@@ -241,15 +241,20 @@ class FolderTarget(Target):
 
     def check(self) -> None:
         try:
-            by = parse_json(self.root.read(STATE))["by"]
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
-            by = {}
-        if by != self._by:
-            since = f", since {by['since']}," if isinstance(by, dict) and "since" in by else ""
-            raise StoreError(
-                f"--to: {self.url!r} → another export{since} is writing there and goes on with the finished shards; "
-                "wait for its end, or choose another folder"
-            )
+            found = parse_json(self.root.read(STATE))
+        except (FileNotFoundError, ValueError):
+            found = None
+        state = found if isinstance(found, dict) else {}
+        if state.get("by") == self._by:
+            return
+        if state.get("done"):
+            raise StoreError(f"--to: {self.url!r} → another export has finished there meanwhile; nothing is left to do")
+        by = state.get("by")
+        since = f", since {by['since']}," if isinstance(by, dict) and "since" in by else ""
+        raise StoreError(
+            f"--to: {self.url!r} → another export{since} is writing there and goes on with the finished shards; "
+            "wait for its end, or choose another folder"
+        )
 
     def add(self, shard: ShardFacts) -> None:
         stem = shard.name.removeprefix("data/").replace("/", "-")

@@ -79,7 +79,7 @@ def test_on_an_object_store_the_second_goes_on_and_the_first_ends(
             exported(data_set(*made), url, "webdataset")
 
     target = open_target(data_set(*made), url, OPTIONS["webdataset"])
-    with pytest.raises(StoreError, match=r"another export, since 20.* is writing there") as caught:
+    with pytest.raises(StoreError, match="another export has finished there meanwhile") as caught:
         export(data_set(*made), target, OPTIONS["webdataset"], second)
     assert "\n" not in str(caught.value)
     fs, path = fsspec.url_to_fs(url)
@@ -111,4 +111,9 @@ def test_another_export_is_refused_where_one_has_begun(made, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=r"with --format webdataset"), other.held():
             raise AssertionError
         first.check()
+        again = open_target(data_set(*made), url, OPTIONS["webdataset"])
+        with again.held():
+            again.check()
+            with pytest.raises(StoreError, match=r"another export, since 20.*, is writing there"):
+                first.check()
     assert json.loads(Root(url).read(STATE))["format"] == "webdataset"
