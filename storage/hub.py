@@ -219,17 +219,19 @@ class HubRepository:
         except Exception as error:
             refused = error if isinstance(error, HfHubHTTPError) else error.__cause__  # of one file among many
             status = refused.response.status_code if isinstance(refused, HfHubHTTPError) else None
+            reason = mask(" ".join(str(getattr(refused, "server_message", None) or "").split())[:200])
+            answer = f"{status}: {reason}" if reason else f"{status}"
             if status == 401:
                 raise StoreError(
-                    f"--to: {self.url!r} → the hub does not accept the token (401); log in again with hf auth login, "
-                    "or correct HF_TOKEN"
+                    f"--to: {self.url!r} → the hub does not accept the token ({answer}); log in again with "
+                    "hf auth login, or correct HF_TOKEN"
                 ) from None
             if status == 403:
                 raise StoreError(
-                    f"--to: {self.url!r} → the token may not write there (403); name a repository of your own, or log "
-                    "in with a token that may write to it"
+                    f"--to: {self.url!r} → the token may not write there ({answer}); name a repository of your own, or "
+                    "log in with a token that may write to it"
                 ) from None
-            said = f"the hub answers {status}" if status is not None else f"{type(error).__name__}: {error}"
+            said = f"the hub answers {answer}" if status is not None else f"{type(error).__name__}: {error}"
             raise StoreUnavailable(f"--to: {self.url!r} → {' '.join(mask(said).split())[:200]}; {fix}") from None
 
 

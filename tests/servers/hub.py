@@ -42,6 +42,8 @@ class Fault:
     times: int = 1
     after: int = 0
     """Requests of this kind that go well before."""
+    says: str = ""
+    """The reason that is given with a status."""
 
 
 class UploadHub:
@@ -110,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault is not None:
             fault.times -= 1
             if isinstance(fault.how, int):
-                return self._send(fault.how)
+                return self._send(fault.how, {"X-Error-Message": fault.says} if fault.says else None)
             if fault.how == "lost":
                 self._send = lambda *_: None  # type: ignore[method-assign, assignment]
                 self._answer(body)

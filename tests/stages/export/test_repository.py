@@ -122,6 +122,12 @@ def test_a_fault_that_stays_is_one_line_and_the_next_attempt_goes_on(
     assert without_card(server.repositories[NAME].files) == without_card(files(whole / "webdataset"))
 
 
+def test_the_hub_says_why_it_takes_no_more(made, server: UploadHub, capsys: pytest.CaptureFixture[str]) -> None:
+    server.faults.append(Fault("/commit/", 403, after=2, says="Private repository storage limit reached"))
+    assert main(arguments(made)) == 2
+    assert "(403: Private repository storage limit reached); " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_killed_export_goes_on(made, whole: Path, server: UploadHub) -> None:
     kill = (
         "import os, signal, sys\n"
