@@ -109,7 +109,10 @@ class HubRepository:
         if self.size(name) is None:
             raise FileNotFoundError(name)
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import hf_raise_for_status, http_backoff
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, not in __all__
+            hf_raise_for_status,
+            http_backoff,
+        )
 
         url = hf_hub_url(self.name, name, repo_type=self.kind, revision=self._head, endpoint=self._api.endpoint)
         with self._asking():

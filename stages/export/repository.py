@@ -105,7 +105,11 @@ class RepositoryTarget(Target):
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """The hub's client shows a bar for each file, which would run into our own."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, not in __all__
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if are_progress_bars_disabled():
         yield
