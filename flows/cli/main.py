@@ -266,7 +266,13 @@ def _generate(generate: argparse.ArgumentParser) -> None:
 
 def _export(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="a run id, latest, or a configuration (its data set as it is now)")
-    command.add_argument("--to", required=True, metavar="URL", help="an empty folder: a path or any fsspec URL")
+    command.add_argument(
+        "--to",
+        required=True,
+        metavar="URL",
+        help="an empty folder: a path or any fsspec URL; or hf://datasets/owner/name",
+    )
+    command.add_argument("--private", action="store_true", help="of a new repository: only you may see it")
     command.add_argument(
         "--format", default="parquet", metavar="FORMAT", help="parquet, webdataset or folder (parquet)"
     )
