@@ -125,8 +125,8 @@ class Score(MapStage):
         spent: dict[str, Any] = {}
         if c.rubric is not None:
             answers = work.samples * len(c.rubric.questions) // 4  # about four ratings have the length of a caption
-            spent = expected_spending(c.rubric, work.samples, prompt_length(c.rubric), answers)
-            lines += spending_assumptions(c.rubric, spent, what="ratings")
+            spent = expected_spending(c.rubric, work.samples, prompt_length(c.rubric), answers, c.rubric.batch)
+            lines += spending_assumptions(c.rubric, spent, c.rubric.batch, what="ratings")
         return Estimate(
             work.above,
             tflop=work.samples * sum(_TFLOP[name] for name in used),

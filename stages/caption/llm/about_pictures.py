@@ -48,14 +48,23 @@ class AboutPictures(ChatAsker[S]):
         """The content of the user message: paragraphs of text, and the picture."""
         if key.round or key.generation:
             text = [*text, AGAIN.format(number=f"{key.generation + 1}-{key.round + 1}")]
-        picture = _data_url(self.pictures[self.slots[key.unit]])
-        return [{"type": "text", "text": "\n\n".join(text)}, {"type": "image_url", "image_url": {"url": picture}}]
+        return [{"type": "text", "text": "\n\n".join(text)}, self._picture(key)]
 
     def kept(self, request: dict[str, Any]) -> dict[str, Any]:
         """Without the picture, which would fill the journal. The entry's name says which one it is."""
         *others, message = request["messages"]
         content = [part if "text" in part else {"type": part["type"]} for part in message["content"]]
         return {**request, "messages": [*others, {**message, "content": content}]}
+
+    def sent(self, name: str, kept: dict[str, Any]) -> dict[str, Any]:
+        key = Key.parse(name)
+        assert key is not None, "a name that this program wrote"
+        *others, message = kept["messages"]
+        content = [part if "text" in part else self._picture(key) for part in message["content"]]
+        return {**kept, "messages": [*others, {**message, "content": content}]}
+
+    def _picture(self, key: Key) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": _data_url(self.pictures[self.slots[key.unit]])}}
 
 
 def _data_url(png: bytes) -> str:

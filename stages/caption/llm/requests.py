@@ -91,6 +91,10 @@ class Asker(ABC, Generic[S]):
         """A request in the form that the journal stores."""
         return request
 
+    def sent(self, name: str, kept: dict[str, Any]) -> dict[str, Any]:
+        """The request that `kept` gave this form. `name`: its key's."""
+        return kept
+
     @staticmethod
     def tokens(request: dict[str, Any]) -> float:
         """About how many tokens a request's prompt has. 0 where they do not count."""

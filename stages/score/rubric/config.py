@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bootpig.stages.caption.llm.chat import ChatConfig
+from bootpig.stages.caption.llm.chat import BatchedConfig
 from bootpig.stages.engine.contract import SPEED
 
 PROMPT = (
@@ -21,7 +21,7 @@ QUESTIONS = {
 }
 
 
-class RubricConfig(ChatConfig):
+class RubricConfig(BatchedConfig):
     """An endpoint with a vision model, which sees a picture and its caption and rates them by questions."""
 
     section: ClassVar[str] = "score.rubric"

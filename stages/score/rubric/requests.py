@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from bootpig.stages.score.rubric.config import RubricConfig
 from bootpig.stages.score.rubric.ratings import Ratings, read_ratings
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.fingerprint import digest
+from bootpig.storage.parts import Parts
+
+if TYPE_CHECKING:
+    from bootpig.stages.caption.llm.client import LLMClient
 
 COLUMNS = ("rubric", "rubric_ratings", "rubric_reason")
 """What `rate` adds to a sample's columns: the mean, one number per question, and why there are none."""
@@ -90,7 +94,15 @@ def rate(config: RubricConfig, context: SourceContext, unit: int, samples: Seque
 
     def filling(chosen: Mapping[int, int]) -> Filling[Ratings]:
         asker = RatingAsker(config, samples, numbers, chosen)
-        return Filling(config, ledger, asker, context, f"score unit {unit}", chosen, len(samples))
+        name = f"score unit {unit}"
+
+        def batch(client: LLMClient, missing: Sequence[Key], counts: Sequence[int]) -> Mapping[Key, tuple[str, str]]:
+            from bootpig.stages.caption.llm import batch as llm_batch
+
+            scope = llm_batch.SampleScope(name)
+            return llm_batch.answer(client, config, asker, ledger, context, scope, missing)
+
+        return Filling(config, ledger, asker, context, name, chosen, len(samples), batch if config.batch else None)
 
     before = _committed(context, unit) if context.force else None
 
@@ -109,7 +121,7 @@ def rate(config: RubricConfig, context: SourceContext, unit: int, samples: Seque
 class _RatingLedger(Ledger):
     """A ledger whose journal is in a folder of its own."""
 
-    def __init__(self, parts: Any, config: RubricConfig, folder: str) -> None:
+    def __init__(self, parts: Parts, config: RubricConfig, folder: str) -> None:
         self._folder = folder
         super().__init__(parts, config)
 

@@ -161,6 +161,21 @@ def test_the_cap_leaves_units_pending_and_plan_tells_the_costs(endpoint: Endpoin
 
 
 @pytest.mark.usefixtures("doubles")
+def test_a_unit_can_be_rated_in_a_batch(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+    endpoint.fault(kind="batch_expired")  # half of the first one is answered
+    config = configured(tmp_path / "a", url, batch=True, batch_poll=0.01)
+    assert {report.state for report in run(config)} == {"done"}
+    found = rows(config)
+    assert all(row["rubric"] is not None for row in found)
+    assert {entry["path"] for entry in endpoint.log} == {"batch"} and len(endpoint.batches) == 3
+    assert sum(entry["requests"] for entry in endpoint.log) > len(found)
+    notes = list((tmp_path / "a" / "score").glob("journal-*/batch-*.json"))
+    assert len(notes) == 3 and not any("base64" in path.read_text() for path in notes)
+    run(configured(tmp_path / "b", url))
+    assert rows(configured(tmp_path / "b", url)) == found, "the same requests"
+
+
+@pytest.mark.usefixtures("doubles")
 def test_what_is_wrong_with_the_endpoint_is_one_line(
     endpoint: Endpoint, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
