@@ -43,15 +43,28 @@ class RatingAsker(AboutPictures[Ratings]):
 
     Args:
         samples: one per slot.
+        is_proven: whether the endpoint has answered such requests.
     """
 
     config: RubricConfig
 
     def __init__(
-        self, config: RubricConfig, samples: Sequence[Sample], numbers: Sequence[int], generations: Mapping[int, int]
+        self,
+        config: RubricConfig,
+        samples: Sequence[Sample],
+        numbers: Sequence[int],
+        generations: Mapping[int, int],
+        is_proven: bool,
     ) -> None:
         super().__init__(config, [sample.files["png"] for sample in samples], numbers, generations)
         self.samples = samples
+        self.is_proven = is_proven
+
+    def connect(self) -> LLMClient:
+        # importing the openai package is slow
+        from bootpig.stages.caption.llm.client import LLMClient
+
+        return LLMClient(self.config, is_proven=self.is_proven)
 
     def request(self, key: Key, asked: int, covered: Sequence[str], *, structured: bool) -> dict[str, Any]:
         meta = self.samples[self.slots[key.unit]].meta
@@ -80,8 +93,8 @@ def prompt_length(config: RubricConfig) -> float:
 def rate(config: RubricConfig, context: SourceContext, unit: int, samples: Sequence[Sample]) -> list[Sample]:
     """The samples with the columns `COLUMNS`.
 
-    A sample that was answered, but not with ratings, has no rating and a reason, and stays `ok`. One that got no answer
-    is failed, so that it is asked about again.
+    A sample that was answered, but not with ratings, or whose request the endpoint rejects, has no rating and a reason,
+    and stays `ok`. One that got no answer is failed, so that it is asked about again.
 
     Raises:
         Postponed: the spending cap would be exceeded.
@@ -93,7 +106,7 @@ def rate(config: RubricConfig, context: SourceContext, unit: int, samples: Seque
     numbers = [_number(sample) for sample in samples]
 
     def filling(chosen: Mapping[int, int]) -> Filling[Ratings]:
-        asker = RatingAsker(config, samples, numbers, chosen)
+        asker = RatingAsker(config, samples, numbers, chosen, ledger.journal.spent.asked > 0)
         name = f"score unit {unit}"
 
         def batch(client: LLMClient, missing: Sequence[Key], counts: Sequence[int]) -> Mapping[Key, tuple[str, str]]:

@@ -121,6 +121,19 @@ def test_an_answer_without_ratings_is_asked_again_then_a_row_without_a_score(
 
 
 @pytest.mark.usefixtures("doubles")
+def test_a_request_that_the_endpoint_rejects_does_not_end_the_stage(
+    endpoint: Endpoint, url: str, tmp_path: Path
+) -> None:
+    endpoint.fault(kind="400", after=1, times=2)  # with and without a schema
+    config = configured(tmp_path, url, count=5, rounds=1)
+    assert [report.state for report in run(config)] == ["done"]
+    assert [row["rubric_reason"] for row in rows(config) if row["rubric"] is None] == ["refused"]
+    endpoint.fault(kind="400", times=-1)
+    with pytest.raises(InputError, match=r"^score\.rubric: bad_request: .* answers 400"):
+        run(configured(tmp_path / "b", url, count=5, temperature=0.1))
+
+
+@pytest.mark.usefixtures("doubles")
 @pytest.mark.parametrize("kind", ["wrapped", "more"])
 def test_prose_around_ratings_and_a_rating_too_many_do_no_harm(
     endpoint: Endpoint, url: str, tmp_path: Path, kind: str
