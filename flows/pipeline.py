@@ -20,7 +20,7 @@ from bootpig.flows.rounds import first_round, in_an_empty_store
 from bootpig.flows.runs import gc
 from bootpig.flows.runs.records import read_config, read_run, run_of_flow
 from bootpig.flows.schedule import due, due_behind
-from bootpig.flows.selection import Selection, known_stage, known_units, span
+from bootpig.flows.selection import Selection, data_stages, known_stage, known_units, span
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.survey import graph_of
 from bootpig.storage.root import Root
@@ -52,9 +52,9 @@ def bootstrap(
     """
     config, _ = opened(config, None, stored)
     promotes = until is None
-    if run is not None and until is None:
-        until = read_run(Root(config.root), run).until
-    stages = span(graph_of(config), first, until)
+    graph = graph_of(config)
+    data_only = run is not None and promotes and read_run(Root(config.root), run).until is not None
+    stages = data_stages(graph, first) if data_only else span(graph, first, until)
     if run is None and first is None and (failed := _first_round(config, stages)) is not None:
         return failed
     return execute(config, run, Selection(stages, None, force, retry_failed), promotes)
@@ -115,8 +115,8 @@ def regenerate(
 ) -> State[Any]:
     """Make a new version of the data set. Its seed depends on the scheduled time of the run.
 
-    It becomes the `latest` version if everything succeeds and at least `min_yield` of its captions become samples. A
-    retry of the same flow run finds its record and continues with the same version.
+    It becomes the `latest` version if everything succeeds and at least `min_yield` of its captions become samples to
+    train on. A retry of the same flow run finds its record and continues with the same version.
 
     Args:
         config: the content of the YAML file. The version's seed is derived from its `seed` and the scheduled time.
@@ -142,8 +142,9 @@ def regenerate(
         scheduled = newest
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
     seeded = in_an_empty_store(config).model_copy(update={"seed": seed})
+    graph = graph_of(config)
+    stages = span(graph) if train else data_stages(graph)
     until = None if train else "encode"
-    stages = span(graph_of(config), None, until)
     state = _first_round(seeded, stages) or execute(
         seeded, None, Selection(stages), promotes=True, scheduled=scheduled, until=until
     )

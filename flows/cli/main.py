@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     _json(runs)
     runs.set_defaults(command=commands.runs, action=None)
     actions = runs.add_subparsers(metavar="ACTION", dest="action")
-    diff = actions.add_parser("diff", help="settings, row counts and metrics that differ")
+    diff = actions.add_parser("diff", help="settings, row counts and metrics that differ, and the scores of both")
     diff.add_argument("a", metavar="A", help="a run id or latest")
     diff.add_argument("b", metavar="B", help="a run id or latest")
     _json(diff, default=argparse.SUPPRESS)

@@ -261,6 +261,8 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     content = body["messages"][-1]["content"]
     if isinstance(content, list):
         check_picture(content)
+        if asked := re.findall(r'"(\w+)": …', content[0]["text"]):
+            return answered(body, *ratings(asked, kind, rng), rng)
         captions = [caption(rng)]
     else:
         captions = [caption(rng) for _ in range(int(re.search(r"\d+", content)[0]))]  # type: ignore[index]
@@ -287,6 +289,38 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     elif kind == "prose":
         content = "Certainly! I would love to write captions for you."
     message["content"] = content
+    return answered(body, message, finish, rng)
+
+
+def ratings(names: list[str], kind: str, rng: random.Random) -> tuple[dict[str, Any], str]:
+    """The message with a rating from 0 to 10 for each name, or with a fault of `kind`, and its `finish_reason`.
+
+    `eleven`: one is 11; `more`: there is one more than was asked; `short`: one is missing; `wrapped`: prose around.
+    """
+    numbers: dict[str, Any] = {name: rng.randint(0, 10) for name in names}
+    if kind == "eleven":
+        numbers[names[-1]] = 11
+    elif kind == "more":
+        numbers["beauty"] = 11
+    elif kind == "short":
+        del numbers[names[-1]]
+    text, finish = json.dumps(numbers), "stop"
+    message: dict[str, Any] = {"role": "assistant", "refusal": None}
+    if kind == "wrapped":
+        text = f"I look closely {{first}}.\n```json\n{text}\n```\nI hope {{this}} helps!"
+    elif kind == "refusal":
+        text, message["refusal"] = "", "I can't help with that."
+    elif kind == "truncated":
+        text, finish = text[: len(text) // 2], "length"
+    elif kind == "prose":
+        text = "It is a beautiful picture: 7 of 10."
+    message["content"] = text
+    return message, finish
+
+
+def answered(body: dict[str, Any], message: dict[str, Any], finish: str, rng: random.Random) -> dict[str, Any]:
+    """The body of a chat completion."""
+    content = message["content"]
     parts = [
         part for m in body["messages"] for part in ([m["content"]] if isinstance(m["content"], str) else m["content"])
     ]
