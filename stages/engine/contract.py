@@ -343,6 +343,25 @@ class Checkpoints(Protocol):
         """
 
 
+class EarlierResult(Protocol):
+    """A finished result of the same stage with other settings."""
+
+    files: Mapping[str, str]
+    """Name → sha256."""
+
+    def fetch(self, names: Iterable[str]) -> Path:
+        """A local folder with these files, which must not be changed. Raises CorruptPart."""
+
+
+Earlier = Callable[[Callable[[Mapping[str, Any]], Any]], Iterable[EarlierResult]]
+"""`earlier(part)`: the finished results whose fingerprint's input has the same `part` as that of the new result."""
+
+
+def no_earlier(part: Callable[[Mapping[str, Any]], Any]) -> Iterable[EarlierResult]:
+    """There are no earlier results."""
+    return ()
+
+
 def _no_rows(unit: int) -> list[dict[str, Any]]:
     raise LookupError(f"unit {unit}: no rows to read")
 
@@ -367,6 +386,8 @@ class ReduceInput:
     """Stage → its input, for all upstreams but the first."""
     run: str = ""
     """The id of the run, for what the stage tells others. It is not part of the result's identity."""
+    earlier: Earlier = no_earlier
+    """Finished results of the reduce stage itself with other settings. None if the result is made again by `--force`."""
 
 
 class ReduceStage(Stage):
