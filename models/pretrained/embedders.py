@@ -1,4 +1,4 @@
-"""Embedding models that judge pictures: CLIP and SigLIP for pictures and captions, DINO for pictures and their parts."""
+"""Embedding models that judge pictures: CLIP and SigLIP for pictures and captions, DINO for pictures and parts."""
 
 from __future__ import annotations
 

@@ -387,7 +387,7 @@ class ReduceInput:
     run: str = ""
     """The id of the run, for what the stage tells others. It is not part of the result's identity."""
     earlier: Earlier = no_earlier
-    """Finished results of the reduce stage itself with other settings. None if the result is made again by `--force`."""
+    """Finished results of the reduce stage itself with other settings. There are none after `--force`."""
 
 
 class ReduceStage(Stage):

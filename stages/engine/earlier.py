@@ -1,4 +1,4 @@
-"""Finds results of a reduce stage that were finished with other settings, for what they have in common with a new one."""
+"""Finds results of a reduce stage that were finished with other settings: they may have parts of a new one."""
 
 from __future__ import annotations
 

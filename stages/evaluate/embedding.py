@@ -25,7 +25,7 @@ def read_share(
     share: Share,
     open_pieces: OpenPieces,
 ) -> dict[str, Features]:
-    """Read a feature of this rank's pictures, in the batches in which they were drawn. The first rank collects the rest.
+    """Read a feature of this rank's pictures in the batches in which they were drawn. The first rank collects the rest.
 
     So equal pictures have equal features for any number of ranks and any order of work, at equal batch size. A batch
     whose features are stored already is not read again.
@@ -82,7 +82,7 @@ def find_masks(
     share: Share,
     open_pieces: OpenPieces,
 ) -> None:
-    """Find the subjects in this rank's pictures and put their masks into `masks.files`. They are stored like features."""
+    """Find the subjects in this rank's pictures; their masks go to `masks.files`, and to the pieces like features."""
     pieces = open_pieces()
     for method, drawn in pictures.items():
         for batch in drawn.own:

@@ -16,8 +16,10 @@ from bootpig.stages.evaluate.metrics import cosines
 
 
 class Diversity(Measure):
-    """Of a picture: its mean distance to the other pictures of its caption, in [0, 2]. So the mean over the pictures of a
-    caption is the mean over all pairs."""
+    """Of a picture: its mean distance to the other pictures of its caption, in [0, 2].
+
+    So the mean over the pictures of a caption is the mean over all pairs.
+    """
 
     def drawn(self, rows: Sequence[Drawing], features: Features) -> Values:
         groups: dict[tuple[str, str], list[int]] = {}

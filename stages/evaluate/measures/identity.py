@@ -59,7 +59,7 @@ class SubjectParts:
             keys: names of their masks.
             pictures: RGB, one per drawing.
         """
-        return Features.of([self._value(row, key, pictures[place]) for place, (row, key) in enumerate(zip(rows, keys))])
+        return Features.of([self._value(row, keys[place], pictures[place]) for place, row in enumerate(rows)])
 
     def real(self, subject: Subject) -> list[NDArray[np.float32]]:
         """The patches of each real picture in which the subject is found, n×d."""

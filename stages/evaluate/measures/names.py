@@ -16,7 +16,7 @@ class MeasureFacts:
     note: str
     """What it is, in a few words."""
     feature: str
-    """What it reads of each picture, see `features`. Measures with the same feature share one pass over the pictures."""
+    """What it reads of each picture. Measures with the same feature share one pass over the pictures."""
     higher_is_better: bool = True
     version: int = 1
     """Must be increased when the same pictures would get other values. Stored values of other versions are not used."""
