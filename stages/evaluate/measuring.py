@@ -61,15 +61,15 @@ class Measuring:
         if any(feature in MASKED for feature in features):
             self._find_masks()
         for feature in features:
-            models = self.measured.encoders[feature]
-            with self.judges.on(self.device, *models):
-                parts = self._parts(feature)
-                found = read_share(feature, self._reader(feature, parts), self.pictures, self.share, self.open_pieces)
-                if self.share.rank:
-                    continue
+            self._measure(feature, [name for name in names if MEASURES[name].feature == feature])
+
+    def _measure(self, feature: str, names: Sequence[str]) -> None:
+        with self.judges.on(self.device, *self.measured.encoders[feature]):
+            parts = self._parts(feature)
+            found = read_share(feature, self._reader(feature, parts), self.pictures, self.share, self.open_pieces)
+            if not self.share.rank:
                 for name in names:
-                    if MEASURES[name].feature == feature:
-                        self.scores.add(name, self.judges.measure(name, parts, self.masks), found)
+                    self.scores.add(name, self.judges.measure(name, parts, self.masks), found)
 
     def _parts(self, feature: str) -> SubjectParts | None:
         if feature != "identity":

@@ -29,6 +29,9 @@ FACTS = "measures.json"
 """Measure → `{"identity": digest, "real": {subject: value}}`. Written beside `scores.parquet`."""
 
 _SCORES = "scores.parquet"
+_UNUSABLE = (CorruptPart, StoreUnavailable, FileNotFoundError, KeyError, TypeError, ValueError, AttributeError)
+"""What damaged or strange files of a result raise: a store may hold anything."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -105,8 +108,8 @@ def find_finished(earlier: Earlier, rows: Sequence[Drawing], subjects: Sequence[
             # equal drawings in other batches differ in their last bits, so values belong to the very same pictures
             if found is not None and _pictures(result) == pictures:
                 found.stored |= _values(result, found, subjects)
-        except (CorruptPart, StoreUnavailable, FileNotFoundError) as error:
-            _LOG.warning("evaluate: a finished evaluation cannot be used: %s", error)
+        except _UNUSABLE as error:
+            _LOG.warning("evaluate: a finished evaluation cannot be used: %s", " ".join(str(error).split()))
     return found
 
 
