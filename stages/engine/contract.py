@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
@@ -341,25 +342,6 @@ class Checkpoints(Protocol):
             key: digest of what changes the pieces but is not part of the fingerprint, such as the batch size. Pieces
                 with any other key are removed.
         """
-
-
-class EarlierResult(Protocol):
-    """A finished result of the same stage with other settings."""
-
-    files: Mapping[str, str]
-    """Name → sha256."""
-
-    def fetch(self, names: Iterable[str]) -> Path:
-        """A local folder with these files, which must not be changed. Raises CorruptPart."""
-
-
-Earlier = Callable[[Callable[[Mapping[str, Any]], Any]], Iterable[EarlierResult]]
-"""`earlier(part)`: the finished results whose fingerprint's input has the same `part` as that of the new result."""
-
-
-def no_earlier(part: Callable[[Mapping[str, Any]], Any]) -> Iterable[EarlierResult]:
-    """There are no earlier results."""
-    return ()
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
@@ -15,8 +15,27 @@ Identity = Mapping[str, Any]
 """The input of a fingerprint."""
 
 
+class EarlierResult(Protocol):
+    """A finished result of the same stage with other settings."""
+
+    files: Mapping[str, str]
+    """Name → sha256."""
+
+    def fetch(self, names: Iterable[str]) -> Path:
+        """A local folder with these files, which must not be changed. Raises CorruptPart."""
+
+
+Earlier = Callable[[Callable[[Identity], Any]], Iterable[EarlierResult]]
+"""`earlier(part)`: the finished results whose identity has the same `part` as that of the new result."""
+
+
+def no_earlier(part: Callable[[Identity], Any]) -> Iterable[EarlierResult]:
+    """There are no earlier results."""
+    return ()
+
+
 class StoredResult:
-    """A finished result in the store, see `contract.EarlierResult`."""
+    """An `EarlierResult` in the store."""
 
     def __init__(self, root: Root, published: Published, scratch: Path) -> None:
         self._root = root

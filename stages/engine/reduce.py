@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from bootpig.stages.engine.checkpoints import StoredCheckpoints
-from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef, no_earlier
-from bootpig.stages.engine.earlier import earlier_results
+from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
+from bootpig.stages.engine.earlier import earlier_results, no_earlier
 from bootpig.stages.engine.live import copied
 from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.survey import StageSurvey

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bootpig.stages.engine.contract import Earlier, EarlierResult
+from bootpig.stages.engine.earlier import Earlier, EarlierResult
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.drawing import Drawing
 from bootpig.stages.evaluate.gallery import NOT_FINITE, DrawnPictures, PictureFiles

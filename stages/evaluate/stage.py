@@ -27,15 +27,14 @@ from bootpig.stages.engine.contract import (
     MODEL,
     SPEED,
     Checkpoints,
-    Earlier,
     InputError,
     Pieces,
     Progress,
     ReduceInput,
     ReduceStage,
-    no_earlier,
 )
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory

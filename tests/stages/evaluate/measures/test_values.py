@@ -60,7 +60,8 @@ def test_likeness_is_the_mean_over_real_pictures(tmp_path):
     assert found.values[:2] == pytest.approx([0.5, ROOT_HALF])
     assert np.isnan(found.values[2]) and found.reasons == ("", "", "no_detection")
     assert measure.real(one) == pytest.approx(0.0)
-    assert measure.real(subject(tmp_path, ["blue"], ["red"])) is None, "one picture has no pair"
+    alone = Likeness(RealVectors(Colours())).real(subject(tmp_path, ["blue"], ["red"]))
+    assert alone is None, "one picture has no pair"
 
 
 def test_fidelity_is_a_cosine_with_the_caption(tmp_path):
