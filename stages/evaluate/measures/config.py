@@ -129,11 +129,11 @@ class Measured:
             return {}
         return {f"segment.{name}": source for name, source in self.segment().models().items()}
 
-    def segment(self) -> Segment:
-        """The segment stage that finds subjects. Its filters for training data, border and area, are off."""
+    def segment(self, device: str = "cpu") -> Segment:
+        """The segment stage that finds subjects, on `device`. Its filters for training data, border and area, are off."""
         assert self.config.segment is not None, "PipelineConfig.section fills it in"
-        off = {"border": 0.0, "min_area": 0.0, "max_area": 1.0}
-        return Segment(self.config.segment.model_copy(update=off), seed=0)
+        changes = {"border": 0.0, "min_area": 0.0, "max_area": 1.0, "device": device}
+        return Segment(self.config.segment.model_copy(update=changes), seed=0)
 
     def problems(self, sources: Mapping[str, ModelSource]) -> list[str]:
         """What would prevent the models from being loaded, one line each, without reading weights.
