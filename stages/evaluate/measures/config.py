@@ -130,7 +130,7 @@ class Measured:
         return {f"segment.{name}": source for name, source in self.segment().models().items()}
 
     def segment(self, device: str = "cpu") -> Segment:
-        """The segment stage that finds subjects, on `device`. Its filters for training data, border and area, are off."""
+        """The segment stage, to find subjects on `device`. Its filters for training data, border and area, are off."""
         assert self.config.segment is not None, "PipelineConfig.section fills it in"
         changes = {"border": 0.0, "min_area": 0.0, "max_area": 1.0, "device": device}
         return Segment(self.config.segment.model_copy(update=changes), seed=0)
