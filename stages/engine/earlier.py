@@ -18,8 +18,9 @@ Identity = Mapping[str, Any]
 class EarlierResult(Protocol):
     """A finished result of the same stage with other settings."""
 
-    files: Mapping[str, str]
-    """Name → sha256."""
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Name → sha256."""
 
     def fetch(self, names: Iterable[str]) -> Path:
         """A local folder with these files, which must not be changed. Raises CorruptPart."""
