@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
@@ -369,6 +370,8 @@ class ReduceInput:
     """Stage → its input, for all upstreams but the first."""
     run: str = ""
     """The id of the run, for what the stage tells others. It is not part of the result's identity."""
+    earlier: Earlier = no_earlier
+    """Finished results of the reduce stage itself with other settings. There are none after `--force`."""
 
 
 class ReduceStage(Stage):

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -33,29 +34,28 @@ from bootpig.stages.engine.contract import (
     ReduceStage,
 )
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
-from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
+from bootpig.stages.evaluate.measures.config import Measured, MeasuresConfig
+from bootpig.stages.evaluate.protocol import Protocol
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from bootpig.stages.evaluate.drawing import Drawing
     from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-    from bootpig.stages.evaluate.scoring import ImageEmbedder
     from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
 
 
-class EvaluateConfig(ProtocolConfig):
+class EvaluateConfig(MeasuresConfig):
     """Settings of the evaluation of a trained model."""
 
     model: ModelName | None = Field(
@@ -75,7 +75,8 @@ class EvaluateConfig(ProtocolConfig):
 
 
 class Evaluate(ReduceStage):
-    """Writes `metrics.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in `images/<method>/`."""
+    """Writes `metrics.json`, `measures.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in
+    `images/<method>/`."""
 
     name = "evaluate"
     version = 1
@@ -99,19 +100,27 @@ class Evaluate(ReduceStage):
         """Its subjects and judges."""
         return Protocol(self.config, self.name)
 
+    @property
+    def measured(self) -> Measured:
+        """What is measured, and its models."""
+        return Measured(self.config, self.name)
+
     def models(self) -> Mapping[str, ModelSource]:
-        c = self.config
-        lookups = self.protocol.lookups()
+        c, measured = self.config, self.measured
+        lookups = measured.lookups(self.protocol.lookups())
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
-        return resolve_all(self.name, lookups)
+        return {**resolve_all(self.name, lookups), **measured.segmenters()}
 
     def check_models(self) -> list[str]:
         sources = self.models()
         problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
-        return problems + self.protocol.problems(sources)
+        return problems + self.protocol.problems(sources) + self.measured.problems(sources)
+
+    def warnings(self) -> list[str]:
+        return self.measured.warnings()
 
     def check_trained(self, model: Path) -> None:
         """Check a trained model, its base and the judges, before anything is drawn.
@@ -178,10 +187,15 @@ class Evaluate(ReduceStage):
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
-        self.measure(data.result / "model", workdir, progress, checkpoints)
+        self.measure(data.result / "model", workdir, progress, checkpoints, data.earlier)
 
     def measure(
-        self, model: Path, workdir: Path, progress: Progress, checkpoints: Checkpoints | None = None
+        self,
+        model: Path,
+        workdir: Path,
+        progress: Progress,
+        checkpoints: Checkpoints | None = None,
+        earlier: Earlier = no_earlier,
     ) -> dict[str, Any]:
         """Evaluate a trained model and write the results to `workdir`. Memory use is independent of the number of
         pictures.
@@ -192,6 +206,7 @@ class Evaluate(ReduceStage):
             progress: progress callback.
             checkpoints: stores drawn pictures, so that they are not drawn again if the process is killed. None: not
                 stored.
+            earlier: finds finished evaluations, whose pictures and values are taken over where they are the same.
 
         Returns:
             The content of `metrics.json`. In other ranks than the first, nothing: they make their part of the pieces.
@@ -204,10 +219,11 @@ class Evaluate(ReduceStage):
         import torch
 
         from bootpig.models.devices import torch_device
-        from bootpig.stages.evaluate.drawing import METHODS, drawings
-        from bootpig.stages.evaluate.embedding import embed_share
-        from bootpig.stages.evaluate.judges import load_judges
+        from bootpig.stages.evaluate.drawing import drawings
+        from bootpig.stages.evaluate.judges import Judges
+        from bootpig.stages.evaluate.measuring import Measuring
         from bootpig.stages.evaluate.output import write_results
+        from bootpig.stages.evaluate.reuse import FACTS, find_finished, write_facts
         from bootpig.stages.evaluate.scoring import Scores
 
         sources = self.models()
@@ -221,37 +237,33 @@ class Evaluate(ReduceStage):
         def open_pieces() -> Pieces | None:
             return None if checkpoints is None else checkpoints.pieces(key)
 
-        judges = load_judges(sources)
-        references, pictures = self._draw(
-            model, base, subjects, rows, device, workdir / "images", open_pieces, share, progress
-        )
+        measured, names = self.measured, self.config.metrics
+        judges = Judges(sources, measured.models)
+        folder = workdir / "images"
+        finished = find_finished(earlier, rows, subjects)
+        if finished is not None:
+            references, pictures = finished.pictures(self.config.batch_size, folder, share, subjects)
+        else:
+            references, pictures = self._draw(model, base, subjects, rows, device, folder, open_pieces, share, progress)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
-        def embed(embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
-            return embed_share(embedder, pictures, share, open_pieces)
-
+        total = len(pictures) * len(rows)
+        if not share.rank:
+            progress(total, total, "scores")
+        lost = {method: drawn.not_finite for method, drawn in pictures.items()}
+        scores = Scores(subjects, rows, list(pictures), lost, names)
+        identities = measured.identities(sources)
+        kept = [] if finished is None else finished.keep(scores, identities)
+        with TemporaryDirectory(prefix="bootpig-") as scratch:
+            work = Measuring(measured, judges, pictures, scores, share, open_pieces, device, Path(scratch))
+            work.measure([name for name in names if name not in kept])
         if share.rank:
-            with judges.on(device):
-                for judge in (judges.clip, judges.dino):
-                    embed(judge)
             return {}
-        total = len(METHODS) * len(rows)
-        progress(total, total, "scores")
-        scores = Scores(
-            subjects,
-            rows,
-            {method: drawn.files for method, drawn in pictures.items()},
-            {method: drawn.not_finite for method, drawn in pictures.items()},
-            embed,
-        )
-        with judges.on(device):
-            scores.add_fidelity("clip_t", judges.clip)
-            scores.add_likeness("clip_i", judges.clip)
-            scores.add_likeness("dino", judges.dino)
         metrics = scores.metrics(self.config.seed)
         write_results(workdir, scores, references, metrics)
+        write_facts(workdir / FACTS, scores, identities)
         return metrics
 
     def _key(self, base: ModelSource, rows: Sequence[Drawing], device: torch.device) -> str:

@@ -304,7 +304,11 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
             files |= {title: by_method[method]["file"] for method, title in titles.items()}
             pictures = tuple((title, data_uri(root.read(f"{folder}/{file}"))) for title, file in files.items())
             entries.append(
-                SheetEntry(prompt, pictures, {m: float(by_method[m]["dino"]) for m in METHOD_NAMES if m in by_method})
+                SheetEntry(
+                    prompt,
+                    pictures,
+                    {m: v for m in METHOD_NAMES if (v := by_method.get(m, {}).get("dino")) is not None},
+                )
             )
         return entries
     except UNREADABLE:
