@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
@@ -23,6 +23,7 @@ from bootpig.models.pretrained.inspection import pipeline_problems, trained_prob
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
+    ADDED,
     MODEL,
     SPEED,
     Checkpoints,
@@ -38,6 +39,7 @@ from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
+from bootpig.stages.evaluate.rivals.config import RivalConfig, different_names
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -72,6 +74,16 @@ class EvaluateConfig(ProtocolConfig):
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
     )
+    rivals: tuple[RivalConfig, ...] = Field(
+        default=(),
+        json_schema_extra=ADDED,
+        description="Other methods that draw the same captions from the same seeds, see docs/rivals.md.",
+    )
+
+    @field_validator("rivals")
+    @classmethod
+    def _different_names(cls, rivals: tuple[RivalConfig, ...]) -> tuple[RivalConfig, ...]:
+        return different_names(rivals)
 
 
 class Evaluate(ReduceStage):
