@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -103,14 +103,10 @@ class StageConfig(BaseModel):
             value = getattr(self, name)
             if isinstance(extra, dict) and extra.get("added") and value == info.get_default(call_default_factory=True):
                 continue
-            fields[name] = _hashed(value)
+            if isinstance(value, tuple):
+                value = [part.hashed() if isinstance(part, StageConfig) else part for part in value]
+            fields[name] = value.hashed() if isinstance(value, StageConfig) else value
         return fields
-
-
-def _hashed(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_hashed(part) for part in value)
-    return value.hashed() if isinstance(value, StageConfig) else value
 
 
 @dataclass(frozen=True)
@@ -322,13 +318,17 @@ class UnitRef:
 
 
 class Pieces(Protocol):
-    """Stores pieces of an unfinished result. Names consist of letters, digits, `-` and `_`."""
+    """Stores pieces of an unfinished result. In names, characters other than letters, digits, `-` and `_` are alike."""
 
     def put(self, name: str, data: bytes) -> None:
         """Store a piece."""
 
     def get(self, name: str) -> bytes | None:
         """Read a piece and verify its checksum. None if it is missing or damaged."""
+
+
+EarlierResult = Callable[[str], bytes | None]
+"""Reads a file of a published result, given its name. None if it is missing or damaged."""
 
 
 class Checkpoints(Protocol):
@@ -347,6 +347,12 @@ class Checkpoints(Protocol):
             key: digest of what changes the pieces but is not part of the fingerprint, such as the batch size. Pieces
                 with any other key are removed.
         """
+
+    def kept(self, name: str) -> Pieces:
+        """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
+
+    def earlier(self) -> Iterator[EarlierResult]:
+        """The published results of the stage. None when everything is to be made again."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:

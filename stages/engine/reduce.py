@@ -50,7 +50,7 @@ def publish_result(
         scratch = Path(scratch_name)
         workdir = scratch / "result"
         workdir.mkdir()
-        checkpoints = StoredCheckpoints(root, survey.path, scratch)
+        checkpoints = StoredCheckpoints(root, survey.path, scratch, fresh=restart)
         log = stage.log if is_first_process() else ""
         with copied(root, survey.path, workdir / log) if log else nullcontext():
             stage.run(replace(_inputs(root, above, scratch), run=run), workdir, checkpoints, progress)

@@ -7,10 +7,10 @@ copies its reference gains nothing from the reference's background.
 
 from __future__ import annotations
 
-import gc
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,9 +40,11 @@ from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
 from bootpig.stages.evaluate.rivals.config import RivalConfig, different_names
+from bootpig.stages.evaluate.rivals.models import Rival, rivals_of
 from bootpig.stages.evaluate.subjects import Benchmark
 from bootpig.stages.pictures import PNG_BYTES
-from bootpig.stages.segment.stage import SegmentConfig
+from bootpig.stages.segment.cut_out import of_photos
+from bootpig.stages.segment.stage import Segment, SegmentConfig
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
@@ -52,9 +54,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bootpig.stages.evaluate.drawing import Drawing
-    from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
     from bootpig.stages.evaluate.scoring import ImageEmbedder
-    from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
 
@@ -137,13 +137,34 @@ class Evaluate(ReduceStage):
         lookups = self.protocol.lookups()
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
-        return resolve_all(self.name, lookups)
+        found = resolve_all(self.name, lookups)
+        if c.benchmark is not None:
+            found |= {f"segment.{name}": source for name, source in self._segment().models().items()}
+        if c.rivals:
+            subjects = self.protocol.subjects()
+            found |= {name: each for rival in self._rivals() for name, each in rival.sources(subjects).items()}
+        return found
+
+    def _rivals(self) -> list[Rival]:
+        return rivals_of(self.config.rivals)
+
+    def warnings(self) -> list[str]:
+        subjects = self.protocol.subjects() if self.config.rivals else []
+        return [line for rival in self._rivals() for line in rival.warnings(subjects)]
+
+    def _segment(self) -> Segment:
+        assert self.config.segment is not None, "PipelineConfig.section fills it in"
+        return Segment(of_photos(self.config.segment), self.seed)
 
     def check_models(self) -> list[str]:
-        sources = self.models()
+        sources = dict(self.models())
         problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
+        if self.config.benchmark is not None:
+            problems += self._segment().check_models()
+        for rival in self._rivals():
+            problems += rival.problems(self.protocol.subjects(), sources)
         return problems + self.protocol.problems(sources)
 
     def check_trained(self, model: Path) -> None:
@@ -171,8 +192,8 @@ class Evaluate(ReduceStage):
         drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
         return Estimate(
             work.above,
-            tflop=work.samples * (pictures * self.config.steps * 12 * unet),
-            stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
+            tflop=work.samples * pictures * (c.steps * 12 * unet + _rivals_tflop(c, pixels)),
+            stored_bytes=work.samples * ((4 + len(c.rivals)) * pictures * PNG_BYTES * pixels),
             memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
             assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION),
         )
@@ -234,10 +255,10 @@ class Evaluate(ReduceStage):
             FatalError: a method has no picture of a subject that is finite.
             RuntimeError: another rank has died.
         """
-        import torch
-
         from bootpig.models.devices import torch_device
-        from bootpig.stages.evaluate.drawing import METHODS, drawings
+        from bootpig.stages.evaluate.all_drawings import Evaluation
+        from bootpig.stages.evaluate.benchmarks.cut_outs import cut_out_references, reference_rows
+        from bootpig.stages.evaluate.drawing import drawings
         from bootpig.stages.evaluate.embedding import embed_share
         from bootpig.stages.evaluate.judges import load_judges
         from bootpig.stages.evaluate.output import write_results
@@ -255,12 +276,16 @@ class Evaluate(ReduceStage):
             return None if checkpoints is None else checkpoints.pieces(key)
 
         judges = load_judges(sources)
-        references, pictures = self._draw(
-            model, base, subjects, rows, device, workdir / "images", open_pieces, share, progress
+        cut = None
+        if self.config.benchmark is not None and self.config.segment is not None:
+            kept = None if checkpoints is None else checkpoints.kept("cut-outs")
+            cut = cut_out_references(subjects, self.config.segment, kept)
+            table = reference_rows(subjects, cut)
+            (workdir / "references.json").write_text(f"{json.dumps(table, indent=2)}\n", encoding="utf-8")
+        drawn = Evaluation(
+            self.config, self.config.dtype, model, base, sources, subjects, rows, self._rivals(), cut, device
         )
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        references, pictures = drawn.draw(workdir, key, checkpoints, share, progress)
 
         def embed(embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
             return embed_share(embedder, pictures, share, open_pieces)
@@ -270,7 +295,7 @@ class Evaluate(ReduceStage):
                 for judge in (judges.clip, judges.dino):
                     embed(judge)
             return {}
-        total = len(METHODS) * len(rows)
+        total = len(pictures) * len(rows)
         progress(total, total, "scores")
         scores = Scores(
             subjects,
@@ -303,43 +328,12 @@ class Evaluate(ReduceStage):
             }
         )
 
-    def _draw(
-        self,
-        model: Path,
-        base: ModelSource,
-        subjects: Sequence[Subject],
-        rows: Sequence[Drawing],
-        device: torch.device,
-        folder: Path,
-        open_pieces: Callable[[], Pieces | None],
-        share: Share,
-        progress: Progress,
-    ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
-        """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
-        from bootpig.models.devices import torch_dtype
-        from bootpig.models.painters.loading import set_scheduler
-        from bootpig.models.pipelines.bases import load_base
-        from bootpig.models.pretrained.finite import check_pipeline
-        from bootpig.stages.evaluate.drawing import prepared_references
-        from bootpig.stages.evaluate.gallery import PictureFiles
-        from bootpig.stages.evaluate.methods import draw_methods
-        from bootpig.stages.sampling import latent_shape
 
-        pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
-        if self.config.scheduler is not None:
-            set_scheduler(pipeline, base, self.config.scheduler)
-        pipeline.read_like(parse_json((model / "bootpig.json").read_bytes()))  # for `untrained`
-        pipeline.to(device)
-        check_pipeline(base, pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        references: dict[str, PictureFiles] = {}
-        (folder / "reference").mkdir(parents=True)
-        side = min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor
-        for name, prepared in prepared_references(subjects, side):
-            paths = [folder / "reference" / f"{name}-{number:02d}.png" for number in range(len(prepared))]
-            for path, picture in zip(paths, prepared, strict=True):
-                picture.save(path)
-            references[name] = PictureFiles(paths)
-        sampling = self.config.sampling()
-        drawn = draw_methods(pipeline, model, rows, references, sampling, folder, open_pieces, share, progress)
-        return references, drawn
+def _rivals_tflop(config: EvaluateConfig, pixels: int) -> float:
+    """10^12 operations for one picture by each rival: two passes per step."""
+    return sum(
+        (config.steps if rival.steps is None else rival.steps)
+        * 2
+        * sizes.unet_tflop(rival.model or rival.base or "", pixels if rival.size is None else rival.size**2)
+        for rival in config.rivals
+    )
