@@ -80,7 +80,8 @@ class Scores:
                 mean_cosine(row, real[drawing.subject.name])[0] for row, drawing in zip(vectors, drawings, strict=True)
             ]
             self._keep(method, metric, np.array(values))
-        self.real[metric] = [mean_cosine_among(embeddings) for embeddings in real.values()]
+        # a benchmark with one picture per subject has none to compare it with
+        self.real[metric] = [mean_cosine_among(embeddings) for embeddings in real.values() if len(embeddings) > 1]
 
     def add_fidelity(self, metric: str, embedder: TextEmbedder) -> None:
         """Measure `clip_t`: the cosine with the caption. For real pictures, with their own captions if known."""
@@ -114,13 +115,15 @@ class Scores:
         by_subject["real"] = {metric: self.real[metric] for metric in METRICS}
         table = collect(by_subject, seed)
         lost = {method: len(rows) for method, rows in self.not_finite.items() if rows}
-        means = {method: table[method]["dino"]["mean"] for method in ("text_only", "bootpig", "real")}
+        means = {
+            method: table[method]["dino"]["mean"] for method in ("text_only", "bootpig", "real") if self.real["dino"]
+        }
         return {
             "subjects": len(self.subjects),
             "images": len(self.rows),
             **({"not_finite": lost} if lost else {}),
             "methods": table,
-            "gap_closed_dino": gap_closed(**means),
+            "gap_closed_dino": gap_closed(**means) if means else None,
         }
 
     def table(self) -> pa.Table:
