@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-from bootpig.stages.engine.contract import EarlierResult
 from bootpig.stages.engine.pieces import StoredPieces, clear_pieces, open_pieces
 from bootpig.storage.errors import CorruptPart
-from bootpig.storage.fingerprint import bytes_digest
-from bootpig.storage.folders import Published, fetch_folder, publish_folder, read_manifest
+from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest
 from bootpig.storage.root import Root
 
 CHECKPOINTS_KEPT = 2
@@ -22,12 +17,10 @@ CHECKPOINTS_KEPT = 2
 class StoredCheckpoints:
     """`Checkpoints` (see `contract`) in the store, under the stage's fingerprint."""
 
-    def __init__(self, root: Root, path: str, scratch: Path, *, fresh: bool = False) -> None:
-        """`fresh`: everything is made again, so earlier results are not shown."""
+    def __init__(self, root: Root, path: str, scratch: Path) -> None:
         self.root = root
         self.path = path
         self.scratch = scratch
-        self.fresh = fresh
 
     def _steps(self) -> list[int]:
         matches = (re.fullmatch(r"checkpoint-(\d+)", name) for name in self.root.folders(self.path))
@@ -59,19 +52,7 @@ class StoredCheckpoints:
         return open_pieces(self.root, self.path, key)
 
     def kept(self, name: str) -> StoredPieces:
-        return StoredPieces(self.root, f"{self._stage}/kept-{name}")
-
-    def earlier(self) -> Iterator[EarlierResult]:
-        for fingerprint in [] if self.fresh else sorted(self.root.folders(self._stage)):
-            if re.fullmatch(r"[0-9a-f]{16}", fingerprint):
-                with suppress(CorruptPart):
-                    published = read_manifest(self.root, f"{self._stage}/{fingerprint}/result")
-                    if published is not None:
-                        yield partial(_read, self.root, published)
-
-    @property
-    def _stage(self) -> str:
-        return self.path.partition("/")[0]
+        return StoredPieces(self.root, f"{self.path.partition('/')[0]}/kept-{name}")
 
     def clear(self) -> None:
         """Remove all checkpoints and pieces."""
@@ -93,14 +74,3 @@ class StoredCheckpoints:
             except CorruptPart as error:
                 print(f"train: skipping a damaged checkpoint: {error}", flush=True)
         return None
-
-
-def _read(root: Root, published: Published, name: str) -> bytes | None:
-    facts = published.files.get(name)
-    if facts is None:
-        return None
-    try:
-        data = root.read(f"{published.path}/{name}")
-    except FileNotFoundError:
-        return None
-    return data if bytes_digest(data) == facts["sha256"] else None

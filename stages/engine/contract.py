@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
@@ -327,10 +328,6 @@ class Pieces(Protocol):
         """Read a piece and verify its checksum. None if it is missing or damaged."""
 
 
-EarlierResult = Callable[[str], bytes | None]
-"""Reads a file of a published result, given its name. None if it is missing or damaged."""
-
-
 class Checkpoints(Protocol):
     """Where a reduce stage saves its progress: whole folders under its fingerprint, with the manifest written last."""
 
@@ -350,9 +347,6 @@ class Checkpoints(Protocol):
 
     def kept(self, name: str) -> Pieces:
         """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
-
-    def earlier(self) -> Iterator[EarlierResult]:
-        """The published results of the stage. None when everything is to be made again."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
@@ -379,6 +373,8 @@ class ReduceInput:
     """Stage → its input, for all upstreams but the first."""
     run: str = ""
     """The id of the run, for what the stage tells others. It is not part of the result's identity."""
+    earlier: Earlier = no_earlier
+    """Finished results of the reduce stage itself with other settings. There are none after `--force`."""
 
 
 class ReduceStage(Stage):

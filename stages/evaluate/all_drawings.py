@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,8 @@ from bootpig.models.painters.loading import set_scheduler
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.source import ModelSource, content_digest
-from bootpig.stages.engine.contract import Checkpoints, Pieces, Progress
+from bootpig.stages.engine.contract import Pieces, Progress
+from bootpig.stages.engine.earlier import Earlier
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.benchmarks.cut_outs import CutOut
 from bootpig.stages.evaluate.drawing import METHODS, Drawing, prepared_references
@@ -103,12 +104,19 @@ class Evaluation:
         return keys
 
     def draw(
-        self, workdir: Path, key: str, checkpoints: Checkpoints | None, share: Share, progress: Progress
+        self,
+        folder: Path,
+        open_pieces: Callable[[], Pieces | None],
+        earlier: Earlier,
+        share: Share,
+        progress: Progress,
     ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
-        """Draw what does not exist yet, to `images` in `workdir`.
+        """Draw what does not exist yet.
 
         Args:
-            key: of the pieces of the unfinished result.
+            folder: where the pictures are written, in a folder for each method. Does not exist.
+            open_pieces: the pieces of the unfinished result, as they are now.
+            earlier: finds finished evaluations, whose pictures are taken over where they are the same.
 
         Returns:
             The prepared references by subject, and the pictures of each method, one per row, as files.
@@ -118,30 +126,20 @@ class Evaluation:
             FatalError: a method has no picture of a subject that is finite, or memory runs out.
             RuntimeError: another rank has died.
         """
-
-        def open_pieces() -> Pieces | None:
-            return None if checkpoints is None else checkpoints.pieces(key)
-
-        folder, keys = workdir / "images", self.keys()
         (folder / "reference").mkdir(parents=True)
-        easel = Easel(
-            self.rows,
-            self.config.batch_size,
-            folder,
-            open_pieces,
-            {} if checkpoints is None else find_earlier(keys, checkpoints.earlier()),
-            share,
-            progress,
-            len(self.methods),
-        )
+        found = find_earlier(self.keys(), earlier)
+        size = self.config.batch_size
+        easel = Easel(self.rows, size, folder, open_pieces, found, share, progress, len(self.methods))
         references, drawn = self._with_bootpig(easel)
         gc.collect()
         free_memory()
         if self.rivals:
             drawn |= draw_rivals(self.rivals, self.sources, references, self.config, self.dtype, self.device, easel)
-        if not share.rank:
-            (workdir / FILE).write_text(describe(keys, drawn), encoding="utf-8")
         return references, drawn
+
+    def describe(self, workdir: Path, drawn: Mapping[str, DrawnPictures]) -> None:
+        """Write `drawn.json`, from which later evaluations know these pictures."""
+        (workdir / FILE).write_text(describe(self.keys(), drawn), encoding="utf-8")
 
     def _with_bootpig(self, easel: Easel) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
         """The prepared references, and the pictures of our own methods."""

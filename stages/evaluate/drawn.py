@@ -6,26 +6,32 @@ Each result says in `drawn.json`, for each method, the digest of all that its pi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bootpig.stages.engine.contract import EarlierResult
-from bootpig.stages.evaluate.gallery import DrawnPictures, Earlier
+from bootpig.stages.engine.earlier import Earlier, EarlierResult
+from bootpig.stages.evaluate.gallery import DrawnPictures, Picture
+from bootpig.storage.errors import CorruptPart
 from bootpig.storage.jsonio import parse_json
 
 FILE = "drawn.json"
 
+Reader = Callable[[str], bytes | None]
+"""Reads a file of a result, given its name. None if it is missing or damaged."""
 
-def find_earlier(keys: Mapping[str, str], results: Iterable[EarlierResult]) -> dict[str, Earlier]:
-    """Method → its pictures in one of the `results`, for those that have them.
+
+def find_earlier(keys: Mapping[str, str], earlier: Earlier) -> dict[str, Picture]:
+    """Method → its pictures in an earlier result, for those that one has.
 
     Args:
         keys: method → the digest of all that its pictures depend on.
+        earlier: finds the results.
     """
-    found: dict[str, Earlier] = {}
+    found: dict[str, Picture] = {}
     wanted = {key: method for method, key in keys.items()}
-    for read in results:
+    for result in earlier(lambda identity: None):
+        read = partial(_read, result)
         for name, facts in _listed(read).items():
             if (method := wanted.get(facts["key"])) is not None:
                 found.setdefault(method, partial(_picture, read, name, frozenset(facts["not_finite"])))
@@ -44,7 +50,7 @@ def describe(keys: Mapping[str, str], drawn: Mapping[str, DrawnPictures]) -> str
     return f"{json.dumps(facts, indent=2)}\n"
 
 
-def _listed(read: EarlierResult) -> dict[str, dict[str, Any]]:
+def _listed(read: Reader) -> dict[str, dict[str, Any]]:
     data = read(FILE)
     try:
         listed = parse_json(data) if data is not None else {}
@@ -56,5 +62,14 @@ def _listed(read: EarlierResult) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _picture(read: EarlierResult, method: str, not_finite: frozenset[str], file: str) -> bytes | None:
+def _picture(read: Reader, method: str, not_finite: frozenset[str], file: str) -> bytes | None:
     return b"" if file in not_finite else read(f"images/{method}/{file}")
+
+
+def _read(result: EarlierResult, name: str) -> bytes | None:
+    if name not in result.files:
+        return None
+    try:
+        return (result.fetch([name]) / name).read_bytes()
+    except (CorruptPart, FileNotFoundError):
+        return None

@@ -21,7 +21,7 @@ NOT_FINITE = "not_finite"
 """Extension of the empty member of a piece in place of a picture that is not finite. Also the reason in its row."""
 
 
-Earlier = Callable[[str], bytes | None]
+Picture = Callable[[str], bytes | None]
 """Reads a picture of an earlier result, given its file name: PNG, or nothing for one that is not finite. None if it is
 missing or damaged."""
 
@@ -76,7 +76,7 @@ class DrawnPictures:
         pieces: Pieces | None,
         share: Share | None = None,
         number: int = 0,
-        earlier: Earlier | None = None,
+        earlier: Picture | None = None,
     ) -> None:
         """Unpack the pieces of the own batches that exist. Creates `folder`.
 

@@ -14,7 +14,7 @@ from bootpig.models.pretrained.source import loading
 from bootpig.stages.engine.contract import Pieces, Progress
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.drawing import METHODS, WITH_REFERENCE, Drawing, draw, warn_of_blank
-from bootpig.stages.evaluate.gallery import DrawnPictures, Earlier
+from bootpig.stages.evaluate.gallery import DrawnPictures, Picture
 from bootpig.stages.sampling import Sampling, fix_of_not_finite
 
 
@@ -28,7 +28,7 @@ class Easel:
     """The pictures are written here, in a folder for each method."""
     open_pieces: Callable[[], Pieces | None]
     """The pieces of the unfinished result, as they are now."""
-    earlier: Mapping[str, Earlier]
+    earlier: Mapping[str, Picture]
     """Method → its pictures in an earlier result."""
     share: Share
     progress: Progress

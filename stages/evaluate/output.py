@@ -31,7 +31,7 @@ def write_results(
         metrics: the content of `metrics.json`.
     """
     images = workdir / "images"
-    columns = SHEET | {name: name for name in scores.pictures if name not in METHODS}
+    columns = SHEET | {name: name for name in scores.methods if name not in METHODS}
     firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
     # If there are more captions than fit on a sheet, show some that are spread over the subjects.
     shown = [firsts[int(i)] for i in np.linspace(0, len(firsts) - 1, min(len(firsts), SHEET_ROWS))]

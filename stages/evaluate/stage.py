@@ -7,15 +7,15 @@ copies its reference gains nothing from the reference's background.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
@@ -23,7 +23,6 @@ from bootpig.models.pretrained.inspection import pipeline_problems, trained_prob
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
-    ADDED,
     MODEL,
     SPEED,
     Checkpoints,
@@ -34,32 +33,28 @@ from bootpig.stages.engine.contract import (
     ReduceStage,
 )
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
-from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
-from bootpig.stages.evaluate.rivals.config import RivalConfig, different_names
+from bootpig.stages.evaluate.config import ComparedConfig
+from bootpig.stages.evaluate.measures.config import Measured
+from bootpig.stages.evaluate.protocol import Protocol
 from bootpig.stages.evaluate.rivals.models import Rival, rivals_of
-from bootpig.stages.evaluate.subjects import Benchmark
 from bootpig.stages.pictures import PNG_BYTES
-from bootpig.stages.segment.cut_out import of_photos
-from bootpig.stages.segment.stage import Segment, SegmentConfig
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from bootpig.stages.evaluate.drawing import Drawing
-    from bootpig.stages.evaluate.scoring import ImageEmbedder
 
 _LOG = logging.getLogger(__name__)
 
 
-class EvaluateConfig(ProtocolConfig):
+class EvaluateConfig(ComparedConfig):
     """Settings of the evaluation of a trained model."""
 
     model: ModelName | None = Field(
@@ -76,39 +71,11 @@ class EvaluateConfig(ProtocolConfig):
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
     )
-    benchmark: Benchmark | None = Field(
-        default=None,
-        json_schema_extra=ADDED,
-        description="What `subjects` is: dreambooth or dreambench++, the published folder as it is, with its own "
-        "classes and prompts. Its references are cut out. null: a folder of subjects.",
-    )
-    segment: SegmentConfig | None = Field(
-        default=None,
-        json_schema_extra=ADDED,
-        description="Models that cut out the references of a benchmark. null: those of the segment stage.",
-    )
-    rivals: tuple[RivalConfig, ...] = Field(
-        default=(),
-        json_schema_extra=ADDED,
-        description="Other methods that draw the same captions from the same seeds, see docs/rivals.md.",
-    )
-
-    @field_validator("rivals")
-    @classmethod
-    def _different_names(cls, rivals: tuple[RivalConfig, ...]) -> tuple[RivalConfig, ...]:
-        return different_names(rivals)
-
-    @model_validator(mode="after")
-    def _of_a_benchmark(self) -> EvaluateConfig:
-        if self.benchmark is not None and self.prompts:
-            raise ValueError(f"prompts: {self.benchmark} has its own; remove them, or set benchmark to null")
-        if self.benchmark is None and self.segment is not None:
-            raise ValueError("segment: has no effect without benchmark; remove it")
-        return self
 
 
 class Evaluate(ReduceStage):
-    """Writes `metrics.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in `images/<method>/`."""
+    """Writes `metrics.json`, `measures.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in
+    `images/<method>/`."""
 
     name = "evaluate"
     version = 1
@@ -132,14 +99,19 @@ class Evaluate(ReduceStage):
         """Its subjects and judges."""
         return Protocol(self.config, self.name, self.config.benchmark)
 
+    @property
+    def measured(self) -> Measured:
+        """What is measured, and its models."""
+        return Measured(self.config, self.name)
+
     def models(self) -> Mapping[str, ModelSource]:
-        c = self.config
-        lookups = self.protocol.lookups()
+        c, measured = self.config, self.measured
+        lookups = measured.lookups(self.protocol.lookups())
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
-        found = resolve_all(self.name, lookups)
+        found = {**resolve_all(self.name, lookups), **measured.segmenters()}
         if c.benchmark is not None:
-            found |= {f"segment.{name}": source for name, source in self._segment().models().items()}
+            found |= {f"segment.{name}": source for name, source in measured.segment().models().items()}
         if c.rivals:
             subjects = self.protocol.subjects()
             found |= {name: each for rival in self._rivals() for name, each in rival.sources(subjects).items()}
@@ -148,24 +120,20 @@ class Evaluate(ReduceStage):
     def _rivals(self) -> list[Rival]:
         return rivals_of(self.config.rivals)
 
-    def warnings(self) -> list[str]:
-        subjects = self.protocol.subjects() if self.config.rivals else []
-        return [line for rival in self._rivals() for line in rival.warnings(subjects)]
-
-    def _segment(self) -> Segment:
-        assert self.config.segment is not None, "PipelineConfig.section fills it in"
-        return Segment(of_photos(self.config.segment), self.seed)
-
     def check_models(self) -> list[str]:
         sources = dict(self.models())
         problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
-        if self.config.benchmark is not None:
-            problems += self._segment().check_models()
+        if self.config.benchmark is not None and not self.config.needs_masks:
+            problems += self.measured.segment().check_models()
         for rival in self._rivals():
             problems += rival.problems(self.protocol.subjects(), sources)
-        return problems + self.protocol.problems(sources)
+        return problems + self.protocol.problems(sources) + self.measured.problems(sources)
+
+    def warnings(self) -> list[str]:
+        subjects = self.protocol.subjects() if self.config.rivals else []
+        return self.measured.warnings() + [line for rival in self._rivals() for line in rival.warnings(subjects)]
 
     def check_trained(self, model: Path) -> None:
         """Check a trained model, its base and the judges, before anything is drawn.
@@ -232,10 +200,15 @@ class Evaluate(ReduceStage):
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
-        self.measure(data.result / "model", workdir, progress, checkpoints)
+        self.measure(data.result / "model", workdir, progress, checkpoints, data.earlier)
 
     def measure(
-        self, model: Path, workdir: Path, progress: Progress, checkpoints: Checkpoints | None = None
+        self,
+        model: Path,
+        workdir: Path,
+        progress: Progress,
+        checkpoints: Checkpoints | None = None,
+        earlier: Earlier = no_earlier,
     ) -> dict[str, Any]:
         """Evaluate a trained model and write the results to `workdir`. Memory use is independent of the number of
         pictures.
@@ -246,6 +219,7 @@ class Evaluate(ReduceStage):
             progress: progress callback.
             checkpoints: stores drawn pictures, so that they are not drawn again if the process is killed. None: not
                 stored.
+            earlier: finds finished evaluations, whose pictures and values are taken over where they are the same.
 
         Returns:
             The content of `metrics.json`. In other ranks than the first, nothing: they make their part of the pieces.
@@ -257,11 +231,12 @@ class Evaluate(ReduceStage):
         """
         from bootpig.models.devices import torch_device
         from bootpig.stages.evaluate.all_drawings import Evaluation
-        from bootpig.stages.evaluate.benchmarks.cut_outs import cut_out_references, reference_rows
+        from bootpig.stages.evaluate.benchmarks.cut_outs import cut_out_references, write_rows
         from bootpig.stages.evaluate.drawing import drawings
-        from bootpig.stages.evaluate.embedding import embed_share
-        from bootpig.stages.evaluate.judges import load_judges
+        from bootpig.stages.evaluate.judges import Judges
+        from bootpig.stages.evaluate.measuring import Measuring
         from bootpig.stages.evaluate.output import write_results
+        from bootpig.stages.evaluate.reuse import FACTS, find_finished, write_facts
         from bootpig.stages.evaluate.scoring import Scores
 
         sources = self.models()
@@ -275,41 +250,38 @@ class Evaluate(ReduceStage):
         def open_pieces() -> Pieces | None:
             return None if checkpoints is None else checkpoints.pieces(key)
 
-        judges = load_judges(sources)
+        measured, names = self.measured, self.config.metrics
+        judges = Judges(sources, measured.models)
         cut = None
-        if self.config.benchmark is not None and self.config.segment is not None:
-            kept = None if checkpoints is None else checkpoints.kept("cut-outs")
-            cut = cut_out_references(subjects, self.config.segment, kept)
-            table = reference_rows(subjects, cut)
-            (workdir / "references.json").write_text(f"{json.dumps(table, indent=2)}\n", encoding="utf-8")
+        if self.config.benchmark is not None:
+            kept_masks = None if checkpoints is None else checkpoints.kept("cut-outs")
+            cut = cut_out_references(subjects, measured.segment(), kept_masks)
+            write_rows(workdir, subjects, cut)
         drawn = Evaluation(
             self.config, self.config.dtype, model, base, sources, subjects, rows, self._rivals(), cut, device
         )
-        references, pictures = drawn.draw(workdir, key, checkpoints, share, progress)
+        finished = find_finished(earlier, rows, subjects)
+        if finished is not None:
+            references, pictures = finished.pictures(self.config.batch_size, workdir / "images", share, subjects)
+        else:
+            references, pictures = drawn.draw(workdir / "images", open_pieces, earlier, share, progress)
 
-        def embed(embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
-            return embed_share(embedder, pictures, share, open_pieces)
-
-        if share.rank:
-            with judges.on(device):
-                for judge in (judges.clip, judges.dino):
-                    embed(judge)
-            return {}
         total = len(pictures) * len(rows)
-        progress(total, total, "scores")
-        scores = Scores(
-            subjects,
-            rows,
-            {method: drawn.files for method, drawn in pictures.items()},
-            {method: drawn.not_finite for method, drawn in pictures.items()},
-            embed,
-        )
-        with judges.on(device):
-            scores.add_fidelity("clip_t", judges.clip)
-            scores.add_likeness("clip_i", judges.clip)
-            scores.add_likeness("dino", judges.dino)
+        if not share.rank:
+            progress(total, total, "scores")
+        lost = {method: drawn.not_finite for method, drawn in pictures.items()}
+        scores = Scores(subjects, rows, list(pictures), lost, names)
+        identities = measured.identities(sources)
+        kept = [] if finished is None else finished.keep(scores, identities)
+        with TemporaryDirectory(prefix="bootpig-") as scratch:
+            work = Measuring(measured, judges, pictures, scores, share, open_pieces, device, Path(scratch))
+            work.measure([name for name in names if name not in kept])
+        if share.rank:
+            return {}
+        drawn.describe(workdir, pictures)
         metrics = scores.metrics(self.config.seed)
         write_results(workdir, scores, references, metrics)
+        write_facts(workdir / FACTS, scores, identities)
         return metrics
 
     def _key(self, base: ModelSource, rows: Sequence[Drawing], device: torch.device) -> str:
@@ -329,7 +301,7 @@ class Evaluate(ReduceStage):
         )
 
 
-def _rivals_tflop(config: EvaluateConfig, pixels: int) -> float:
+def _rivals_tflop(config: EvaluateConfig, pixels: float) -> float:
     """10^12 operations for one picture by each rival: two passes per step."""
     return sum(
         (config.steps if rival.steps is None else rival.steps)

@@ -309,7 +309,7 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
                 SheetEntry(
                     prompt,
                     pictures,
-                    {m: float(by_method[m]["dino"]) for m in (*METHOD_NAMES, *rivals) if m in by_method},
+                    {m: v for m in (*METHOD_NAMES, *rivals) if (v := by_method.get(m, {}).get("dino")) is not None},
                 )
             )
         return entries

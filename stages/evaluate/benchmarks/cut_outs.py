@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from bootpig.stages.engine.slices import Slices
 from bootpig.stages.evaluate.subjects import Subject
 from bootpig.stages.picture_files.reader import read_picture
 from bootpig.stages.pictures import decode_mask, encode_png
-from bootpig.stages.segment.cut_out import of_photos
-from bootpig.stages.segment.stage import Segment, SegmentConfig
+from bootpig.stages.segment.stage import Segment
 from bootpig.storage.fingerprint import digest, file_digest
 
 _LOG = logging.getLogger(__name__)
@@ -48,19 +47,18 @@ class CutOut:
         return cut
 
 
-def cut_out_references(subjects: Sequence[Subject], config: SegmentConfig, kept: Pieces | None) -> dict[Path, CutOut]:
+def cut_out_references(subjects: Sequence[Subject], stage: Segment, kept: Pieces | None) -> dict[Path, CutOut]:
     """Cut out every reference that is a photo. Those with transparency are cut out already, and styles are no things
     to cut out.
 
     Args:
-        config: models and filters. Border and area filters are ignored, see `of_photos`.
+        stage: its models and filters, those for training data turned off (see `of_photos`). Not set up.
         kept: the masks of earlier evaluations, by content of the picture and identity of the models. None: not kept.
 
     Raises:
         InputError, ModelError: a picture or a model cannot be used.
         FatalError: memory runs out.
     """
-    stage = Segment(of_photos(config), seed=0)
     made_by = {
         "config": stage.config.hashed(),
         "models": {name: source.as_json() for name, source in stage.models().items()},
@@ -85,11 +83,10 @@ def cut_out_references(subjects: Sequence[Subject], config: SegmentConfig, kept:
                 (judged,) = Slices(stage, 0).process(stage, [sample])
                 mask = judged.files.get("mask.json") if judged.status == "ok" else None
                 score = judged.columns.get("score")
-                facts = {"status": judged.status, "reason": judged.reason, "score": score}
-                facts["mask"] = None if mask is None else json.loads(mask)
-                found[path] = CutOut(**facts)
-                if kept is not None and judged.status != "failed":
-                    kept.put(name, json.dumps(facts).encode())
+                made = CutOut(judged.status, judged.reason, score, None if mask is None else json.loads(mask))
+                found[path] = made
+                if kept is not None and made.status != "failed":
+                    kept.put(name, json.dumps(asdict(made)).encode())
         finally:
             stage.teardown()
     return found
@@ -99,6 +96,12 @@ def chosen_references(subject: Subject, cut: Mapping[Path, CutOut]) -> tuple[Pat
     """The references of a subject that are used: those that were cut out, or all of them if none was."""
     usable = tuple(path for path in subject.references if path not in cut or cut[path].mask is not None)
     return usable or subject.references
+
+
+def write_rows(workdir: Path, subjects: Sequence[Subject], cut: Mapping[Path, CutOut]) -> None:
+    """Write `reference_rows` to `references.json` in `workdir`."""
+    rows = reference_rows(subjects, cut)
+    (workdir / "references.json").write_text(f"{json.dumps(rows, indent=2)}\n", encoding="utf-8")
 
 
 def reference_rows(subjects: Sequence[Subject], cut: Mapping[Path, CutOut]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bootpig.models.pretrained.inspection import pipeline_problems
 from bootpig.models.pretrained.snapshots import cached_folder
@@ -13,6 +13,10 @@ from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.evaluate.prompts import OBJECT, with_phrase
 from bootpig.stages.evaluate.rivals.config import SUBJECT, RivalConfig
 from bootpig.stages.evaluate.subjects import Subject
+
+if TYPE_CHECKING:
+    from bootpig.models.painters.adapters import IPAdapterFiles
+    from bootpig.models.painters.family import Configs
 
 PER_SUBJECT = ("model", "lora", "textual_inversion")
 """Settings whose path may have `{subject}`."""
@@ -164,12 +168,20 @@ class Rival:
                 found += [] if problem is None else [f"{source.field}: {problem}"]
         return list(dict.fromkeys(found))
 
-    def ip_adapter_files(self, folder: Path, configs: Any) -> Any:
-        """Its IP-Adapter's `IPAdapterFiles`. Raises ModelError."""
+    def ip_adapter_files(self, folder: Path, configs: Configs) -> IPAdapterFiles:
+        """The files of its IP-Adapter.
+
+        Args:
+            folder: the local folder of the adapter.
+            configs: the settings of the pipeline, see `Configs`; only whether it has an `image_encoder` counts.
+
+        Raises:
+            ModelError: a file is missing.
+        """
         from bootpig.models.painters.adapters import find_ip_adapter
 
         c = self.config
-        own = "image_encoder" in (configs or {})
+        own = "image_encoder" in configs
         field = f"{self.field}.ip_adapter"
         return find_ip_adapter(field, folder, c.subfolder, c.weight_name, c.image_encoder, own)
 
@@ -178,7 +190,7 @@ def rivals_of(configs: Sequence[RivalConfig]) -> list[Rival]:
     return [Rival(config, number) for number, config in enumerate(configs)]
 
 
-def class_of(configs: Any) -> type | None:
+def class_of(configs: Configs | None) -> type | None:
     """The pipeline class that a model_index.json names, if diffusers has it."""
     import diffusers
 

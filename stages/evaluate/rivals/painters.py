@@ -16,6 +16,7 @@ from PIL import Image
 from bootpig.models.memory import free_memory
 from bootpig.models.painters.adapters import Embeddings, load_ip_adapter, load_lora, unload_lora
 from bootpig.models.painters.editing import Editor
+from bootpig.models.painters.family import Configs
 from bootpig.models.painters.loading import load_text_to_image
 from bootpig.models.painters.painter import Brush, Painter
 from bootpig.models.pretrained.snapshots import fetch_folder
@@ -158,7 +159,7 @@ class RivalPainter:
 
     def _add_ip_adapter(self, source: ModelSource) -> None:
         rival = self.rival
-        own = {"image_encoder": {}} if getattr(self._pipeline, "image_encoder", None) is not None else {}
+        own: Configs = {"image_encoder": {}} if getattr(self._pipeline, "image_encoder", None) is not None else {}
         try:
             files = rival.ip_adapter_files(_adapter_folder(source, rival), own)
             load_ip_adapter(self._pipeline, files, 0.6 if rival.config.scale is None else rival.config.scale)

@@ -21,7 +21,7 @@ from bootpig.storage.root import Root
 from tests.stages.evaluate.world import evaluate_config, make_world
 from tests.stages.samples import scenes
 
-SEGMENT = SegmentConfig(
+CONFIG = SegmentConfig(
     detector="models/toy/checkpoints/owlvit",
     sam="models/toy/checkpoints/sam/sam_vit_toy.safetensors",
     sam_type="vit_toy",
@@ -29,6 +29,10 @@ SEGMENT = SegmentConfig(
     min_sam_iou=0.3,
     device="cpu",
 )
+
+
+def stage(**changes: float) -> Segment:
+    return Segment(CONFIG.model_copy(update={"border": 0.0, "min_area": 0.0, "max_area": 1.0, **changes}), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +81,17 @@ def test_masks_are_kept_by_content_and_models(
     subjects: list[Subject], loads: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = StoredCheckpoints(Root(str(tmp_path / "store")), "evaluate/0123456789abcdef", tmp_path).kept("cut-outs")
-    first = cut_out_references(subjects, SEGMENT, kept)
+    first = cut_out_references(subjects, stage(), kept)
     assert len(loads) == 8, "the cut-out pictures are cut out already"
     assert all(first[each.references[0]].status == "ok" for each in subjects)
     again = StoredCheckpoints(Root(str(tmp_path / "store")), "evaluate/fedcba9876543210", tmp_path).kept("cut-outs")
-    assert cut_out_references(subjects, SEGMENT, again) == first and len(loads) == 8
-    assert len(cut_out_references(subjects, SEGMENT.model_copy(update={"min_score": 0.05}), again)) == len(first)
+    assert cut_out_references(subjects, stage(), again) == first and len(loads) == 8
+    assert len(cut_out_references(subjects, stage(**{"min_score": 0.05}), again)) == len(first)
     assert len(loads) == 16, "other settings, other masks"
-    cut_out_references(subjects[:1], SEGMENT, None)
+    cut_out_references(subjects[:1], stage(), None)
     assert len(loads) == 18
 
-    strict = cut_out_references(subjects, SEGMENT.model_copy(update={"min_sam_iou": 0.999999}), again)
+    strict = cut_out_references(subjects, stage(**{"min_sam_iou": 0.999999}), again)
     rows = reference_rows(subjects, strict)
     assert {row["reason"] for row in rows if row["status"] == "rejected"} <= {
         "low_sam_quality",
@@ -100,7 +104,7 @@ def test_masks_are_kept_by_content_and_models(
 
 def test_cut_out_references_stand_on_white(subjects: list[Subject], some: list[Scene]) -> None:
     (each,) = subjects[:1]
-    made = cut_out_references([each], SEGMENT, None)
+    made = cut_out_references([each], stage(), None)
     prepared = dict(prepared_references([each], 64, made))["s0"]
     assert len(prepared) == len(chosen_references(each, made))
     assert np.asarray(prepared[0])[0].min() == 255
@@ -111,12 +115,12 @@ def test_cut_out_references_stand_on_white(subjects: list[Subject], some: list[S
 def test_a_whole_evaluation_of_a_benchmark(tmp_path: Path, some: list[Scene]) -> None:
     world = make_world(tmp_path / "world", 1)
     folder = benchmark(tmp_path / "dataset", some[:2])
-    config = evaluate_config(world, subjects=str(folder), benchmark="dreambooth", segment=SEGMENT, references="all")
-    stage = Evaluate(config, seed=0)
-    assert stage.check_models() == []
+    config = evaluate_config(world, subjects=str(folder), benchmark="dreambooth", segment=CONFIG, references="all")
+    evaluation = Evaluate(config, seed=0)
+    assert evaluation.check_models() == []
     work = tmp_path / "work"
     work.mkdir()
-    stage.run(ReduceInput((), lambda unit: b"", world / "result"), work, None, lambda *_: None)
+    evaluation.run(ReduceInput((), lambda unit: b"", world / "result"), work, None, lambda *_: None)
     rows = json.loads((work / "references.json").read_text())
     assert {(row["subject"], row["file"]) for row in rows} == {
         (s, f) for s in ("s0", "s1") for f in ("00.png", "01.png")

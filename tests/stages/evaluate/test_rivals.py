@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from pydantic import ValidationError
 
 import bootpig.stages.engine.loaded
+from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.source import ModelError
 from bootpig.stages.engine.engine import Engine
@@ -142,7 +144,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             counts[type(self).__name__] = counts.get(type(self).__name__, 0) + len(prompt)
             return real(self, *args, **options)
 
-        counted.__signature__ = __import__("inspect").signature(real)  # type: ignore[attr-defined]
+        counted.__signature__ = inspect.signature(real)  # type: ignore[attr-defined]
         monkeypatch.setattr(kind, "__call__", counted)
     return counts
 
@@ -281,4 +283,13 @@ def test_rivals_change_the_fingerprint_and_none_does_not(world: Path) -> None:
     assert hashed["rivals"][0]["prompt"] == "a sks {class}" and "model" not in hashed["rivals"][0]
     sources = Evaluate(evaluate_config(world, rivals=(rival(world, "dreambooth"),)), seed=0).models()
     assert {name for name in sources if name.startswith("rivals.")} == {f"rivals.0.model.{n}" for n in names(world)}
-    assert issubclass(StableDiffusionPipeline, DiffusionPipeline)
+
+
+def test_revisions_of_rivals_are_pinned() -> None:
+    config = load_config(shipped_configs()["toy"])
+    two = (RivalConfig(name="A", model="some/editor"), RivalConfig(name="B", model="some/sd", ip_adapter="some/ip"))
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rivals": two})})
+    pins = {"rivals.1.revision": "1" * 40, "rivals.1.ip_adapter_revision": "2" * 40}
+    first, second = config.pinned({"evaluate": pins}).evaluate.rivals
+    assert first == two[0]
+    assert (second.revision, second.ip_adapter_revision) == ("1" * 40, "2" * 40)
