@@ -104,6 +104,8 @@ class StageConfig(BaseModel):
             value = getattr(self, name)
             if isinstance(extra, dict) and extra.get("added") and value == info.get_default(call_default_factory=True):
                 continue
+            if isinstance(value, tuple):
+                value = [part.hashed() if isinstance(part, StageConfig) else part for part in value]
             fields[name] = value.hashed() if isinstance(value, StageConfig) else value
         return fields
 
@@ -319,7 +321,7 @@ class UnitRef:
 
 
 class Pieces(Protocol):
-    """Stores pieces of an unfinished result. Names consist of letters, digits, `-` and `_`."""
+    """Stores pieces of an unfinished result. In names, characters other than letters, digits, `-` and `_` are alike."""
 
     def put(self, name: str, data: bytes) -> None:
         """Store a piece."""
@@ -344,6 +346,9 @@ class Checkpoints(Protocol):
             key: digest of what changes the pieces but is not part of the fingerprint, such as the batch size. Pieces
                 with any other key are removed.
         """
+
+    def kept(self, name: str) -> Pieces:
+        """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:

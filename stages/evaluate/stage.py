@@ -7,10 +7,9 @@ copies its reference gains nothing from the reference's background.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,8 +38,10 @@ from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
-from bootpig.stages.evaluate.measures.config import Measured, MeasuresConfig
+from bootpig.stages.evaluate.config import ComparedConfig
+from bootpig.stages.evaluate.measures.config import Measured
 from bootpig.stages.evaluate.protocol import Protocol
+from bootpig.stages.evaluate.rivals.models import Rival, rivals_of
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -49,13 +50,11 @@ if TYPE_CHECKING:
     import torch
 
     from bootpig.stages.evaluate.drawing import Drawing
-    from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-    from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
 
 
-class EvaluateConfig(MeasuresConfig):
+class EvaluateConfig(ComparedConfig):
     """Settings of the evaluation of a trained model."""
 
     model: ModelName | None = Field(
@@ -98,7 +97,7 @@ class Evaluate(ReduceStage):
     @property
     def protocol(self) -> Protocol:
         """Its subjects and judges."""
-        return Protocol(self.config, self.name)
+        return Protocol(self.config, self.name, self.config.benchmark)
 
     @property
     def measured(self) -> Measured:
@@ -110,17 +109,31 @@ class Evaluate(ReduceStage):
         lookups = measured.lookups(self.protocol.lookups())
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
-        return {**resolve_all(self.name, lookups), **measured.segmenters()}
+        found = {**resolve_all(self.name, lookups), **measured.segmenters()}
+        if c.benchmark is not None:
+            found |= {f"segment.{name}": source for name, source in measured.segment().models().items()}
+        if c.rivals:
+            subjects = self.protocol.subjects()
+            found |= {name: each for rival in self._rivals() for name, each in rival.sources(subjects).items()}
+        return found
+
+    def _rivals(self) -> list[Rival]:
+        return rivals_of(self.config.rivals)
 
     def check_models(self) -> list[str]:
-        sources = self.models()
+        sources = dict(self.models())
         problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
+        if self.config.benchmark is not None and not self.config.needs_masks:
+            problems += self.measured.segment().check_models()
+        for rival in self._rivals():
+            problems += rival.problems(self.protocol.subjects(), sources)
         return problems + self.protocol.problems(sources) + self.measured.problems(sources)
 
     def warnings(self) -> list[str]:
-        return self.measured.warnings()
+        subjects = self.protocol.subjects() if self.config.rivals else []
+        return self.measured.warnings() + [line for rival in self._rivals() for line in rival.warnings(subjects)]
 
     def check_trained(self, model: Path) -> None:
         """Check a trained model, its base and the judges, before anything is drawn.
@@ -147,8 +160,8 @@ class Evaluate(ReduceStage):
         drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
         return Estimate(
             work.above,
-            tflop=work.samples * (pictures * self.config.steps * 12 * unet),
-            stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
+            tflop=work.samples * pictures * (c.steps * 12 * unet + _rivals_tflop(c, pixels)),
+            stored_bytes=work.samples * ((4 + len(c.rivals)) * pictures * PNG_BYTES * pixels),
             memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
             assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION),
         )
@@ -216,9 +229,9 @@ class Evaluate(ReduceStage):
             FatalError: a method has no picture of a subject that is finite.
             RuntimeError: another rank has died.
         """
-        import torch
-
         from bootpig.models.devices import torch_device
+        from bootpig.stages.evaluate.all_drawings import Evaluation
+        from bootpig.stages.evaluate.benchmarks.cut_outs import cut_out_references, write_rows
         from bootpig.stages.evaluate.drawing import drawings
         from bootpig.stages.evaluate.judges import Judges
         from bootpig.stages.evaluate.measuring import Measuring
@@ -239,15 +252,19 @@ class Evaluate(ReduceStage):
 
         measured, names = self.measured, self.config.metrics
         judges = Judges(sources, measured.models)
-        folder = workdir / "images"
+        cut = None
+        if self.config.benchmark is not None:
+            kept_masks = None if checkpoints is None else checkpoints.kept("cut-outs")
+            cut = cut_out_references(subjects, measured.segment(), kept_masks)
+            write_rows(workdir, subjects, cut)
+        drawn = Evaluation(
+            self.config, self.config.dtype, model, base, sources, subjects, rows, self._rivals(), cut, device
+        )
         finished = find_finished(earlier, rows, subjects)
         if finished is not None:
-            references, pictures = finished.pictures(self.config.batch_size, folder, share, subjects)
+            references, pictures = finished.pictures(self.config.batch_size, workdir / "images", share, subjects)
         else:
-            references, pictures = self._draw(model, base, subjects, rows, device, folder, open_pieces, share, progress)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+            references, pictures = drawn.draw(workdir / "images", open_pieces, earlier, share, progress)
 
         total = len(pictures) * len(rows)
         if not share.rank:
@@ -261,6 +278,7 @@ class Evaluate(ReduceStage):
             work.measure([name for name in names if name not in kept])
         if share.rank:
             return {}
+        drawn.describe(workdir, pictures)
         metrics = scores.metrics(self.config.seed)
         write_results(workdir, scores, references, metrics)
         write_facts(workdir / FACTS, scores, identities)
@@ -282,43 +300,12 @@ class Evaluate(ReduceStage):
             }
         )
 
-    def _draw(
-        self,
-        model: Path,
-        base: ModelSource,
-        subjects: Sequence[Subject],
-        rows: Sequence[Drawing],
-        device: torch.device,
-        folder: Path,
-        open_pieces: Callable[[], Pieces | None],
-        share: Share,
-        progress: Progress,
-    ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
-        """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
-        from bootpig.models.devices import torch_dtype
-        from bootpig.models.painters.loading import set_scheduler
-        from bootpig.models.pipelines.bases import load_base
-        from bootpig.models.pretrained.finite import check_pipeline
-        from bootpig.stages.evaluate.drawing import prepared_references
-        from bootpig.stages.evaluate.gallery import PictureFiles
-        from bootpig.stages.evaluate.methods import draw_methods
-        from bootpig.stages.sampling import latent_shape
 
-        pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
-        if self.config.scheduler is not None:
-            set_scheduler(pipeline, base, self.config.scheduler)
-        pipeline.read_like(parse_json((model / "bootpig.json").read_bytes()))  # for `untrained`
-        pipeline.to(device)
-        check_pipeline(base, pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        references: dict[str, PictureFiles] = {}
-        (folder / "reference").mkdir(parents=True)
-        side = min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor
-        for name, prepared in prepared_references(subjects, side):
-            paths = [folder / "reference" / f"{name}-{number:02d}.png" for number in range(len(prepared))]
-            for path, picture in zip(paths, prepared, strict=True):
-                picture.save(path)
-            references[name] = PictureFiles(paths)
-        sampling = self.config.sampling()
-        drawn = draw_methods(pipeline, model, rows, references, sampling, folder, open_pieces, share, progress)
-        return references, drawn
+def _rivals_tflop(config: EvaluateConfig, pixels: float) -> float:
+    """10^12 operations for one picture by each rival: two passes per step."""
+    return sum(
+        (config.steps if rival.steps is None else rival.steps)
+        * 2
+        * sizes.unet_tflop(rival.model or rival.base or "", pixels if rival.size is None else rival.size**2)
+        for rival in config.rivals
+    )

@@ -290,6 +290,8 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
     titles = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
     try:
         rows = pq.read_table(io.BytesIO(root.read(f"{folder}/scores.parquet"))).to_pylist()
+        rivals = {name: name for name in dict.fromkeys(row["method"] for row in rows) if name not in METHOD_NAMES}
+        titles |= rivals
         rows = [row for row in rows if row["method"] in titles and row["file"].endswith("-00.png")]
         rows = [row for row in rows if row.get("status", "ok") == "ok"]
         captions: dict[tuple[str, str], dict[str, Any]] = {}
@@ -307,7 +309,7 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
                 SheetEntry(
                     prompt,
                     pictures,
-                    {m: v for m in METHOD_NAMES if (v := by_method.get(m, {}).get("dino")) is not None},
+                    {m: v for m in (*METHOD_NAMES, *rivals) if (v := by_method.get(m, {}).get("dino")) is not None},
                 )
             )
         return entries

@@ -13,6 +13,7 @@ from bootpig.stages.engine.contract import ADDED, MODEL
 from bootpig.stages.engine.fields import ModelName, Revision
 from bootpig.stages.evaluate.measures.names import DEFAULT, MASKED, MEASURES, features_of, in_order, unknown_measure
 from bootpig.stages.evaluate.protocol import ProtocolConfig
+from bootpig.stages.segment.cut_out import of_photos
 from bootpig.stages.segment.stage import Segment, SegmentConfig
 from bootpig.storage.fingerprint import digest
 
@@ -48,7 +49,8 @@ class MeasuresConfig(ProtocolConfig):
     segment: SegmentConfig | None = Field(
         default=None,
         json_schema_extra=ADDED,
-        description="Models that find the subject for identity and background. null: those of the segment stage.",
+        description="Models that find the subject for identity, background and the references of a benchmark. null: "
+        "those of the segment stage.",
     )
 
     @field_validator("metrics", mode="before")
@@ -132,8 +134,7 @@ class Measured:
     def segment(self, device: str = "cpu") -> Segment:
         """The segment stage, to find subjects on `device`. Its filters for training data, border and area, are off."""
         assert self.config.segment is not None, "PipelineConfig.section fills it in"
-        changes = {"border": 0.0, "min_area": 0.0, "max_area": 1.0, "device": device}
-        return Segment(self.config.segment.model_copy(update=changes), seed=0)
+        return Segment(of_photos(self.config.segment).model_copy(update={"device": device}), seed=0)
 
     def problems(self, sources: Mapping[str, ModelSource]) -> list[str]:
         """What would prevent the models from being loaded, one line each, without reading weights.
@@ -178,10 +179,14 @@ def drawn_by(identity: Mapping[str, object]) -> dict[str, object]:
     """The part of an evaluation's identity that decides its pictures, without what decides only what is measured."""
     config, models = identity["config"], identity["models"]
     assert isinstance(config, Mapping) and isinstance(models, Mapping)
+    cut = config.get("benchmark") is not None  # its references are cut out by the models of segment
+    settings = [name for name in SETTINGS if name != "segment" or not cut]
     return {
         **identity,
-        "config": {name: value for name, value in config.items() if name not in SETTINGS},
+        "config": {name: value for name, value in config.items() if name not in settings},
         "models": {
-            name: value for name, value in models.items() if name not in MODELS and not name.startswith("segment.")
+            name: value
+            for name, value in models.items()
+            if name not in MODELS and (cut or not name.startswith("segment."))
         },
     }

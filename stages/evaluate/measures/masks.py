@@ -12,7 +12,8 @@ from bootpig.stages.engine.contract import Sample
 from bootpig.stages.engine.slices import Slices, in_slices
 from bootpig.stages.evaluate.drawing import Drawing
 from bootpig.stages.evaluate.measures.measure import photos
-from bootpig.stages.evaluate.subjects import Subject, fill
+from bootpig.stages.evaluate.prompts import fill
+from bootpig.stages.evaluate.subjects import Subject
 from bootpig.stages.pictures import decode_mask, encode_png
 from bootpig.stages.segment.stage import Segment
 from bootpig.storage.jsonio import parse_json
