@@ -16,7 +16,8 @@ from rich.text import Text
 from bootpig.flows.cli import display
 from bootpig.flows.server import prefect_server
 from bootpig.flows.sweep.file import load_sweep
-from bootpig.stages.evaluate.results import METRIC_NAMES
+from bootpig.stages.evaluate.measures.names import MEASURES
+from bootpig.stages.evaluate.results import heading
 from bootpig.stages.plain_text import one_line
 from bootpig.stages.sweep.summary import OURS
 from bootpig.storage.jsonio import parse_json
@@ -90,7 +91,7 @@ def _table(facts: dict[str, Any], caption: str, of: Callable[[dict[str, Any], st
     table.add_column("cell")
     table.add_column("runs", justify="right", no_wrap=True)
     for measure in facts["report"]:
-        table.add_column(METRIC_NAMES[measure][0], justify="right", no_wrap=True)
+        table.add_column(heading(MEASURES[measure]), justify="right", no_wrap=True)
     for cell in facts["cells"]:
         is_baseline = cell["baseline"] == cell["cell"]
         if sign and is_baseline:
