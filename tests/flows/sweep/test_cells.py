@@ -58,7 +58,7 @@ def test_a_grid_is_crossed_with_cells_and_the_baseline_keeps_what_it_leaves_out(
 
 def test_a_section_can_be_null_and_names_can_be_any_text(tmp_path: Path) -> None:
     cells = [{"name": "ohne Auswahl 🐷", "set": {"select": None}}, {"name": "豚", "set": {}}]
-    runs = expand(parse_sweep(sweep(base="toy-select", cells=cells, root=str(tmp_path))))
+    runs = expand(parse_sweep(sweep(base="toy", cells=cells, root=str(tmp_path))))
     assert runs[0].config.select is None and runs[1].config.select is not None
     assert [run.config.name for run in runs] == ["references-ohne-auswahl", "references-cell-2"]
     assert {run.config.root for run in runs} == {str(tmp_path)}
