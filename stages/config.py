@@ -231,9 +231,10 @@ class PipelineConfig(StageConfig):
 
     @property
     def endpoints(self) -> tuple[EndpointConfig, ...]:
-        """The endpoints that write the captions and draw the pictures, as far as they come from one."""
+        """The endpoints that write the captions, draw the pictures and judge them, as far as there are any."""
         sections = (self.caption, self.pictures, self.synthesize)
-        return tuple(section.openai for section in sections if section is not None and section.openai is not None)
+        found = (*(section.openai for section in sections if section is not None), self.evaluate.judge)
+        return tuple(endpoint for endpoint in found if endpoint is not None)
 
     def unit_numbers(self) -> range:
         """The units of this run. The last one is full too, so `count` is rounded up to whole units."""

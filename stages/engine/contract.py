@@ -342,6 +342,10 @@ class Checkpoints(Protocol):
                 with any other key are removed.
         """
 
+    @property
+    def parts(self) -> Parts:
+        """The stage's folder, for what outlives the result, such as paid answers of an endpoint."""
+
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
     raise LookupError(f"unit {unit}: no rows to read")

@@ -9,6 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bootpig.stages.plain_text import one_line
+
 METHOD_NAMES = {
     "text_only": ("text only", "the base model, with the caption only"),
     "untrained": ("untrained", "BootPIG before training"),
@@ -23,6 +25,11 @@ METRIC_NAMES = {
     "clip_i": ("CLIP-I", "similarity to the subject's real pictures"),
     "dino": ("DINO", "the same, with a network that distinguishes individuals"),
 }
+
+JUDGE_NAMES = {"concept": "subject", "following": "caption"}
+"""Question to a judge → what it is about."""
+
+AGREEMENT = {"alpha": "alpha", "spearman": "Spearman", "people_alpha": "alpha among people"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ def results_table(metrics: Mapping[str, Any]) -> Table:
     )
     if gap is not None:
         caption += f"\nBootPIG closes {gap:.0%} of the gap between text only and real pictures (DINO)"
+    caption += "".join(f"\n{line}" for line in judge_lines(metrics))
     table = Table(caption=Text(caption), caption_justify="left")
     table.add_column("method")
     for name, _ in METRIC_NAMES.values():
@@ -74,6 +82,26 @@ def results_table(metrics: Mapping[str, Any]) -> Table:
         cells = ["–" if c is None else f"{c.mean:.3f} ± {(c.high - c.low) / 2:.3f}" for c in row.cells]
         table.add_row(Text(row.name), *cells, style="bold" if row.method == "bootpig" else "")
     return table
+
+
+def judge_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a vision model says of each method, one line each, and how well it agrees with people. Empty without one."""
+    judge = metrics.get("judge")
+    if judge is None:
+        return []
+    lines = [f"{one_line(judge['model'], 60)} judges from 0 to 4:"]
+    for method, scores in judge["methods"].items():
+        shown = [f"{name} {_score(scores[question])}" for question, name in JUDGE_NAMES.items()]
+        lines.append(f"  {METHOD_NAMES.get(method, (method, ''))[0]}: {', '.join(shown)}")
+    for question, facts in judge.get("agreement", {}).items():
+        values = [f"{name} {facts[key]:.2f}" for key, name in AGREEMENT.items() if facts[key] is not None]
+        values.append(f"{facts['pictures']} pictures")
+        lines.append(f"  with people, {JUDGE_NAMES[question]}: {', '.join(values)}")
+    return lines
+
+
+def _score(value: Mapping[str, Any] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.2f} ± {(value['ci95'][1] - value['ci95'][0]) / 2:.2f}"
 
 
 def _column(metrics: Mapping[str, Any], metric: str) -> dict[str, Cell]:

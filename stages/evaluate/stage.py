@@ -21,8 +21,11 @@ from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
-from bootpig.models.pretrained.sources import resolve, resolve_all
+from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
+from bootpig.stages.caption.llm.estimates import expected_spending
+from bootpig.stages.caption.llm.spending import TOKENS_PER_PICTURE
 from bootpig.stages.engine.contract import (
+    ADDED,
     MODEL,
     SPEED,
     Checkpoints,
@@ -38,9 +41,11 @@ from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
+from bootpig.stages.evaluate.vision_judge_config import QUESTIONS, JudgeConfig
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
+from bootpig.storage.parts import Parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +58,9 @@ if TYPE_CHECKING:
     from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 200.0
+"""Of a question to a judge without its pictures, about."""
 
 
 class EvaluateConfig(ProtocolConfig):
@@ -71,6 +79,11 @@ class EvaluateConfig(ProtocolConfig):
         json_schema_extra=SPEED,
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
+    )
+    judge: JudgeConfig | None = Field(
+        default=None,
+        json_schema_extra=ADDED,
+        description="A vision model behind an OpenAI-compatible endpoint that scores each picture. null: none.",
     )
 
 
@@ -104,6 +117,8 @@ class Evaluate(ReduceStage):
         lookups = self.protocol.lookups()
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
+        if c.judge is not None and (ratings := c.judge.ratings) is not None:
+            lookups["ratings"] = lambda: resolve_file("evaluate.judge.ratings", ratings)
         return resolve_all(self.name, lookups)
 
     def check_models(self) -> list[str]:
@@ -119,6 +134,8 @@ class Evaluate(ReduceStage):
         Raises:
             InputError, ModelError: one of them cannot be loaded; one line per problem.
         """
+        if self.config.judge is not None:
+            self._check_judge(self.config.judge, self.protocol.subjects())
         base = self.base(model)
         problems = self.check_models()
         problems += [] if self.config.model is not None else pipeline_problems(base) or base_problems(base)
@@ -136,13 +153,25 @@ class Evaluate(ReduceStage):
         c, base = self.config, self.config.model or work.above.base
         unet = sizes.unet_tflop(base, pixels)
         drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
+        spent, said = self._judge_spending(work.samples * pictures)
         return Estimate(
             work.above,
+            usd=spent,
             tflop=work.samples * (pictures * self.config.steps * 12 * unet),
             stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
             memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
-            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION),
+            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION, *said),
         )
+
+    def _judge_spending(self, pictures: float) -> tuple[float, tuple[str, ...]]:
+        """USD for judging `pictures` pictures per method, and what that is based on."""
+        if (judge := self.config.judge) is None:
+            return 0.0, ()
+        requests = round(4 * pictures * len(QUESTIONS))  # the four methods
+        # a question about the concept has two pictures
+        spent = expected_spending(judge, requests, 1.5 * TOKENS_PER_PICTURE + PROMPT_TOKENS, requests)
+        line = f"judge: {requests} requests, {spent['input_tokens']} prompt tokens of {judge.model!r}, no answer twice"
+        return spent["cost_usd"] or 0.0, (line,)
 
     def base(self, model: Path) -> ModelSource:
         """The base of a trained model: the one named in the config, or else in the model's `bootpig.json`.
@@ -171,17 +200,30 @@ class Evaluate(ReduceStage):
 
     def check_ready(self) -> None:
         """Decode every picture, so that damaged ones are found before training, not after it."""
-        self.protocol.decodable_subjects()
+        subjects = self.protocol.decodable_subjects()
+        if self.config.judge is not None:
+            self._check_judge(self.config.judge, subjects)
+
+    def _check_judge(self, judge: JudgeConfig, subjects: Sequence[Subject]) -> None:
+        from bootpig.stages.evaluate.judged import check_judge
+
+        check_judge(judge, subjects, self.config.images_per_prompt)
 
     def setup(self) -> None:
         import torch  # noqa: F401 - the engine sets torch's number of threads only if torch is imported
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
-        self.measure(data.result / "model", workdir, progress, checkpoints)
+        parts = None if checkpoints is None else checkpoints.parts
+        self.measure(data.result / "model", workdir, progress, checkpoints, parts)
 
     def measure(
-        self, model: Path, workdir: Path, progress: Progress, checkpoints: Checkpoints | None = None
+        self,
+        model: Path,
+        workdir: Path,
+        progress: Progress,
+        checkpoints: Checkpoints | None = None,
+        parts: Parts | None = None,
     ) -> dict[str, Any]:
         """Evaluate a trained model and write the results to `workdir`. Memory use is independent of the number of
         pictures.
@@ -192,6 +234,7 @@ class Evaluate(ReduceStage):
             progress: progress callback.
             checkpoints: stores drawn pictures, so that they are not drawn again if the process is killed. None: not
                 stored.
+            parts: a folder of evaluate in the store in which the answers of `judge` are kept. None: there is no judge.
 
         Returns:
             The content of `metrics.json`. In other ranks than the first, nothing: they make their part of the pieces.
@@ -251,6 +294,21 @@ class Evaluate(ReduceStage):
             scores.add_likeness("clip_i", judges.clip)
             scores.add_likeness("dino", judges.dino)
         metrics = scores.metrics(self.config.seed)
+        if self.config.judge is not None:
+            from bootpig.stages.evaluate.judged import judge_pictures
+
+            assert parts is not None, "the answers of a judge need a store"
+            metrics["judge"] = judge_pictures(
+                self.config.judge,
+                rows,
+                scores.pictures,
+                scores.not_finite,
+                references,
+                parts,
+                workdir,
+                self.config.seed,
+                lambda done, wanted, text: progress(total, total, text or f"judge {done}/{wanted}"),
+            )
         write_results(workdir, scores, references, metrics)
         return metrics
 

@@ -7,8 +7,6 @@ unit keeps the caption that was paid for, and one that changes is asked for agai
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,19 +14,17 @@ from bootpig.stages.caption.llm.answers import FAULTS
 from bootpig.stages.caption.llm.filling import Filling, generations_of
 from bootpig.stages.caption.llm.journal import Key
 from bootpig.stages.caption.llm.ledger import Ledger, open_ledger
+from bootpig.stages.caption.llm.pictures import picture_part, without_pictures
 from bootpig.stages.caption.llm.requests import AS_JSON, ChatAsker, chat_request
 from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE
 from bootpig.stages.caption.sources import Draft
 from bootpig.stages.engine.contract import SourceContext
-from bootpig.stages.pictures import decode_png
 from bootpig.stages.real_pictures.config import VisionConfig
 from bootpig.storage.errors import CorruptPart
 
 AS_LINE = "Write the caption and nothing else: no quotes, no other text."
 AGAIN = "This is attempt {number}."
 """Makes a repeated request different, because a caching gateway would answer an equal one with the same text."""
-
-JPEG_QUALITY = 90
 
 
 class PictureAsker(ChatAsker):
@@ -63,15 +59,12 @@ class PictureAsker(ChatAsker):
         text = [self.config.prompt, AS_JSON if structured else AS_LINE]
         if key.round or key.generation:
             text.append(AGAIN.format(number=f"{key.generation + 1}-{key.round + 1}"))
-        picture = _data_url(self.pictures[self.slots[key.unit]])
-        content = [{"type": "text", "text": "\n\n".join(text)}, {"type": "image_url", "image_url": {"url": picture}}]
+        content = [{"type": "text", "text": "\n\n".join(text)}, picture_part(self.pictures[self.slots[key.unit]])]
         return chat_request(self.config, content, structured=structured)
 
     def kept(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Without the picture, which would fill the journal. The entry's name says which one it is."""
-        *others, message = request["messages"]
-        content = [part if "text" in part else {"type": part["type"]} for part in message["content"]]
-        return {**request, "messages": [*others, {**message, "content": content}]}
+        """Without the picture. The entry's name says which one it is."""
+        return without_pictures(request)
 
 
 def write_captions(
@@ -123,9 +116,3 @@ def _committed(context: SourceContext, unit: int) -> dict[str, str | None] | Non
         return None if marker is None else {row["id"]: row["caption"] for row in marker.rows}
     except CorruptPart:
         return None
-
-
-def _data_url(png: bytes) -> str:
-    buffer = io.BytesIO()
-    decode_png(png).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

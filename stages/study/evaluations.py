@@ -25,7 +25,7 @@ class Shown(NamedTuple):
 
     subject: str
     prompt: str
-    index: int
+    number: int
     """The picture's number among those of its subject and caption."""
 
 

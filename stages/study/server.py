@@ -72,6 +72,7 @@ class StudyServer:
         self._key_cookie, self._judge_cookie = f"study-{study.id}", f"judge-{study.id}"
         routes = [Route("/join/{key}", self._join), Route("/picture/{name}", self._keyed(self._picture))]
         routes += [Route(path, self._keyed(self._file)) for path in FILES]
+        routes.append(Route("/favicon.ico", self._keyed(self._nothing)))
         routes += [Route("/api/state", self._keyed(self._state)), Route("/api/pair/{place}", self._keyed(self._pair))]
         for path, accept in (("/api/judge", self._name), ("/api/vote", self._vote)):
             routes.append(Route(path, self._keyed(accept), methods=["POST"]))
@@ -111,6 +112,9 @@ class StudyServer:
     async def _file(self, request: Request) -> Response:
         name, kind = FILES[request.url.path]
         return Response((PAGE / name).read_bytes(), media_type=kind)
+
+    async def _nothing(self, request: Request) -> Response:
+        return Response(status_code=204)
 
     def _judge(self, request: Request) -> Judge | None:
         return self.votes.of_token(request.cookies.get(self._judge_cookie, ""))

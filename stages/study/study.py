@@ -36,7 +36,7 @@ class StudyPair(BaseModel):
     other: int
     subject: str
     prompt: str
-    index: int
+    number: int
     first_file: str
     other_file: str
     references: tuple[str, ...]

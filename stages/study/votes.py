@@ -234,7 +234,7 @@ class Votes:
             "pair": vote.pair,
             "subject": pair.subject,
             "prompt": pair.prompt,
-            "index": pair.index,
+            "number": pair.number,
             "first": self.study.names[0],
             "other": self.study.names[pair.other],
             "truer": vote.truer,
@@ -267,7 +267,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("judge", "name")),
         ("pair", pa.int32()),
         *((name, pa.string()) for name in ("subject", "prompt")),
-        ("index", pa.int32()),
+        ("number", pa.int32()),
         *((name, pa.string()) for name in ("first", "other", "truer", "follows", "left")),
         ("time", pa.timestamp("us", tz="UTC")),
     ]

@@ -260,7 +260,7 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     """A chat completion with the captions that the prompt asks for, or with a fault of `kind` in them."""
     content = body["messages"][-1]["content"]
     if isinstance(content, list):
-        check_picture(content)
+        check_pictures(content)
         captions = [caption(rng)]
     else:
         captions = [caption(rng) for _ in range(int(re.search(r"\d+", content)[0]))]  # type: ignore[index]
@@ -273,7 +273,11 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
         captions[0] = "A photo of a \x1b[31m<script>alert(1)</script>\u202e mug, [link](javascript:x) on a \x07table"
     if kind == "short":
         captions = captions[: count // 2]
-    content = json.dumps({"captions": captions}) if "response_format" in body else "\n".join(captions)
+    is_structured = "response_format" in body
+    if wants_score(body):
+        content = score(rng.randrange(5), is_structured) if kind != "out_of_range" else score(9, is_structured)
+    else:
+        content = json.dumps({"captions": captions}) if is_structured else "\n".join(captions)
     if kind == "refusal":
         content, message["refusal"] = None, "I can't help\nwith \x1b[31mthat."
     elif kind == "content_filter":
@@ -302,13 +306,26 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     }
 
 
-def check_picture(content: list[dict[str, Any]]) -> None:
-    """Assert that a message has a picture that can be read."""
-    (url,) = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-    head, _, data = url.partition(",")
-    assert head == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
-        picture.load()
+def check_pictures(content: list[dict[str, Any]]) -> None:
+    """Assert that a message has pictures that can be read."""
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert urls
+    for url in urls:
+        head, _, data = url.partition(",")
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+            picture.load()
+
+
+def wants_score(body: dict[str, Any]) -> bool:
+    """Whether a request asks for a score of a picture, not for captions."""
+    content = body["messages"][-1]["content"]
+    return isinstance(content, list) and "score" in content[0]["text"].lower()
+
+
+def score(number: int, structured: bool) -> str:
+    text = "The shapes are alike."
+    return json.dumps({"reason": text, "score": number}) if structured else f"{text}\nScore: {number}"
 
 
 def caption(rng: random.Random) -> str:

@@ -127,6 +127,30 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
         asked: number of requested captions. Captions beyond it are left out.
         lines_too: also accept captions in lines and lists, not only in JSON.
     """
+    read = answer_text(body)
+    if isinstance(read, Answer):
+        return read
+    text, cut, finish = read
+    captions = captions_in(text, cut=cut, lines_too=lines_too)
+    if cut:
+        shown = (
+            f"cut off after {len(captions or ())} of {asked} captions (finish_reason {one_line(finish, 40)}); "
+            "lower captions_per_request, or raise the answer's token limit in extra_body"
+        )
+        return _fault("truncated", shown, captions or (), asked)
+    if captions is None:
+        return _fault("invalid_json", f"not JSON: {_quoted(text)}")
+    if not captions:
+        return _fault("empty", f"no caption in {_quoted(text)}" if text.strip() else "the answer is empty")
+    return _fault("short", f"{len(captions)} captions instead of {asked}", captions, asked)
+
+
+def answer_text(body: str) -> tuple[str, bool, str] | Answer:
+    """The text of a chat completion without the model's reasoning, whether it was cut off, and its `finish_reason`.
+
+    Returns:
+        An `Answer` with a fault if there is no text to read.
+    """
     choice = completion(body)
     if choice is None:
         return _fault("invalid_json", f"not a chat completion: {_quoted(body)}")
@@ -142,18 +166,7 @@ def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
             "the answer contains only reasoning; raise max_tokens in extra_body, or turn reasoning off "
             "there (reasoning_effort, or chat_template_kwargs: {enable_thinking: false})",
         )
-    captions = captions_in(text, cut=cut, lines_too=lines_too)
-    if cut:
-        shown = (
-            f"cut off after {len(captions or ())} of {asked} captions (finish_reason {one_line(choice.finish, 40)}); "
-            "lower captions_per_request, or raise the answer's token limit in extra_body"
-        )
-        return _fault("truncated", shown, captions or (), asked)
-    if captions is None:
-        return _fault("invalid_json", f"not JSON: {_quoted(text)}")
-    if not captions:
-        return _fault("empty", f"no caption in {_quoted(text)}" if text.strip() else "the answer is empty")
-    return _fault("short", f"{len(captions)} captions instead of {asked}", captions, asked)
+    return text, cut, choice.finish
 
 
 def _fault(code: str, message: str, captions: tuple[str, ...] = (), asked: int = 1) -> Answer:

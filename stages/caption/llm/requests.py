@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -115,12 +115,16 @@ class ChatAsker(Asker[str]):
         return prompt_tokens(request["messages"])
 
 
-def chat_request(config: ChatConfig, content: Any, *, structured: bool) -> dict[str, Any]:
+def chat_request(
+    config: ChatConfig, content: Any, *, structured: bool, name: str = "captions", schema: Mapping[str, Any] = SCHEMA
+) -> dict[str, Any]:
     """The body of a chat completion request.
 
     Args:
         content: of the user message: text, or a list of parts.
-        structured: whether the answer has to follow the JSON schema for captions.
+        structured: whether the answer has to follow a JSON schema.
+        name: of that schema.
+        schema: the JSON schema.
     """
     messages = [{"role": "system", "content": config.system}] if config.system else []
     request: dict[str, Any] = {
@@ -131,8 +135,8 @@ def chat_request(config: ChatConfig, content: Any, *, structured: bool) -> dict[
     if config.temperature is not None:
         request["temperature"] = config.temperature
     if structured:
-        schema = {"name": "captions", "strict": True, "schema": SCHEMA}
-        request["response_format"] = {"type": "json_schema", "json_schema": schema}
+        described = {"name": name, "strict": True, "schema": schema}
+        request["response_format"] = {"type": "json_schema", "json_schema": described}
     return request
 
 

@@ -31,7 +31,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 def test_pairs_show_the_same_subject_caption_and_number(tmp_path: Path, two: tuple[Path, Path]) -> None:
     study = study_of(tmp_path / "study", two)
     assert study.names == ("a", "b")
-    assert len({(pair.subject, pair.prompt, pair.index) for pair in study.pairs}) == len(study.pairs) == 8
+    assert len({(pair.subject, pair.prompt, pair.number) for pair in study.pairs}) == len(study.pairs) == 8
     for pair in study.pairs:
         first, other = (
             Image.open(tmp_path / "study" / file).convert("RGB") for file in (pair.first_file, pair.other_file)
