@@ -7,8 +7,9 @@ Faults are injected on demand:
     POST /control/faults  {"kind": "429", "times": 2, "after": 0, "retry_after": 0.01}
 
 `kind`: an HTTP status, `quota`, `refusal`, `content_filter`, `truncated`, `invalid_json`, `empty`, `short`, `prose`,
-`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `batch_failed`,
-`batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`: requests let through before.
+`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `out_of_range` (a
+score of 9), `batch_failed`, `batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`:
+requests let through before.
 `GET /control/log` lists what was asked and answered; `DELETE /control/faults` takes all faults away.
 """
 

@@ -42,7 +42,7 @@ def questions(folder: Path, count: int = 3) -> list[Question]:
     found = []
     for number in range(count):
         picture, reference = folder / f"{number}.png", folder / "reference.png"
-        Image.new("RGB", (16, 16), (40 * number, 9, 9)).save(picture)
+        Image.new("RGB", (16, 16), (20 * number, 9, 9)).save(picture)
         Image.new("RGB", (16, 16), (1, 2, 3)).save(reference)
         found += [Question("concept", picture, "mug", reference), Question("following", picture, "a mug {on} a table")]
     return found
