@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bootpig.models.toy.subject_folder import FOLDER as SUBJECTS
 from bootpig.stages.study.study import Study
 from bootpig.stages.study.votes import JOURNAL, Votes
 from tests.flows.chromium import chromium, keep
@@ -102,7 +104,6 @@ def test_all_pairs_with_the_keyboard(judge: Judge, made: tuple[Path, Study]) -> 
     page = judge.page
     assert page.get_by_text("<img src=x onerror").count() == 1
     assert page.locator("main img").count() == 3
-    keep(page, "study")
     page.keyboard.press("1")
     page.keyboard.press("ArrowLeft")  # takes the first answer back
     page.keyboard.press("2")
@@ -174,7 +175,6 @@ def test_a_phone_in_the_dark(browser: Any, url: str, made: tuple[Path, Study]) -
     assert sum(map(int, background[4:-1].split(","))) < 150
     for button in page.locator(".question button").all():
         assert button.bounding_box()["height"] >= 44
-    keep(page, "study-phone")
     page.locator("#truer button").nth(1).tap()
     page.locator("#follows button").nth(2).tap()
     judge.at(2)
@@ -233,3 +233,21 @@ def test_names_that_are_taken_or_empty(browser: Any, url: str, made: tuple[Path,
     second.begin("Bob")
     assert [one.name for one in Votes(*made).judges.values()] == ["Ada", "Bob"]
     second.context.close()
+
+
+def test_small_pictures_are_shown_with_sharp_pixels(browser: Any, tmp_path: Path) -> None:
+    run = write_evaluation(
+        tmp_path / "run", subjects=("mug",), prompts=("A photo of a mug, in the center on a blue carpet",), images=1
+    )
+    for name, number in (("reference/mug-00", 0), ("text_only/mug-00-00", 2), ("bootpig/mug-00-00", 3)):
+        shutil.copy(next(SUBJECTS.glob("mug*")) / f"{number:02d}.png", run / "images" / f"{name}.png")
+    study = study_of(tmp_path / "study", [run])
+    with serving(tmp_path / "study", study) as url:
+        judge = Judge(browser, url, study)
+        judge.page.get_by_label("Your name").fill("Ada")
+        judge.page.get_by_role("button", name="Begin").click()
+        judge.page.locator("#truer button:enabled").first.wait_for()
+        style = "getComputedStyle(document.getElementById('left')).imageRendering"
+        assert judge.page.evaluate(style) == "pixelated"
+        keep(judge.page, "study")
+        judge.context.close()
