@@ -214,19 +214,7 @@ def ask(
     ledger = open_ledger(partial(JudgeLedger, folder=folder), parts, config)
     ledger.journal.refresh()
     context = SourceContext(parts, range(1), False, progress)
-    work = Filling(
-        config, ledger, QuestionAsker(config, slots), context, f"judge: {what}", dict.fromkeys(slots, 0), len(slots)
-    )
-    try:
-        work.fill()
-        if any(code in FAULTS for code, _ in work.faults.values()):
-            # one request without an answer ended the rounds of all others
-            work.faults.clear()
-            work.fill()
-    except Postponed as capped:
-        raise FatalError(f"evaluate: {capped}") from None
-    open_slots = [slot for slot, score in enumerate(work.slots) if score is None]
-    faults = {slot: work.faults.get(slot, ("empty", "there is no answer")) for slot in open_slots}
+    scores, faults = _filled(config, ledger, slots, context, what)
     lost = [message for code, message in faults.values() if code in FAULTS]
     if len(lost) > MOST_LOST * len(slots):
         raise FatalError(
@@ -236,11 +224,38 @@ def ask(
     if faults:
         example = next(iter(faults.values()))[1]
         _LOG.warning("evaluate: judge: %d of %d scores of %s are missing (%s)", len(faults), len(slots), what, example)
-    scores = {
-        number: Score(score, "" if score is not None else faults[slot][0])
-        for slot, (number, score) in enumerate(zip(slots, work.slots, strict=True))
-    }
-    return {question: scores[number] for question, number in numbers.items()}
+    said = {number: Score(score) for number, score in scores.items()}
+    said |= {number: Score(None, code) for number, (code, _) in faults.items()}
+    return {question: said[number] for question, number in numbers.items()}
+
+
+def _filled(
+    config: JudgeConfig, ledger: JudgeLedger, slots: Mapping[int, Question], context: SourceContext, what: str
+) -> tuple[dict[int, int], dict[int, tuple[str, str]]]:
+    """The scores, and code and message of what has none, by number in the journal."""
+    scores: dict[int, int] = {}
+    faults: dict[int, tuple[str, str]] = {}
+    left = dict(slots)
+    for _ in range(2):
+        asker = QuestionAsker(config, left)
+        work = Filling(config, ledger, asker, context, f"judge: {what}", dict.fromkeys(left, 0), len(left))
+        try:
+            work.fill()
+        except Postponed as capped:
+            raise FatalError(f"evaluate: {capped}") from None
+        for slot, (number, score) in enumerate(zip(left, work.slots, strict=True)):
+            faults.pop(number, None)
+            if score is None:
+                faults[number] = work.faults.get(slot, ("empty", "there is no answer"))
+            else:
+                scores[number] = score
+        lost = {number for number, (code, _) in faults.items() if code in FAULTS}
+        filtered = {n for n in faults.keys() - lost if not ledger.journal.has(Key(n, 0, 0, 0))}
+        left = {number: slots[number] for number in slots if number in faults.keys() - filtered}
+        # a request without an answer ended the rounds of the others; one that a filter rejects would do so again
+        if not left or not (lost or filtered) or len(lost) > MOST_LOST * len(slots):
+            break
+    return scores, faults
 
 
 def _journal_number(question: Question, digests: Mapping[Path, str]) -> int:

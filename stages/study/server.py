@@ -34,6 +34,9 @@ FILES |= {"/study.js": ("study.js", "text/javascript")}
 MOST_BYTES = 4096
 """Of a request's body."""
 
+MOST_BALLOTS = 64
+"""Ballots that are kept in memory. Others are made again when they are needed."""
+
 YEAR = 365 * 24 * 3600
 
 HEADERS = {
@@ -122,6 +125,8 @@ class StudyServer:
     def _ballot(self, judge: Judge) -> Ballot:
         with self._lock:
             if judge.id not in self._ballots:
+                if len(self._ballots) >= MOST_BALLOTS:
+                    del self._ballots[next(iter(self._ballots))]
                 self._ballots[judge.id] = Ballot(self.study, judge)
             return self._ballots[judge.id]
 

@@ -131,6 +131,17 @@ def test_a_single_lost_answer_does_not_end_it(
     assert "1 of 24 scores of bootpig are missing" in caplog.text
 
 
+def test_a_request_that_a_filter_rejects_does_not_keep_others_from_being_asked_again(
+    endpoint: Endpoint, url: str, tmp_path: Path
+) -> None:
+    endpoint.fault(kind="body", body='{"choices": []}')
+    endpoint.fault(kind="prose", after=1)
+    first, *others = asked(judge(url, concurrency=1), tmp_path / "store", questions(tmp_path / "pictures")).values()
+    assert first == Score(None, "content_filter")
+    assert all(score.score is not None for score in others)
+    assert len(endpoint.log) == 7
+
+
 def test_the_cap_stops_it_and_a_higher_one_goes_on(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
     wanted = questions(tmp_path / "pictures")
     prices = {"price_input": 1.0, "price_output": 1.0, "concurrency": 1}
