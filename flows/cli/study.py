@@ -138,6 +138,7 @@ def _serve(folder: Path, found: Study, listener: socket.socket, host: str) -> in
             f"{len(found.pairs)} pairs; {len(votes.judges)} judges so far; Ctrl-C ends it, votes are kept",
             file=sys.stderr,
         )
+        listener.listen(512)  # whoever reads the link can open it, even before the server is ready
         print(f"{_address(host, listener)}/join/{found.key}", flush=True)
         try:
             server.run(sockets=[listener])

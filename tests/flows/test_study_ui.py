@@ -240,7 +240,7 @@ def test_small_pictures_are_shown_with_sharp_pixels(browser: Any, tmp_path: Path
         tmp_path / "run", subjects=("mug",), prompts=("A photo of a mug, in the center on a blue carpet",), images=1
     )
     for name, number in (("reference/mug-00", 0), ("text_only/mug-00-00", 2), ("bootpig/mug-00-00", 3)):
-        shutil.copy(next(SUBJECTS.glob("mug*")) / f"{number:02d}.png", run / "images" / f"{name}.png")
+        shutil.copy(sorted(SUBJECTS.glob("mug*"))[0] / f"{number:02d}.png", run / "images" / f"{name}.png")
     study = study_of(tmp_path / "study", [run])
     with serving(tmp_path / "study", study) as url:
         judge = Judge(browser, url, study)

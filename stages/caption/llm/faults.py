@@ -16,6 +16,9 @@ FAULTS = {
 REFUSED = "refused"
 """The code of a request that the endpoint rejects because of its own content: others may be answered."""
 
+OWN_CONTENT = (REFUSED, "content_filter")
+"""All codes of such requests."""
+
 
 class Fault(Exception):
     """A request got no answer. The message is one line that starts with the code."""

@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Generic
 
 from bootpig.stages.caption.llm.endpoint import EndpointConfig
-from bootpig.stages.caption.llm.faults import REFUSED, Fault, SchemaRefused
+from bootpig.stages.caption.llm.faults import OWN_CONTENT, Fault, SchemaRefused
 from bootpig.stages.caption.llm.journal import Journal, Key, Record
 from bootpig.stages.caption.llm.ledger import Ledger
 from bootpig.stages.caption.llm.requests import Asker, Filled, S
@@ -201,7 +201,7 @@ class Filling(Generic[S]):
                         except Fault as fault:
                             lost[key] = (fault.code, str(fault))
                             # the endpoint is unreachable or the quota is used up: stop sending requests
-                            if fault.code == "quota" or not (answered or fault.code == REFUSED):
+                            if fault.code == "quota" or not (answered or fault.code in OWN_CONTENT):
                                 lost |= {other: lost[key] for other, _ in waiting}
                                 waiting.clear()
                         else:
