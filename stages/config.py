@@ -236,11 +236,11 @@ class PipelineConfig(StageConfig):
 
     @property
     def endpoints(self) -> tuple[EndpointConfig, ...]:
-        """The endpoints that write the captions, draw the pictures and rate them, as far as one does that."""
+        """The endpoints that write the captions, draw the pictures, rate and judge them, as far as there are any."""
         sections = (self.caption, self.pictures, self.synthesize)
-        used = [section.openai for section in sections if section is not None and section.openai is not None]
         rubric = None if self.score is None else self.score.rubric
-        return (*used, rubric) if rubric is not None else tuple(used)
+        found = (*(section.openai for section in sections if section is not None), rubric, self.evaluate.judge)
+        return tuple(endpoint for endpoint in found if endpoint is not None)
 
     def unit_numbers(self) -> range:
         """The units of this run. The last one is full too, so `count` is rounded up to whole units."""

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands, draw, export, push, select, sweep
+from bootpig.flows.cli import commands, draw, export, push, select, study, sweep
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
@@ -182,6 +182,11 @@ def parser() -> argparse.ArgumentParser:
     upload.add_argument("--private", action="store_true", help="only you may see it")
     _root(upload)
     upload.set_defaults(command=push.push)
+
+    people = add("study", help="let people compare pictures of two methods or runs, and show what they say")
+    study.options(people)
+    _root(people)
+    _json(people)
     return top
 
 

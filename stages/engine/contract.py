@@ -350,6 +350,10 @@ class Checkpoints(Protocol):
     def kept(self, name: str) -> Pieces:
         """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
 
+    @property
+    def parts(self) -> Parts:
+        """The stage's folder, for what outlives the result, such as paid answers of an endpoint."""
+
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
     raise LookupError(f"unit {unit}: no rows to read")

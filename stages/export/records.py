@@ -250,7 +250,8 @@ class DataSet:
         models = []
         for endpoint in self.config.endpoints:
             stage = endpoint.section.partition(".")[0]
-            models.append(Model(stage, "model", endpoint.model, "", endpoint.model))
+            if stage in self.parts:  # the judge of an evaluation made none of the data
+                models.append(Model(stage, "model", endpoint.model, "", endpoint.model))
         for stage, parts in self.parts.items():
             if stage == LAST:  # latents are not exported
                 continue

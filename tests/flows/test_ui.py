@@ -5,35 +5,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from bootpig.flows.runs.records import list_runs
 from bootpig.storage.root import Root
+from tests.flows.chromium import chromium, keep
 from tests.flows.live import Live, tiny
 
 pytestmark = pytest.mark.slow
 
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-SWITCHES += ["--disable-component-update", "--disable-sync"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        pytest.skip("needs chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -44,14 +32,6 @@ def page(browser, live: Live) -> Iterator[object]:
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     yield page
     page.close()
-
-
-def keep(page, name: str) -> None:
-    folder = os.environ.get("BOOTPIG_SCREENSHOTS")
-    if folder:
-        file = Path(folder) / f"{name}.png"
-        page.screenshot(path=file)
-        Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
 
 
 def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjects: Path) -> None:

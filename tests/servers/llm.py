@@ -7,8 +7,9 @@ Faults are injected on demand:
     POST /control/faults  {"kind": "429", "times": 2, "after": 0, "retry_after": 0.01}
 
 `kind`: an HTTP status, `quota`, `refusal`, `content_filter`, `truncated`, `invalid_json`, `empty`, `short`, `prose`,
-`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `batch_failed`,
-`batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`: requests let through before.
+`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `out_of_range` (a
+score of 9), `batch_failed`, `batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`:
+requests let through before.
 `GET /control/log` lists what was asked and answered; `DELETE /control/faults` takes all faults away.
 """
 
@@ -260,7 +261,7 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     """A chat completion with the captions that the prompt asks for, or with a fault of `kind` in them."""
     content = body["messages"][-1]["content"]
     if isinstance(content, list):
-        check_picture(content)
+        check_pictures(content)
         if asked := re.findall(r'"(\w+)": …', content[0]["text"]):
             return answered(body, *ratings(asked, kind, rng), rng)
         captions = [caption(rng)]
@@ -275,7 +276,11 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
         captions[0] = "A photo of a \x1b[31m<script>alert(1)</script>\u202e mug, [link](javascript:x) on a \x07table"
     if kind == "short":
         captions = captions[: count // 2]
-    content = json.dumps({"captions": captions}) if "response_format" in body else "\n".join(captions)
+    is_structured = "response_format" in body
+    if wants_score(body):
+        content = score(rng.randrange(5), is_structured) if kind != "out_of_range" else score(9, is_structured)
+    else:
+        content = json.dumps({"captions": captions}) if is_structured else "\n".join(captions)
     if kind == "refusal":
         content, message["refusal"] = None, "I can't help\nwith \x1b[31mthat."
     elif kind == "content_filter":
@@ -336,13 +341,26 @@ def answered(body: dict[str, Any], message: dict[str, Any], finish: str, rng: ra
     }
 
 
-def check_picture(content: list[dict[str, Any]]) -> None:
-    """Assert that a message has a picture that can be read."""
-    (url,) = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-    head, _, data = url.partition(",")
-    assert head == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
-        picture.load()
+def check_pictures(content: list[dict[str, Any]]) -> None:
+    """Assert that a message has pictures that can be read."""
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert urls
+    for url in urls:
+        head, _, data = url.partition(",")
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+            picture.load()
+
+
+def wants_score(body: dict[str, Any]) -> bool:
+    """Whether a request asks for a score of a picture, not for captions."""
+    content = body["messages"][-1]["content"]
+    return isinstance(content, list) and "score" in content[0]["text"].lower()
+
+
+def score(number: int, structured: bool) -> str:
+    text = "The shapes are alike."
+    return json.dumps({"reason": text, "score": number}) if structured else f"{text}\nScore: {number}"
 
 
 def caption(rng: random.Random) -> str:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bootpig.stages.caption.llm.chat import ChatConfig
 from bootpig.stages.caption.llm.journal import Key
+from bootpig.stages.caption.llm.pictures import picture_part, without_pictures
 from bootpig.stages.caption.llm.requests import ChatAsker, S
-from bootpig.stages.pictures import decode_png
 
 AGAIN = "This is attempt {number}."
 """Makes a repeated request different, because a caching gateway would answer an equal one with the same text."""
-
-JPEG_QUALITY = 90
 
 
 class AboutPictures(ChatAsker[S]):
@@ -52,9 +48,7 @@ class AboutPictures(ChatAsker[S]):
 
     def kept(self, request: dict[str, Any]) -> dict[str, Any]:
         """Without the picture, which would fill the journal. The entry's name says which one it is."""
-        *others, message = request["messages"]
-        content = [part if "text" in part else {"type": part["type"]} for part in message["content"]]
-        return {**request, "messages": [*others, {**message, "content": content}]}
+        return without_pictures(request)
 
     def sent(self, name: str, kept: dict[str, Any]) -> dict[str, Any]:
         key = Key.parse(name)
@@ -64,10 +58,4 @@ class AboutPictures(ChatAsker[S]):
         return {**kept, "messages": [*others, {**message, "content": content}]}
 
     def _picture(self, key: Key) -> dict[str, Any]:
-        return {"type": "image_url", "image_url": {"url": _data_url(self.pictures[self.slots[key.unit]])}}
-
-
-def _data_url(png: bytes) -> str:
-    buffer = io.BytesIO()
-    decode_png(png).convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return picture_part(self.pictures[self.slots[key.unit]])

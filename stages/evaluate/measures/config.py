@@ -20,7 +20,7 @@ from bootpig.storage.fingerprint import digest
 MODELS = ("clip", "dino", "dinov2", "siglip")
 """The models of measures, besides those that segment."""
 
-SETTINGS = ("metrics", "segment")
+SETTINGS = ("metrics", "segment", "judge")
 """Settings that decide what is measured, but not what is drawn."""
 
 
