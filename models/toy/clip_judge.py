@@ -1,0 +1,148 @@
+"""Trains the toy CLIP that judges pictures in `evaluate`: it knows colours and patterns, besides kinds and scenes.
+
+The toy CLIP of the pipeline learns from captions that never name a subject's look, so its pictures are embedded
+without it: two pictures of one subject in different scenes are further apart than two subjects in one scene. This one
+learns from captions of two forms: the pipeline's own, and captions that name a random part of the look, with or
+without place and scene. A batch has few kinds, so that the look decides which caption is right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import CLIPModel, CLIPProcessor, OwlViTForObjectDetection
+
+from bootpig.models.toy.clip import build, build_processor, caption_indices, judge, take_pictures_from
+from bootpig.models.toy.dino import identity_auc, views
+from bootpig.models.toy.looks import COLOURS, FACTS, PATTERNS, UNSAID, facts_of, phrase
+from bootpig.models.toy.renders import Renders, scenes
+from bootpig.models.toy.soften import pictures, soften
+from bootpig.models.toy.tokens import all_captions
+from bootpig.models.toy.training import Recipe, fit
+from bootpig.models.toy.world import KINDS
+
+RECIPE = Recipe(steps=1200, learning_rate=7e-4, tail_from=0.4, ema=0.99)
+PICTURES = 12_000
+KINDS_A_BATCH = 4
+PICTURES_A_KIND = 16
+TOLD = {"position": 0.25, "scene": 0.25, "colour": 0.85, "pattern": 0.85, "second": 0.85, "accent": 0.7}
+"""How often a caption of the second form says each fact."""
+
+
+def vocabulary() -> list[str]:
+    """Captions with every word that `phrase` knows."""
+    looks = [[0, UNSAID, UNSAID, colour, 4, colour, colour] for colour in range(len(COLOURS))]
+    looks += [[kind, UNSAID, UNSAID, 0, pattern, 1, 2] for kind in range(len(KINDS)) for pattern in range(len(PATTERNS))]
+    return all_captions() + [phrase(look) for look in looks]
+
+
+def partly(facts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Leave a random part of each picture's facts unsaid: N×7 → N×7. A pattern's colour needs the pattern."""
+    told = rng.random(facts.shape) < np.array([TOLD.get(fact, 1.0) for fact in FACTS])
+    told[:, FACTS.index("second")] &= told[:, FACTS.index("pattern")]
+    return np.where(told, facts, UNSAID)
+
+
+def matches(facts: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """Whether caption j is true of picture i: N×7 all facts, M×7 said facts → N×M bool."""
+    return ((said == UNSAID) | (facts[:, None] == said)).all(-1)
+
+
+def contrast(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss where several captions can be true of a picture: each direction aims at all that match, equally.
+
+    Args:
+        logits: N×M float32, of N pictures and M captions.
+        positive: N×M float32, 1 where the caption is true; at least one in each row and column.
+
+    Returns:
+        A scalar.
+    """
+    by_picture = functional.cross_entropy(logits, positive / positive.sum(1, keepdim=True))
+    by_caption = functional.cross_entropy(logits.T, positive.T / positive.T.sum(1, keepdim=True))
+    return (by_picture + by_caption) / 2
+
+
+@torch.no_grad()
+def embed_pictures(model: CLIPModel, images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """N×64×64×3 uint8 → N×D float32, normalised, on the CPU."""
+    parts = []
+    for begin in range(0, len(images), 128):
+        x = pictures(images[begin : begin + 128], device) * 2 - 1
+        parts.append(model.visual_projection(model.vision_model(pixel_values=x).pooler_output).float().cpu())
+    return functional.normalize(torch.cat(parts), dim=-1)
+
+
+def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPProcessor]:
+    torch.manual_seed(4)
+    data = scenes("base", PICTURES, "train", work)
+    facts = _facts(data, work, "base")
+    by_kind = [np.flatnonzero(data.kinds == kind) for kind in range(len(KINDS))]
+    held_out = scenes("check", 512, "held_out", work)
+    check = scenes("check-pairs", 768, "held_out", work, paired=True)
+    check_views = views(check, work, "check-pairs")
+    processor = build_processor(vocabulary())
+    model = build(len(processor.tokenizer))
+    take_pictures_from(OwlViTForObjectDetection.from_pretrained(out / "owlvit", dtype=torch.float32), model)
+
+    def embed_texts(texts: list[str]) -> torch.Tensor:
+        tokens = processor.tokenizer(texts, padding=True, return_tensors="pt").to(device)
+        pooled = model.text_model(**tokens).pooler_output
+        return functional.normalize(model.text_projection(pooled).float(), dim=-1)
+
+    plain = np.array([fact in ("kind", "position", "scene") for fact in FACTS])
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        chosen = rng.choice(len(KINDS), KINDS_A_BATCH, replace=False)
+        index = np.concatenate([rng.choice(by_kind[kind], PICTURES_A_KIND, replace=False) for kind in chosen])
+        x = soften(pictures(data.images[index], device), rng) * 2 - 1
+        known = facts[index]
+        forms = [np.unique(said, axis=0) for said in (np.where(plain, known, UNSAID), partly(known, rng))]
+        image_embeds = functional.normalize(
+            model.visual_projection(model.vision_model(pixel_values=x).pooler_output).float(), dim=-1
+        )
+        text_embeds = embed_texts([phrase(said) for said in np.concatenate(forms)]).split([len(said) for said in forms])
+        with torch.autocast(device.type, enabled=False):
+            scale = model.logit_scale.clamp(max=4.6).exp()
+            return sum(
+                contrast(
+                    image_embeds @ embeds.T * scale, torch.from_numpy(matches(known, said)).to(device, torch.float32)
+                )
+                for embeds, said in zip(text_embeds, forms, strict=True)
+            ) / len(forms)
+
+    @torch.no_grad()
+    def report() -> str:
+        image_embeds = embed_pictures(model, held_out.images, device)
+        text_embeds = embed_texts(all_captions()).cpu()
+        truth = {"kind": held_out.kinds, "position": held_out.positions, "scene": held_out.scenes}
+        right = {k: (judge(image_embeds, text_embeds, k).numpy() == v).mean() for k, v in truth.items()}
+        match = (image_embeds * text_embeds[caption_indices(held_out)]).sum(1).mean()
+        embeds = embed_pictures(model, check_views.reshape(-1, *check_views.shape[2:]), device).view(len(check) // 2, 3, -1)
+        alike = (embeds[:, 0] * embeds[:, 1]).sum(1).mean()
+        return (
+            "  ".join(f"{axis} {share:.3f}" for axis, share in right.items())
+            + f"  cosine {match:.3f}  auc {identity_auc(embeds[:, :2], check.kinds[::2]):.4f}  same identity {alike:.3f}"
+        )
+
+    fit("clip-judge", model, loss, RECIPE, work, device, report)
+    return model, processor
+
+
+def _facts(data: Renders, work: Path, name: str) -> np.ndarray:
+    file = work / f"facts-{name}-{len(data)}.npy"
+    if not file.exists():
+        partial = file.with_suffix(".tmp.npy")
+        np.save(partial, facts_of(data.kinds, data.positions, data.scenes, data.identities))
+        partial.replace(file)
+    return np.load(file)
+
+
+def save(work: Path, out: Path, device: torch.device) -> None:
+    """Train from `out/owlvit`, then write `out/clip-judge` in float16."""
+    model, processor = train(work, out, device)
+    model.half().cpu().save_pretrained(out / "clip-judge")
+    processor.save_pretrained(out / "clip-judge")
