@@ -16,7 +16,6 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPProcessor, OwlViTForObjectDetection
 
 from bootpig.models.toy.clip import build, build_processor, caption_indices, judge, take_pictures_from
-from bootpig.models.toy.dino import identity_auc, views
 from bootpig.models.toy.looks import COLOURS, FACTS, PATTERNS, UNSAID, facts_of, phrase
 from bootpig.models.toy.renders import Renders, scenes
 from bootpig.models.toy.soften import pictures, soften
@@ -35,7 +34,9 @@ TOLD = {"position": 0.25, "scene": 0.25, "colour": 0.85, "pattern": 0.85, "secon
 def vocabulary() -> list[str]:
     """Captions with every word that `phrase` knows."""
     looks = [[0, UNSAID, UNSAID, colour, 4, colour, colour] for colour in range(len(COLOURS))]
-    looks += [[kind, UNSAID, UNSAID, 0, pattern, 1, 2] for kind in range(len(KINDS)) for pattern in range(len(PATTERNS))]
+    looks += [
+        [kind, UNSAID, UNSAID, 0, pattern, 1, 2] for kind in range(len(KINDS)) for pattern in range(len(PATTERNS))
+    ]
     return all_captions() + [phrase(look) for look in looks]
 
 
@@ -66,6 +67,24 @@ def contrast(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     return (by_picture + by_caption) / 2
 
 
+def subject_auc(embeds: torch.Tensor, kinds: np.ndarray, backdrops: np.ndarray) -> float:
+    """The probability that one subject in two scenes is closer than two subjects of a kind in the same scene.
+
+    Args:
+        embeds: P×2×D, normalised: two pictures of each of P subjects.
+        kinds: P, the kind of each subject.
+        backdrops: P×2, the scene of each picture.
+
+    Returns:
+        The area under the ROC curve over all such pairs.
+    """
+    alike = (embeds[:, 0] * embeds[:, 1]).sum(1)[torch.from_numpy(backdrops[:, 0] != backdrops[:, 1])]
+    subject, kind, scene = np.repeat(np.arange(len(kinds)), 2), np.repeat(kinds, 2), backdrops.flatten()
+    hard = (kind[:, None] == kind) & (scene[:, None] == scene) & (subject[:, None] < subject)
+    unlike = (embeds.flatten(0, 1) @ embeds.flatten(0, 1).T)[torch.from_numpy(hard)].sort().values
+    return float((torch.searchsorted(unlike, alike).double() / len(unlike)).mean())
+
+
 @torch.no_grad()
 def embed_pictures(model: CLIPModel, images: np.ndarray, device: torch.device) -> torch.Tensor:
     """N×64×64×3 uint8 → N×D float32, normalised, on the CPU."""
@@ -83,7 +102,6 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
     by_kind = [np.flatnonzero(data.kinds == kind) for kind in range(len(KINDS))]
     held_out = scenes("check", 512, "held_out", work)
     check = scenes("check-pairs", 768, "held_out", work, paired=True)
-    check_views = views(check, work, "check-pairs")
     processor = build_processor(vocabulary())
     model = build(len(processor.tokenizer))
     take_pictures_from(OwlViTForObjectDetection.from_pretrained(out / "owlvit", dtype=torch.float32), model)
@@ -121,12 +139,11 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
         truth = {"kind": held_out.kinds, "position": held_out.positions, "scene": held_out.scenes}
         right = {k: (judge(image_embeds, text_embeds, k).numpy() == v).mean() for k, v in truth.items()}
         match = (image_embeds * text_embeds[caption_indices(held_out)]).sum(1).mean()
-        embeds = embed_pictures(model, check_views.reshape(-1, *check_views.shape[2:]), device).view(len(check) // 2, 3, -1)
-        alike = (embeds[:, 0] * embeds[:, 1]).sum(1).mean()
-        return (
-            "  ".join(f"{axis} {share:.3f}" for axis, share in right.items())
-            + f"  cosine {match:.3f}  auc {identity_auc(embeds[:, :2], check.kinds[::2]):.4f}  same identity {alike:.3f}"
-        )
+        pairs = embed_pictures(model, check.images, device).view(len(check) // 2, 2, -1)
+        auc = subject_auc(pairs, check.kinds[::2], check.scenes.reshape(-1, 2))
+        alike = (pairs[:, 0] * pairs[:, 1]).sum(1)
+        shares = "  ".join(f"{axis} {share:.3f}" for axis, share in right.items())
+        return f"{shares}  cosine {match:.3f}  auc {auc:.4f}  same subject {alike.mean():.3f}"
 
     fit("clip-judge", model, loss, RECIPE, work, device, report)
     return model, processor

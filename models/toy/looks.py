@@ -6,11 +6,10 @@ The pipeline's captions never name a look, see `models/toy/world.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from bootpig.models.toy.subjects import HUES, Look, look_of
+from bootpig.models.toy.subjects import Look, look_of
 from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, with_article
 
 COLOURS = (
@@ -54,7 +53,7 @@ def _visible(look: Look, kind: str) -> tuple[int, int, int, int]:
 def phrase(facts: Sequence[int] | np.ndarray) -> str:
     """A caption that says `facts` (7, see `FACTS`), of which the kind must be among them.
 
-    `a photo of a red mug with blue dots and green trim, on the left on a sandy beach`, or less.
+    `A photo of a red mug with blue dots and green trim, on the left on a sandy beach`, or less.
     """
     kind, position, scene, colour, pattern, second, accent = (int(fact) for fact in facts)
     named = KINDS[kind] if colour == UNSAID else f"{COLOURS[colour]} {KINDS[kind]}"
@@ -66,8 +65,17 @@ def phrase(facts: Sequence[int] | np.ndarray) -> str:
     if accent not in (UNSAID, ABSENT):
         details.append(f"{COLOURS[accent]} trim")
     text = with_article(named) + (f" with {' and '.join(details)}" if details else "")
-    place = " ".join([*(() if position == UNSAID else (POSITIONS[position],)), *(() if scene == UNSAID else (SCENES[scene],))])
-    return f"A photo of {text}" + (f", {place}" if place else "")
+    place = [] if position == UNSAID else [POSITIONS[position]]
+    place += [] if scene == UNSAID else [SCENES[scene]]
+    return f"A photo of {text}" + (f", {' '.join(place)}" if place else "")
+
+
+def colour_phrases() -> list[str]:
+    """`A photo of a red mug`, and so on: all 12 × 14 pairs of kind and colour, ordered by kind, colour."""
+    rest = [UNSAID] * 3
+    return [
+        phrase([kind, UNSAID, UNSAID, colour, *rest]) for kind in range(len(KINDS)) for colour in range(len(COLOURS))
+    ]
 
 
 def _colour(fact: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PARTS = ("vae", "diffusion", "detector", "sam", "clip", "clip_judge", "dino")
-"""Training order: the diffusion model needs the VAE, and both CLIPs are initialised from the detector's vision model."""
+"""Training order: the diffusion model needs the VAE, and both CLIPs start from the detector's vision model."""
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ NEAR_WHITE, NEAR_BLACK = HUES, HUES + 1
 
 @dataclass(frozen=True)
 class Look:
-    """What an identity looks like, apart from its proportions. Colours are 0 to 11 for hues, NEAR_WHITE or NEAR_BLACK."""
+    """An identity's colours and pattern. A colour is a hue, counted from 0, or `NEAR_WHITE` or `NEAR_BLACK`."""
 
     colour: int
     second: int
