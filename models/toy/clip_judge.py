@@ -3,11 +3,13 @@
 The toy CLIP of the pipeline learns from captions that never name a subject's look, so its pictures are embedded
 without it: two pictures of one subject in different scenes are further apart than two subjects in one scene. This one
 learns from captions of two forms: the pipeline's own, and captions that name a random part of the look, with or
-without place and scene. A batch has few kinds, so that the look decides which caption is right.
+without place and scene. A batch has few kinds, so that the look decides which caption is right. Then it learns to
+tell captions from those that are wrong in a single fact of the look, so that each of them counts.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPProcessor, OwlViTForObjectDetection
 
 from bootpig.models.toy.clip import build, build_processor, caption_indices, judge, take_pictures_from
-from bootpig.models.toy.looks import COLOURS, FACTS, PATTERNS, UNSAID, facts_of, phrase
+from bootpig.models.toy.looks import ABSENT, COLOURS, FACTS, LOOK, PATTERNS, PLAIN, UNSAID, facts_of, phrase
 from bootpig.models.toy.renders import Renders, scenes
 from bootpig.models.toy.soften import pictures, soften
 from bootpig.models.toy.tokens import all_captions
@@ -24,6 +26,11 @@ from bootpig.models.toy.training import Recipe, fit
 from bootpig.models.toy.world import KINDS
 
 RECIPE = Recipe(steps=1200, learning_rate=7e-4, tail_from=0.4, ema=0.99)
+HARD_RECIPE = Recipe(steps=800, learning_rate=6e-4, warmup=50, tail_from=0.3, ema=0.99)
+HARD_WEIGHT = 3.0
+"""Weight of captions that name the look, relative to the pipeline's, once there are wrong ones among them."""
+WRONG_CAPTIONS = 2
+"""Per picture, each wrong in one fact."""
 PICTURES = 12_000
 KINDS_A_BATCH = 4
 PICTURES_A_KIND = 16
@@ -47,6 +54,23 @@ def partly(facts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(told, facts, UNSAID)
 
 
+def altered(facts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Captions of the whole look, without place, that are wrong in one visible fact: N×7 → N×7."""
+    said = facts.copy()
+    said[:, [FACTS.index("position"), FACTS.index("scene")]] = UNSAID
+    pattern = FACTS.index("pattern")
+    for row in said:
+        seen = [column for column in map(FACTS.index, LOOK) if row[column] != ABSENT]
+        if row[pattern] == PLAIN:
+            seen.remove(pattern)  # a pattern has a colour, which is another fact
+        column = rng.choice(seen)
+        if column == pattern:  # to another one that is not plain
+            row[column] = 1 + (row[column] - 1 + rng.integers(1, len(PATTERNS) - 1)) % (len(PATTERNS) - 1)
+        else:
+            row[column] = (row[column] + rng.integers(1, len(COLOURS))) % len(COLOURS)
+    return said
+
+
 def matches(facts: np.ndarray, said: np.ndarray) -> np.ndarray:
     """Whether caption j is true of picture i: N×7 all facts, M×7 said facts → N×M bool."""
     return ((said == UNSAID) | (facts[:, None] == said)).all(-1)
@@ -57,13 +81,16 @@ def contrast(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: N×M float32, of N pictures and M captions.
-        positive: N×M float32, 1 where the caption is true; at least one in each row and column.
+        positive: N×M float32, 1 where the caption is true; at least one in each row. Captions that are true of no
+            picture count as wrong ones for all pictures.
 
     Returns:
         A scalar.
     """
     by_picture = functional.cross_entropy(logits, positive / positive.sum(1, keepdim=True))
-    by_caption = functional.cross_entropy(logits.T, positive.T / positive.T.sum(1, keepdim=True))
+    true = positive.any(0)
+    aims = positive.T[true]
+    by_caption = functional.cross_entropy(logits.T[true], aims / aims.sum(1, keepdim=True))
     return (by_picture + by_caption) / 2
 
 
@@ -113,24 +140,27 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
 
     plain = np.array([fact in ("kind", "position", "scene") for fact in FACTS])
 
-    def loss(rng: np.random.Generator) -> torch.Tensor:
+    def compare(rng: np.random.Generator, wrong: int, weight: float) -> torch.Tensor:
+        """The loss of a step. `wrong` is the number of altered captions per picture, `weight` that of looks."""
         chosen = rng.choice(len(KINDS), KINDS_A_BATCH, replace=False)
         index = np.concatenate([rng.choice(by_kind[kind], PICTURES_A_KIND, replace=False) for kind in chosen])
         x = soften(pictures(data.images[index], device), rng) * 2 - 1
         known = facts[index]
-        forms = [np.unique(said, axis=0) for said in (np.where(plain, known, UNSAID), partly(known, rng))]
+        looks = [partly(known, rng), *(altered(known, rng) for _ in range(wrong))]
+        forms = [np.unique(said, axis=0) for said in (np.where(plain, known, UNSAID), np.concatenate(looks))]
         image_embeds = functional.normalize(
             model.visual_projection(model.vision_model(pixel_values=x).pooler_output).float(), dim=-1
         )
         text_embeds = embed_texts([phrase(said) for said in np.concatenate(forms)]).split([len(said) for said in forms])
         with torch.autocast(device.type, enabled=False):
             scale = model.logit_scale.clamp(max=4.6).exp()
-            return sum(
+            by_form = [
                 contrast(
                     image_embeds @ embeds.T * scale, torch.from_numpy(matches(known, said)).to(device, torch.float32)
                 )
                 for embeds, said in zip(text_embeds, forms, strict=True)
-            ) / len(forms)
+            ]
+        return (by_form[0] + weight * by_form[1]) / (1 + weight)
 
     @torch.no_grad()
     def report() -> str:
@@ -145,16 +175,18 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
         shares = "  ".join(f"{axis} {share:.3f}" for axis, share in right.items())
         return f"{shares}  cosine {match:.3f}  auc {auc:.4f}  same subject {alike.mean():.3f}"
 
-    fit("clip-judge", model, loss, RECIPE, work, device, report)
+    fit("clip-judge", model, lambda rng: compare(rng, 0, 1.0), RECIPE, work, device, report)
+    hard = partial(compare, wrong=WRONG_CAPTIONS, weight=HARD_WEIGHT)
+    fit("clip-judge-hard", model, hard, HARD_RECIPE, work, device, report)
     return model, processor
 
 
 def _facts(data: Renders, work: Path, name: str) -> np.ndarray:
     file = work / f"facts-{name}-{len(data)}.npy"
     if not file.exists():
-        partial = file.with_suffix(".tmp.npy")
-        np.save(partial, facts_of(data.kinds, data.positions, data.scenes, data.identities))
-        partial.replace(file)
+        unfinished = file.with_suffix(".tmp.npy")
+        np.save(unfinished, facts_of(data.kinds, data.positions, data.scenes, data.identities))
+        unfinished.replace(file)
     return np.load(file)
 
 

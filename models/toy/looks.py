@@ -31,11 +31,14 @@ PATTERNS = {
 FACTS = ("kind", "position", "scene", "colour", "pattern", "second", "accent")
 """What a caption can say about a picture. The columns of an array of facts: indices, −1 for what is not said."""
 
+LOOK = FACTS[3:]
+
 UNSAID = -1
 ABSENT = 99
 """The fact of something that a subject does not have: the pattern's colour if plain, the accent of a ball."""
 
 _PATTERN_NAMES = tuple(PATTERNS)
+PLAIN = _PATTERN_NAMES.index("plain")
 
 
 def facts_of(kinds: np.ndarray, positions: np.ndarray, scenes: np.ndarray, identities: np.ndarray) -> np.ndarray:
@@ -57,10 +60,10 @@ def phrase(facts: Sequence[int] | np.ndarray) -> str:
     """
     kind, position, scene, colour, pattern, second, accent = (int(fact) for fact in facts)
     named = KINDS[kind] if colour == UNSAID else f"{COLOURS[colour]} {KINDS[kind]}"
-    if pattern != UNSAID and _PATTERN_NAMES[pattern] == "plain":
+    if pattern == PLAIN:
         named = f"plain {named}"
     details = []
-    if pattern != UNSAID and _PATTERN_NAMES[pattern] != "plain":
+    if pattern not in (UNSAID, PLAIN):
         details.append(" ".join([*_colour(second), PATTERNS[_PATTERN_NAMES[pattern]]]))
     if accent not in (UNSAID, ABSENT):
         details.append(f"{COLOURS[accent]} trim")

@@ -11,8 +11,19 @@ import pytest
 import torch
 
 from bootpig.models.toy.clip import MAX_TOKENS, build_processor
-from bootpig.models.toy.clip_judge import PICTURES_A_KIND, contrast, matches, partly, subject_auc, vocabulary
-from bootpig.models.toy.looks import ABSENT, COLOURS, FACTS, PATTERNS, UNSAID, colour_phrases, facts_of, phrase
+from bootpig.models.toy.clip_judge import altered, contrast, matches, partly, subject_auc, vocabulary
+from bootpig.models.toy.looks import (
+    ABSENT,
+    COLOURS,
+    FACTS,
+    LOOK,
+    PATTERNS,
+    PLAIN,
+    UNSAID,
+    colour_phrases,
+    facts_of,
+    phrase,
+)
 from bootpig.models.toy.subjects import HUES, look_of, render_subject
 from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, caption, draw_identity
 
@@ -86,12 +97,31 @@ def test_each_caption_is_true_of_its_own_picture_and_of_those_it_does_not_contra
     assert (said[:, FACTS.index("pattern")] != UNSAID)[said[:, FACTS.index("second")] != UNSAID].all()
 
 
+def test_an_altered_caption_is_wrong_in_one_fact_that_can_be_seen() -> None:
+    facts = random_facts(300)
+    said = altered(facts, np.random.default_rng(1))
+    place = [FACTS.index("position"), FACTS.index("scene")]
+    assert (said[:, place] == UNSAID).all()
+    differs = (said != facts) & (said != UNSAID)
+    assert (differs.sum(1) == 1).all()
+    assert differs.any(0).tolist() == [fact in LOOK for fact in FACTS]
+    assert not differs[facts == ABSENT].any()
+    assert not matches(facts, said).diagonal().any()
+    assert (said[:, FACTS.index("second")] == ABSENT)[said[:, FACTS.index("pattern")] == PLAIN].all()
+    for row, column in (("colour", COLOURS), ("pattern", PATTERNS), ("second", COLOURS), ("accent", COLOURS)):
+        values = said[:, FACTS.index(row)]
+        assert ((values >= 0) & (values < len(column)) | (values == ABSENT)).all()
+
+
 def test_contrast_is_least_where_all_true_captions_are_equally_near() -> None:
     positive = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]])
     right = 20 * positive
     assert contrast(right, positive) < contrast(20 * torch.eye(3), positive) < contrast(20 * (1 - positive), positive)
-    alone = torch.eye(PICTURES_A_KIND)
+    alone, nowhere = torch.eye(4), torch.zeros(4, 2)
     assert contrast(50 * alone, alone) == pytest.approx(0, abs=1e-4)
+    also_wrong = torch.cat([alone, nowhere], 1)
+    assert contrast(50 * also_wrong, also_wrong) == pytest.approx(0, abs=1e-4)
+    assert contrast(50 * torch.cat([alone, nowhere + 1], 1), also_wrong) > 0.4
 
 
 def test_subject_auc_is_1_if_the_subject_decides_and_0_if_the_scene_does() -> None:
