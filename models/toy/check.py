@@ -67,10 +67,10 @@ BARS = {
     "detector_recall_50": Bar("detector", 0.95),
     "sam_mean_iou": Bar("sam", 0.90),
     "clip_kind_accuracy": Bar("clip", 0.97),
-    "judge_kind_accuracy": Bar("clip_judge", 0.97),
+    "judge_kind_accuracy": Bar("clip_judge", 0.95),
     "judge_scene_accuracy": Bar("clip_judge", 0.97),
-    "judge_colour_accuracy": Bar("clip_judge", 0.90),
-    "judge_subject_auc": Bar("clip_judge", 0.95),
+    "judge_colour_accuracy": Bar("clip_judge", 0.60),
+    "judge_subject_auc": Bar("clip_judge", 0.75),
     "dino_identity_auc": Bar("dino", 0.97),
     "megabytes": Bar("size", 40, at_most=True),
 }
