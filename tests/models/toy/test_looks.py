@@ -106,6 +106,8 @@ def test_an_altered_caption_is_wrong_in_one_fact_that_can_be_seen() -> None:
     assert (differs.sum(1) == 1).all()
     assert differs.any(0).tolist() == [fact in LOOK for fact in FACTS]
     assert not differs[facts == ABSENT].any()
+    pattern = FACTS.index("pattern")
+    assert not differs[facts[:, pattern] == PLAIN, pattern].any()
     assert not matches(facts, said).diagonal().any()
     assert (said[:, FACTS.index("second")] == ABSENT)[said[:, FACTS.index("pattern")] == PLAIN].all()
     for row, column in (("colour", COLOURS), ("pattern", PATTERNS), ("second", COLOURS), ("accent", COLOURS)):
