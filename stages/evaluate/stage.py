@@ -11,11 +11,12 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
@@ -23,6 +24,7 @@ from bootpig.models.pretrained.inspection import pipeline_problems, trained_prob
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
+    ADDED,
     MODEL,
     SPEED,
     Checkpoints,
@@ -64,6 +66,12 @@ class EvaluateConfig(ProtocolConfig):
         description="The base pipeline: a diffusers folder or a hub id. null: the base that the trained model names.",
     )
     revision: Revision = None
+    pooling: Literal["softmax", "argmax", "average", "concat"] | None = Field(
+        default=None,
+        json_schema_extra=ADDED,
+        description="How the outputs for several references are combined: softmax (paper), argmax (published code), or "
+        "the paper's ablations average and concat. null: as the trained model says.",
+    )
     dtype: Dtype = "float32"
     device: Device = "auto"
     num_processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] | Literal["auto"] = Field(
@@ -72,6 +80,12 @@ class EvaluateConfig(ProtocolConfig):
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
     )
+
+    @model_validator(mode="after")
+    def _pools_several(self) -> EvaluateConfig:
+        if self.pooling is not None and self.references == 1:
+            raise ValueError("pooling: no effect on one reference; set references to 2 or more, or remove it")
+        return self
 
 
 class Evaluate(ReduceStage):
@@ -307,6 +321,6 @@ class Evaluate(ReduceStage):
             for path, picture in zip(paths, prepared, strict=True):
                 picture.save(path)
             references[name] = PictureFiles(paths)
-        sampling = self.config.sampling()
+        sampling = replace(self.config.sampling(), pooling=self.config.pooling)
         drawn = draw_methods(pipeline, model, rows, references, sampling, folder, open_pieces, share, progress)
         return references, drawn
