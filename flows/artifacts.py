@@ -24,6 +24,7 @@ from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows
 from bootpig.stages.plain_text import markdown
 from bootpig.stages.report.charts import charts, picture
 from bootpig.stages.report.gather import Report
+from bootpig.stages.report.sweep import SweepPage
 
 SHEET_ROWS = 12
 """Maximum rows of the contact sheet. Kept small because artifacts are stored in the server's database."""
@@ -51,6 +52,27 @@ def publish(report: Report, place: str) -> None:
         create_link_artifact(
             place, link_text=f"{place}", key=key("report"), description="The full report, one HTML page"
         )
+
+    _tolerant(make)
+
+
+def publish_sweep(page: SweepPage, place: str) -> None:
+    """Create the artifacts of a sweep, inside its flow. If the server refuses them, only a warning is logged.
+
+    Args:
+        place: address of the page.
+    """
+
+    def make() -> None:
+        key = f"{page.name}-sweep-{{}}".format
+        create_table_artifact(page.rows(), key=key("scores"), description=page.note)
+        if page.sheet:
+            titles = ("reference", *page.shown)
+            rows = [SheetRow(entry.caption, [_image(uri) for uri in entry.pictures]) for entry in page.sheet]
+            create_markdown_artifact(
+                _sheet_markdown(titles, rows[:SHEET_ROWS]), key=key("contact-sheet"), description="Pictures of each cell"
+            )
+        create_link_artifact(place, link_text=place, key=key("report"), description="The sweep as one HTML page")
 
     _tolerant(make)
 
@@ -131,13 +153,15 @@ def sheet_markdown(report: Report) -> str:
             SheetRow(example.caption, [_image(uri) for uri in (example.image, example.mask, *example.references[:1])])
             for example in report.examples
         ]
-    if not rows:
-        return ""
+    return _sheet_markdown(titles, rows) if rows else ""
+
+
+def _sheet_markdown(titles: Sequence[str], rows: Sequence[SheetRow]) -> str:
     buffer = io.BytesIO()
     contact_sheet(titles, rows).save(buffer, "JPEG", quality=85)
     picture = f"![contact sheet](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})"
     captions = [f"{number}. {markdown(row.caption)}" for number, row in enumerate(rows, 1)]
-    return "\n".join([", ".join(titles), "", picture, "", *captions])
+    return "\n".join([markdown(", ".join(titles)), "", picture, "", *captions])
 
 
 def _image(uri: str) -> Image.Image:

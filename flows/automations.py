@@ -23,7 +23,8 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.stages.registry import STAGES
 
 POOL = "bootpig"
-FLOWS = ("bootstrap", "run-stage", "regenerate")
+FLOWS = ("bootstrap", "run-stage", "regenerate", "sweep")
+SUBFLOWS = ("cell", *STAGES)
 
 SILENCE = timedelta(seconds=90)
 """Three missed heartbeats: the run's process is gone."""
@@ -67,7 +68,7 @@ def _silent(silence: timedelta) -> AutomationCore:
         expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in ends)},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         # other flows on the server may send heartbeats less often
-        match_related=_of_flows([*FLOWS, *STAGES]),
+        match_related=_of_flows([*FLOWS, *SUBFLOWS]),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,

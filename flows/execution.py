@@ -114,7 +114,7 @@ def execute(
             else:
                 work.end("interrupted", "by a signal; complete units are kept")
             # training handles the signal itself and saves a checkpoint, so Prefect does not know of the signal
-            if isinstance(error, SystemExit) and _cancelling():
+            if isinstance(error, SystemExit) and cancelling():
                 return Cancelled(message="cancelled; complete units are kept")
             if isinstance(error, Exception) and mask(str(error)) != str(error):
                 # Prefect stores the message, and those of all causes
@@ -131,7 +131,7 @@ def execute(
     return Completed(message=f"run {record.id}")
 
 
-def _cancelling() -> bool:
+def cancelling() -> bool:
     """Whether cancelling this flow run was requested on the server."""
     try:
         with get_client(sync_client=True) as client:

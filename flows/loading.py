@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -34,33 +35,70 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
     Raises:
         InputError: one line per problem, `field: value → fix`.
     """
-    file = Path(path)
-    if not file.exists() and str(path) in shipped_configs():
-        file = shipped_configs()[str(path)]
-    if not file.exists():
-        raise InputError(f"config: {str(path)!r} → there is no such file; {_nearby(file)}")
-    text = read_text("config", file, "give a UTF-8 YAML file")
-    return parse_config(text, overrides, name=str(path))
+    return parse_config(_text("config", path), overrides, name=str(path))
+
+
+def read_settings(field: str, path: str | Path) -> dict[str, Any]:
+    """The settings in a configuration file, which may lack some. `field` names the file in messages.
+
+    Raises:
+        InputError: there is no such file, or it holds no settings.
+    """
+    return _settings(_text(field, path), str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> PipelineConfig:
     """Like `load_config`, but from text; error messages use `name` for the file."""
-    try:
-        data = parse_yaml(text)
-    except ValueError as error:
-        raise InputError(f"{name}: {error} → fix the YAML") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{name}: {_shown(data)} → must contain settings such as `name: …` and `caption: …`")
+    data = _settings(text, name)
     problems: list[str] = []
     for override in overrides:
         try:
             _lay_over(data, override)
         except InputError as error:
             problems.append(str(error))
+    return _validated(data, problems)
+
+
+def config_with(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> PipelineConfig:
+    """The configuration of `settings`, as of `read_settings`, with `changes`: dotted field → value.
+
+    Raises:
+        InputError: one line per problem, `field: value → fix`.
+    """
+    data = copy.deepcopy(dict(settings))
+    problems: list[str] = []
+    for name, value in changes.items():
+        try:
+            _put(data, name, copy.deepcopy(value), f"{name}: {_shown(value)}")
+        except InputError as error:
+            problems.append(str(error))
+    return _validated(data, problems)
+
+
+def _text(field: str, path: str | Path) -> str:
+    file = Path(path)
+    if not file.exists() and str(path) in shipped_configs():
+        file = shipped_configs()[str(path)]
+    if not file.exists():
+        raise InputError(f"{field}: {str(path)!r} → there is no such file; {_nearby(file)}")
+    return read_text(field, file, "give a UTF-8 YAML file")
+
+
+def _settings(text: str, name: str) -> dict[str, Any]:
+    try:
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {error} → fix the YAML") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{name}: {_shown(data)} → must contain settings such as `name: …` and `caption: …`")
+    return data
+
+
+def _validated(data: dict[str, Any], problems: list[str]) -> PipelineConfig:
     try:
         config = PipelineConfig.model_validate(data)
     except ValidationError as error:
-        problems += problem_lines(error, data)
+        problems = problems + problem_lines(error, data)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
     return config
@@ -74,11 +112,11 @@ def dump_config(config: PipelineConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def problem_lines(error: ValidationError, data: Any) -> list[str]:
-    """One line for each problem of `data`: field, value, fix."""
+def problem_lines(error: ValidationError, data: Any, of: type[BaseModel] = PipelineConfig) -> list[str]:
+    """One line for each problem of `data`, which should become an `of`: field, value, fix."""
     lines = []
     for problem in error.errors(include_url=False):
-        place, model = _place(problem["loc"], data)
+        place, model = _place(problem["loc"], data, of)
         value, mend = _value(problem), _mend(problem, model)
         if value:
             lines.append(f"{place or 'config'}: {value} → {mend}")
@@ -100,22 +138,27 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals or not name.strip():
         raise InputError(f"--set: {override!r} → write it as field=value, such as caption.count=2000")
+    try:
+        read = parse_yaml(value)
+    except ValueError as error:
+        raise InputError(f"--set: {_shown(override)} → the value is not YAML: {error}") from None
+    _put(data, name, read, f"--set: {override!r}")
+
+
+def _put(data: dict[str, Any], name: str, value: Any, shown: str) -> None:
+    """Set the dotted field `name`. `shown`: what was given, for a message."""
     *parents, last = name.strip().split(".")
     place = data
     for parent in parents:
         below = place.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise InputError(f"--set: {override!r} → {parent!r} is a value and has no fields")
+            raise InputError(f"{shown} → {parent!r} is a value and has no fields")
         place = below
-    try:
-        place[last] = parse_yaml(value)
-    except ValueError as error:
-        raise InputError(f"--set: {_shown(override)} → the value is not YAML: {error}") from None
+    place[last] = value
 
 
-def _place(location: Sequence[int | str], data: Any) -> tuple[str, type[BaseModel] | None]:
+def _place(location: Sequence[int | str], data: Any, model: type[BaseModel] | None) -> tuple[str, type[BaseModel] | None]:
     """The dotted name of a field, and the model that it belongs to. Tags that pydantic adds are left out."""
-    model: type[BaseModel] | None = PipelineConfig
     names: list[str] = []
     for depth, key in enumerate(location):
         last = depth == len(location) - 1

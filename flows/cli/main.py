@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands, draw, export, push, select
+from bootpig.flows.cli import commands, draw, export, push, select, sweep
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
@@ -121,6 +121,13 @@ def parser() -> argparse.ArgumentParser:
         help="page with pictures near each limit (select.html)",
     )
     preview.set_defaults(command=select.select)
+
+    matrix = add("sweep", help="run a matrix of settings and seeds over one store, as a table", epilog=EPILOG)
+    matrix.add_argument("file", metavar="FILE", help="a YAML file with base, cells or grid, and seeds")
+    matrix.add_argument("--dry-run", action="store_true", help="show what each run would take; change nothing")
+    matrix.add_argument("--retry-failed", action="store_true", help="retry failed rows, then rebuild what became stale")
+    _json(matrix)
+    matrix.set_defaults(command=sweep.sweep)
 
     runs = add("runs", help="list the runs of a store, compare two, or promote one")
     _root(runs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from bootpig.flows.runs.records import FOLDER, RunRecord, is_alive, latest_run, list_runs
+from bootpig.flows.sweep.records import runs_of_sweeps
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.registry import MAP_STAGES, STAGES
 from bootpig.storage.parts import Parts
@@ -35,7 +36,8 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     """Find what can be removed if the last `keep` promoted versions are kept.
 
     A run is removed if it was promoted before those, or was never promoted and started before the oldest of them. Runs
-    that started later stay, so that a version that failed last night can still be repaired. Live runs stay too.
+    that started later stay, so that a version that failed last night can still be repaired. Live runs stay too, and those of
+    sweeps.
 
     Raises:
         InputError: a record cannot be read, so what it uses is unknown; or `keep` is not positive.
@@ -57,7 +59,12 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     if len(versions) < keep:
         return Garbage([], [], kept, replaced(root, records))
     oldest = min(record.started for record in kept)
-    go = [record for record in records if record not in kept and _is_old(record, oldest) and not is_alive(root, record)]
+    swept = runs_of_sweeps(root)
+    go = [
+        record
+        for record in records
+        if record not in kept and _is_old(record, oldest) and record.id not in swept and not is_alive(root, record)
+    ]
     stay = [record for record in records if record not in go]
     used = {folder for record in stay for folder in folders(record)}
     configs = [_config_text(root, record) for record in stay]
@@ -85,12 +92,13 @@ def replaced(root: Root, records: list[RunRecord]) -> dict[str, int]:
 def collect(root: Root, found: Garbage) -> None:
     """Remove the garbage: folders first, records last, so that the next `gc` can finish one that was killed.
 
-    What a newly started run needs is kept as well.
+    What a newly started run or sweep needs is kept as well.
     """
     go = {record.id for record in found.runs}
 
     def needed() -> list[RunRecord]:
-        return [record for record in list_runs(root) if record.id not in go or is_alive(root, record)]
+        swept = runs_of_sweeps(root)
+        return [r for r in list_runs(root) if r.id not in go or r.id in swept or is_alive(root, r)]
 
     for folder in found.folders:
         if any(folder in folders(record) for record in needed()):

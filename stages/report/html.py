@@ -24,7 +24,7 @@ MOST_SUBJECTS = 1000
 def build_report(report: Report) -> str:
     """The page, UTF-8. Whatever comes from a caption, a file or an error is escaped, and the page forbids scripts."""
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -47,11 +47,11 @@ def build_report(report: Report) -> str:
 
 def build_selection(name: str, selection: SelectionFacts) -> str:
     """The page of a selection alone, as a preview for `name`, a configuration. UTF-8, likewise escaped."""
-    template = _environment().get_template("select.html.j2")
+    template = page_environment().get_template("select.html.j2")
     return template.render(name=name, selection=selection, most_subjects=MOST_SUBJECTS)
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

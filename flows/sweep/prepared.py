@@ -1,0 +1,134 @@
+"""Prepares a sweep, once: its runs, which of them are complete in the store, and a preflight of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from bootpig.flows.environment import check_scratch
+from bootpig.flows.rounds import first_round, with_view_model
+from bootpig.flows.runners import runner_problems
+from bootpig.flows.runs.records import RunRecord, list_runs
+from bootpig.flows.sweep.cells import CellRun, expand, named_lines, sweep_digest
+from bootpig.flows.sweep.file import SweepFile
+from bootpig.flows.sweep.records import SweepRecord, SweepRunRecord
+from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.preflight import pinned, preflight
+from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.view.stage import NO_FIRST_ROUND
+from bootpig.storage.root import Root
+
+_CURRENT: ContextVar[PreparedSweep | None] = ContextVar("prepared_sweep", default=None)
+
+
+@dataclass
+class PreparedRun:
+    """One run of a sweep, ready to start."""
+
+    of: CellRun
+    engine: Engine | None
+    """None: the run makes its own, as the model of its views is not made yet."""
+    complete: RunRecord | None
+    """An earlier run that has its results. None: it is to be run."""
+
+
+@dataclass
+class PreparedSweep:
+    """A sweep whose runs can start."""
+
+    sweep: SweepFile
+    retry_failed: bool
+    root: Root
+    runs: list[PreparedRun]
+    record: SweepRecord
+
+
+def prepare_sweep(sweep: SweepFile, retry_failed: bool = False) -> PreparedSweep:
+    """Check everything that can be checked before the first run starts.
+
+    Args:
+        retry_failed: a run with failed rows does not count as complete.
+
+    Raises:
+        InputError: something prevents a run; one line per problem.
+        StoreError: the root cannot be opened.
+    """
+    runs = expand(sweep)
+    root = Root(runs[0].config.root)
+    check_scratch()  # first: libraries that open models write there as they are imported
+    records = _done_runs(root)
+    prepared = []
+    lines: dict[str, list[str]] = {}
+    """Problem → the cells that have it."""
+    for run in runs:
+        try:
+            ready = _prepare(run, records, retry_failed)
+        except (ValueError, OSError) as error:
+            for line in str(error).splitlines():
+                lines.setdefault(line, []).append(run.cell.name)
+        else:
+            prepared.append(ready)
+    if lines:
+        raise InputError("\n".join(named_lines(lines, len({run.cell.name for run in runs}))))
+    record = SweepRecord(
+        name=sweep.name,
+        digest=sweep_digest(runs),
+        sweep=sweep.model_dump(mode="json"),
+        runs=[_recorded(ready) for ready in prepared],
+    )
+    return PreparedSweep(sweep, retry_failed, root, prepared, record)
+
+
+@contextmanager
+def prepared(ready: PreparedSweep) -> Iterator[None]:
+    """A context in which the flow of this sweep uses what is prepared."""
+    token = _CURRENT.set(ready)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current(sweep: SweepFile, retry_failed: bool) -> PreparedSweep | None:
+    """What the caller of this flow prepared for its sweep, if anything."""
+    ready = _CURRENT.get()
+    return ready if ready is not None and (ready.sweep, ready.retry_failed) == (sweep, retry_failed) else None
+
+
+def _done_runs(root: Root) -> dict[str, RunRecord]:
+    """Fingerprint of an evaluate result → the newest run that ended well with it."""
+    done = [record for record in list_runs(root) if record.state == "done" and "evaluate" in record.stages]
+    return {record.stages["evaluate"].fingerprint: record for record in done}
+
+
+def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool) -> PreparedRun:
+    engine = Engine(with_view_model(run.config))
+    surveys = engine.survey_all()
+    if surveys["evaluate"].result is not None and not (retry_failed and _has_failed_rows(surveys.values())):
+        if (record := records.get(surveys["evaluate"].fingerprint)) is not None:
+            return PreparedRun(run, engine, record)
+    stages = tuple(engine.graph.stages)
+    waits = first_round(run.config, stages) is not None
+    problems = preflight(engine, stages) + runner_problems(run.config)
+    if problems := [line for line in problems if not (waits and line.startswith(NO_FIRST_ROUND))]:
+        raise InputError("\n".join(problems))
+    if waits:
+        return PreparedRun(run, None, None)
+    exact = pinned(engine, stages)
+    return PreparedRun(run, engine if exact == engine.config else Engine(exact), None)
+
+
+def _has_failed_rows(surveys: Iterable[StageSurvey]) -> bool:
+    markers = (marker for survey in surveys for marker in survey.markers.values())
+    return any(status == "failed" for marker in markers for status, _ in marker.counts)
+
+
+def _recorded(ready: PreparedRun) -> SweepRunRecord:
+    record = SweepRunRecord(cell=ready.of.cell.name, seed=ready.of.seed)
+    if ready.complete is not None:
+        record.run, record.state = ready.complete.id, "cached"
+        record.evaluated = ready.complete.stages["evaluate"].fingerprint
+    return record

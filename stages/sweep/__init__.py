@@ -1,0 +1,1 @@
+"""The results of a sweep: scores of its runs, means, intervals and paired differences."""
