@@ -58,20 +58,19 @@ LISTED = 6
 """Missing runs of a sweep that are named."""
 
 
-def write_page(results: Results, docs: Path, root: str) -> Path:
+def write_page(results: Results, docs: Path) -> Path:
     """Write `science.md` and `images/science/` in the folder `docs`. Returns the page.
 
     Args:
         results: of all sweeps.
         docs: an existing folder.
-        root: the store, for the pictures.
     """
     images = docs / "images" / "science"
     images.mkdir(parents=True, exist_ok=True)
     drawn = figures(results)
     for name, svg in drawn.items():
         (images / f"{name}.svg").write_text(svg, encoding="utf-8")
-    pictures = sheet(results, root, images / "pictures.png")
+    pictures = sheet(results, images / "pictures.png")
     page = docs / "science.md"
     page.write_text(_text(results, drawn.keys(), pictures), encoding="utf-8")
     return page

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,16 @@ class Base:
         embeds: Tensor = self.pipeline.text_encoder(tokens.input_ids)[0]
         return embeds
 
-    def loss(self, latents: Tensor, embeds: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(
+        self, latents: Tensor, embeds: Tensor, generator: torch.Generator, conditions: dict[str, Any] | None = None
+    ) -> Tensor:
         """The mean squared error of the UNet's prediction, a scalar.
 
         Args:
             latents: (B, C, h, w), clean.
             embeds: (B, S, D).
             generator: draws noise and timesteps.
+            conditions: the UNet's other conditions.
         """
         noise = torch.randn(latents.shape, generator=generator)
         steps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
@@ -76,7 +79,8 @@ class Base:
         goal = noise
         if self.schedule.config.prediction_type == "v_prediction":
             goal = self.schedule.get_velocity(latents, noise, steps)
-        return mse_loss(self.pipeline.unet(noisy, steps, encoder_hidden_states=embeds).sample, goal)
+        output = self.pipeline.unet(noisy, steps, encoder_hidden_states=embeds, added_cond_kwargs=conditions)
+        return mse_loss(output.sample, goal)
 
 
 Step = Callable[[torch.Generator], Tensor]
@@ -121,7 +125,7 @@ def train_subjects(
     """
     for subject in subjects:
         folder = target / subject.name
-        wanted = {"recipe": asdict(recipe), "seed": seed}
+        wanted = {"recipe": recipe.of_training(), "seed": seed}
         if is_complete(folder, wanted):
             continue
         partial = folder.with_name(f"{folder.name}.partial")

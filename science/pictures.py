@@ -18,7 +18,7 @@ COLUMNS = 3
 METHODS = ("text_only", "bootpig")
 
 
-def sheet(results: Results, root: str, file: Path) -> bool:
+def sheet(results: Results, file: Path) -> bool:
     """Write a PNG of `COUNT` subjects, spread evenly by name, with their first captions: reference, text only,
     BootPIG.
 
@@ -29,7 +29,7 @@ def sheet(results: Results, root: str, file: Path) -> bool:
     run = next(iter(cell.seeds.values()), None) if cell is not None else None
     if run is None:
         return False
-    store = Root(root)
+    store = Root(run.root)
     published = read_manifest(store, run.folder.rpartition("/")[0])
     if published is None:
         return False

@@ -36,8 +36,10 @@ class Evaluation:
     """Metric → mean over subjects of the real pictures compared with each other. Without metrics that are not known."""
     seconds: Mapping[str, tuple[str, float]]
     """Stage → its path and the seconds that its last run took, for `TRAINED_OR_EVALUATED`, as far as known."""
+    root: str
+    """The store."""
     folder: str
-    """Of the result, relative to the root."""
+    """Of the result, relative to the store."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def read_run(run: CellRun) -> Evaluation | None:
     means = {metric: facts["mean"] for metric, facts in real.items() if facts}
     seconds = {name: (surveys[name].path, _seconds(engine.root, surveys[name].path)) for name in TRAINED_OR_EVALUATED}
     known = {name: (path, value) for name, (path, value) in seconds.items() if value is not None}
-    return Evaluation(by_subject(rows), means, known, evaluated.result.path)
+    return Evaluation(by_subject(rows), means, known, engine.root.url, evaluated.result.path)
 
 
 def by_subject(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[str, float]]]:

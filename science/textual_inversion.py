@@ -1,7 +1,7 @@
 """Textual Inversion: learns the embedding of one new token on a subject's pictures; all networks stay frozen.
 
-The usual recipe (Gal et al. 2022; diffusers' textual_inversion.py): the token starts as the subject's class; each update
-puts it into one of the usual sentences; no weight decay.
+The usual recipe (Gal et al. 2022; diffusers' textual_inversion.py): the token starts as the subject's class; each
+update puts it into one of the usual sentences; no weight decay.
 """
 
 from __future__ import annotations
