@@ -8,6 +8,7 @@ The usual recipe (Ruiz et al. 2023; diffusers' train_dreambooth.py and train_dre
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from bootpig.models.pipelines.vae import encoded_mode, normalised
-from bootpig.stages.evaluate.subjects import Subject, fill
+from bootpig.stages.evaluate.prompts import fill
+from bootpig.stages.evaluate.subjects import Subject
 from science.per_subject import Base, fit, pick, train_subjects
 from science.recipes import Recipe
 
@@ -62,8 +64,6 @@ def train(
 @torch.no_grad()
 def prior(base: Base, noun: str, seed: int) -> tuple[Tensor, float]:
     """Latents of `PRIOR_PICTURES` pictures of a class, which the base draws, and the CPU seconds that it took."""
-    import time
-
     begin = time.process_time()
     prompt = fill("A photo of a {object}", noun)
     drawn = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from PIL import Image
 from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
 from bootpig.stages.evaluate.drawing import Drawing, drawings
 from bootpig.stages.evaluate.metrics import aligned_cosine, mean_cosine
-from bootpig.stages.evaluate.subjects import Subject, fill, read_subjects
+from bootpig.stages.evaluate.prompts import with_phrase
+from bootpig.stages.evaluate.subjects import Subject, read_subjects
 from bootpig.stages.picture_files.reader import on_white, read_picture
 from science import WORK, dreambooth, ip_adapter, textual_inversion
 from science.per_subject import Base
@@ -120,7 +121,7 @@ def _drawer(method: str, target: Path, recipe: Recipe) -> Drawer:
             picture = _photo(subject.references[0])
             return adapter, subject.prompts, {"ip_adapter_image": [picture] * len(subject.prompts)}
         folder = target / subject.name
-        named = list(_renamed(subject, phrase))
+        named = [with_phrase(template, phrase.replace("{class}", subject.object)) for template in subject.templates]
         if method == "dreambooth":
             return _pipeline(str(folder)), named, {}
         pipeline = _pipeline()
@@ -131,13 +132,6 @@ def _drawer(method: str, target: Path, recipe: Recipe) -> Drawer:
         return pipeline, named, {}
 
     return draw
-
-
-def _renamed(subject: Subject, phrase: str) -> Iterator[str]:
-    """The subject's prompts with its class and article replaced by `phrase`."""
-    usual = fill("a {object}", subject.object)
-    for prompt in subject.prompts:
-        yield prompt.replace(usual, phrase.replace("{class}", subject.object), 1)
 
 
 def _pipeline(folder: str = BASE) -> StableDiffusionPipeline:

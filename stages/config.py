@@ -199,6 +199,8 @@ class PipelineConfig(StageConfig):
         """The settings of a stage, with those that it takes over from other stages where it has none of its own."""
         if stage == "view" and self.view is not None and self.view.segment is None:
             return self.view.model_copy(update={"segment": self.segment})
+        if stage == "evaluate" and self.evaluate.benchmark is not None and self.evaluate.segment is None:
+            return self.evaluate.model_copy(update={"segment": self.segment})
         return getattr(self, stage)
 
     def pinned(self, pins: Mapping[str, Mapping[str, str]]) -> PipelineConfig:

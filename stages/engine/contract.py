@@ -103,8 +103,14 @@ class StageConfig(BaseModel):
             value = getattr(self, name)
             if isinstance(extra, dict) and extra.get("added") and value == info.get_default(call_default_factory=True):
                 continue
-            fields[name] = value.hashed() if isinstance(value, StageConfig) else value
+            fields[name] = _hashed(value)
         return fields
+
+
+def _hashed(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_hashed(part) for part in value)
+    return value.hashed() if isinstance(value, StageConfig) else value
 
 
 @dataclass(frozen=True)

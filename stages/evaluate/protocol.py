@@ -13,7 +13,8 @@ from bootpig.models.pretrained.source import JUDGE, TRANSFORMER, ModelSource, lo
 from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.engine.contract import ADDED, MODEL, InputError, StageConfig
 from bootpig.stages.engine.fields import BatchSize, ModelName, Revision, Scheduler
-from bootpig.stages.evaluate.subjects import OBJECT, Subject, read_subjects, unusable_pictures
+from bootpig.stages.evaluate.prompts import OBJECT
+from bootpig.stages.evaluate.subjects import Benchmark, Subject, benchmark_subjects, read_subjects, unusable_pictures
 from bootpig.stages.sampling import Sampling
 
 SHOWN_PROBLEMS = 20
@@ -75,10 +76,15 @@ class ProtocolConfig(StageConfig):
 class Protocol:
     """The subjects and judges that a configuration names. Loads no model."""
 
-    def __init__(self, config: ProtocolConfig, section: str) -> None:
-        """`section`: section of the configuration that has these settings, for messages."""
+    def __init__(self, config: ProtocolConfig, section: str, benchmark: Benchmark | None = None) -> None:
+        """
+        Args:
+            section: section of the configuration that has these settings, for messages.
+            benchmark: which published benchmark the subjects are. None: a folder of subjects.
+        """
         self.config = config
         self.section = section
+        self.benchmark = benchmark
 
     def lookups(self) -> dict[str, Callable[[], ModelSource]]:
         """How `clip`, `dino` and `subjects` are found, for `resolve_all`."""
@@ -108,9 +114,9 @@ class Protocol:
                 f"{self.section}.subjects: there is no folder {self.config.subjects!r}; give one with "
                 "<subject>/00.png, …"
             )
-        return read_subjects(
-            folder, self.config.prompts, self.config.references, self.section, self.config.compared
-        )
+        if self.benchmark is not None:
+            return benchmark_subjects(folder, self.benchmark, self.config.references, self.section)
+        return read_subjects(folder, self.config.prompts, self.config.references, self.section, self.config.compared)
 
     def decodable_subjects(self) -> list[Subject]:
         """The same, after decoding every picture.

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
@@ -40,7 +40,10 @@ from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
+from bootpig.stages.evaluate.rivals.config import RivalConfig, different_names
+from bootpig.stages.evaluate.subjects import Benchmark
 from bootpig.stages.pictures import PNG_BYTES
+from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
@@ -80,6 +83,37 @@ class EvaluateConfig(ProtocolConfig):
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
     )
+    benchmark: Benchmark | None = Field(
+        default=None,
+        json_schema_extra=ADDED,
+        description="What `subjects` is: dreambooth or dreambench++, the published folder as it is, with its own "
+        "classes and prompts. Its references are cut out. null: a folder of subjects.",
+    )
+    segment: SegmentConfig | None = Field(
+        default=None,
+        json_schema_extra=ADDED,
+        description="Models that cut out the references of a benchmark. null: those of the segment stage.",
+    )
+    rivals: tuple[RivalConfig, ...] = Field(
+        default=(),
+        json_schema_extra=ADDED,
+        description="Other methods that draw the same captions from the same seeds, see docs/rivals.md.",
+    )
+
+    @field_validator("rivals")
+    @classmethod
+    def _different_names(cls, rivals: tuple[RivalConfig, ...]) -> tuple[RivalConfig, ...]:
+        return different_names(rivals)
+
+    @model_validator(mode="after")
+    def _of_a_benchmark(self) -> EvaluateConfig:
+        if self.benchmark is not None and self.prompts:
+            raise ValueError(f"prompts: {self.benchmark} has its own; remove them, or set benchmark to null")
+        if self.benchmark is None and self.segment is not None:
+            raise ValueError("segment: has no effect without benchmark; remove it")
+        if self.benchmark is not None and self.compared is not None:
+            raise ValueError(f"compared: {self.benchmark} says what is compared with; remove it")
+        return self
 
     @model_validator(mode="after")
     def _pools_several(self) -> EvaluateConfig:
@@ -111,7 +145,7 @@ class Evaluate(ReduceStage):
     @property
     def protocol(self) -> Protocol:
         """Its subjects and judges."""
-        return Protocol(self.config, self.name)
+        return Protocol(self.config, self.name, self.config.benchmark)
 
     def models(self) -> Mapping[str, ModelSource]:
         c = self.config

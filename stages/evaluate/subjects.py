@@ -18,6 +18,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.evaluate.benchmarks.dreambench_plus import read_dreambench_plus
+from bootpig.stages.evaluate.benchmarks.dreambooth import read_dreambooth
+from bootpig.stages.evaluate.benchmarks.listed import Kind
+from bootpig.stages.evaluate.prompts import fill, with_object
 from bootpig.stages.picture_files.folders import folders_of_pictures, picture_paths
 from bootpig.stages.picture_files.reader import read_picture, reference_problem
 from bootpig.stages.pictures import on_all_cores
@@ -25,9 +29,8 @@ from bootpig.stages.text_files import parse_yaml, read_text
 
 _LOG = logging.getLogger(__name__)
 
-OBJECT = "{object}"
-
 References = int | Literal["all"]
+Benchmark = Literal["dreambooth", "dreambench++"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,15 @@ class Subject:
     prompts: tuple[str, ...]
     references: tuple[Path, ...]
     real: tuple[Path, ...]
-    """At least two. Without the references, unless every picture is one."""
+    """At least two; in a benchmark with one picture per subject, one. Without the references, unless every picture is
+    one."""
     captions: Mapping[str, str]
     """What a real picture shows, by file name, where that is known."""
     section: str = "evaluate"
     """Section of the configuration that names its folder, for messages."""
+    templates: tuple[str, ...] = ()
+    """The prompts with `{object}` in place of the class, where they name it. Empty: not known."""
+    kind: Kind = "object"
 
 
 class _Entry(BaseModel):
@@ -94,14 +101,47 @@ def read_subjects(
         noun = entry.object or classes.get(name) or re.sub(r"[\d_-]+$", "", name).replace("_", " ") or name
         own = tuple(fill(prompt, noun) for prompt in entry.prompts or prompts)
         if not own:
+            hint = ", or set evaluate.benchmark: dreambooth" if section == "evaluate" and classes else ""
             raise InputError(
                 f"{section}.prompts: subject {name!r} has no prompt; list some in subjects.yaml or in {section}.prompts"
+                f"{hint}"
             )
         chosen, real = _split(name, found[name][0], references, section, compared)
-        subjects.append(Subject(name, noun, own, chosen, real, entry.captions, section))
+        templates = tuple(with_object(prompt, noun) for prompt in entry.prompts or prompts)
+        subjects.append(Subject(name, noun, own, chosen, real, entry.captions, section, templates))
     if others := [path for _, left_out in found.values() for path in left_out]:
         kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others})[:5])
         _warn_once(f"{section}.subjects: {len(others)} files of {str(folder)!r} are no pictures ({kinds}), left out")
+    return subjects
+
+
+def benchmark_subjects(
+    folder: Path, benchmark: Benchmark, references: References, section: str = "evaluate"
+) -> list[Subject]:
+    """The subjects of a published benchmark by name, with its own classes and prompts. No picture is opened.
+
+    The only picture of a subject is both a reference and compared with.
+
+    Args:
+        references, section: as in `read_subjects`.
+
+    Raises:
+        InputError: the folder is not that benchmark, or not whole; one line per problem.
+    """
+    read = {"dreambooth": read_dreambooth, "dreambench++": read_dreambench_plus}[benchmark]
+    try:
+        listed = read(folder, section)
+    except OSError as error:
+        where = str(error.filename or folder)
+        problem = f"{where!r} cannot be read ({error.strerror}); check its permissions"
+        raise InputError(f"{section}.subjects: {problem}") from None
+    subjects = []
+    for each in listed:
+        pictures = list(each.pictures)
+        chosen, real = (each.pictures,) * 2 if len(pictures) == 1 else _split(each.name, pictures, references, section)
+        subjects.append(
+            Subject(each.name, each.object, each.prompts, chosen, real, {}, section, each.templates, each.kind)
+        )
     return subjects
 
 
@@ -134,18 +174,6 @@ def _problem_of(path: Path, is_reference: bool, section: str, size: int, mtime_n
         return str(error)
     problem = reference_problem(picture) if is_reference else None
     return f"{section}.subjects: {str(path)!r} → {problem}" if problem else ""
-
-
-def fill(prompt: str, noun: str) -> str:
-    """`prompt` with `{object}` replaced, its article mended: `a {object}` → `an umbrella`."""
-
-    def replacement(match: re.Match[str]) -> str:
-        article = match["article"] or ""
-        if article:
-            article = f"{article[0]}{'n' if noun[0].lower() in 'aeiou' else ''} "
-        return f"{article}{noun}"
-
-    return re.sub(r"(?P<article>\b[Aa] )?\{object\}", replacement, prompt)
 
 
 def _split(

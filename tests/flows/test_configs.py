@@ -59,6 +59,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         save(folder / name)
     write_folder(folder / "subjects", 2)
+    names = sorted(path.name for path in (folder / "subjects").iterdir() if path.is_dir())
+    lists = ["subject_name,class", *(f"{name},mug" for name in names), "Object Prompts", "'a {0} {1} on a shelf',"]
+    (folder / "subjects" / "prompts_and_classes.txt").write_text("\n".join(lists))  # for sd21
     return folder
 
 

@@ -22,8 +22,9 @@ from bootpig.models.toy.world import KINDS
 from bootpig.stages.engine.contract import FatalError, InputError, ReduceInput
 from bootpig.stages.evaluate.drawing import METHODS, drawings, prepared_references
 from bootpig.stages.evaluate.metrics import mean_cosine
+from bootpig.stages.evaluate.prompts import fill
 from bootpig.stages.evaluate.stage import Evaluate
-from bootpig.stages.evaluate.subjects import fill, read_subjects
+from bootpig.stages.evaluate.subjects import read_subjects
 from tests.models.drawing import memory_for
 from tests.stages.evaluate.world import evaluate_config, make_world
 

@@ -1,0 +1,1 @@
+"""Other methods that draw the same captions as BootPIG."""
