@@ -24,7 +24,7 @@ from diffusers.models.embeddings import IPAdapterPlusImageProjection, MultiIPAda
 from PIL import Image
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 
 from bootpig.flows.loading import load_config
 from bootpig.stages.engine.contract import InputError
@@ -95,8 +95,11 @@ def image_encoder(folder: str) -> CLIPVisionModelWithProjection:
     diffusers prepares pictures with that processor, whatever encoder is loaded. The toy CLIP expects (p - 0.5) / 0.5.
     The difference, a factor and a term for each colour, is moved into its patch and position embeddings: same features.
     """
-    encoder = CLIPVisionModelWithProjection.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    encoder.requires_grad_(False)
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    vision = clip.config.vision_config
+    vision.projection_dim = clip.config.projection_dim
+    encoder = CLIPVisionModelWithProjection(vision).eval().requires_grad_(False)
+    encoder.load_state_dict({name: t for name, t in clip.state_dict().items() if name in encoder.state_dict()})
     usual = CLIPImageProcessor()
     mean, std = torch.tensor(usual.image_mean), torch.tensor(usual.image_std)
     factor, term = std / 0.5, (mean - 0.5) / 0.5

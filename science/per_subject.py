@@ -37,7 +37,7 @@ class Base:
     def load(cls, folder: str) -> Base:
         """Float32, on the CPU, without gradients."""
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+            folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
         )
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False)

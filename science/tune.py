@@ -136,7 +136,7 @@ def _drawer(method: str, target: Path, recipe: Recipe) -> Drawer:
 
 def _pipeline(folder: str = BASE) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
