@@ -70,7 +70,9 @@ def publish_sweep(page: SweepPage, place: str) -> None:
             titles = ("reference", *page.shown)
             rows = [SheetRow(entry.caption, [_image(uri) for uri in entry.pictures]) for entry in page.sheet]
             create_markdown_artifact(
-                _sheet_markdown(titles, rows[:SHEET_ROWS]), key=key("contact-sheet"), description="Pictures of each cell"
+                _sheet_markdown(titles, rows[:SHEET_ROWS]),
+                key=key("contact-sheet"),
+                description="Pictures of each cell",
             )
         create_link_artifact(place, link_text=place, key=key("report"), description="The sweep as one HTML page")
 

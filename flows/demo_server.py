@@ -32,7 +32,7 @@ POLL_SECONDS = 2.0
 CLICKS = """
 {ui}
   Runs         'bootstrap toy': its stages as subflows, each unit a task; Artifacts: yields, pictures, metrics
-  Deployments  bootstrap, run_stage, regenerate: Run › Custom run shows every setting as a form
+  Deployments  bootstrap, run_stage, regenerate, sweep: Run › Custom run shows every setting as a form
   Automations  the one that marks killed runs as Crashed
 Run it again and every unit is Cached. Ctrl-C stops everything; the data in {home} and in the store is kept.
 """

@@ -157,7 +157,9 @@ def _put(data: dict[str, Any], name: str, value: Any, shown: str) -> None:
     place[last] = value
 
 
-def _place(location: Sequence[int | str], data: Any, model: type[BaseModel] | None) -> tuple[str, type[BaseModel] | None]:
+def _place(
+    location: Sequence[int | str], data: Any, model: type[BaseModel] | None
+) -> tuple[str, type[BaseModel] | None]:
     """The dotted name of a field, and the model that it belongs to. Tags that pydantic adds are left out."""
     names: list[str] = []
     for depth, key in enumerate(location):

@@ -1,4 +1,4 @@
-"""The three flows that users trigger: `bootstrap` (the DAG), `run_stage` (one stage), `regenerate` (on a schedule)."""
+"""Three flows that users trigger: `bootstrap` (the DAG), `run_stage` (one stage), `regenerate` (on a schedule)."""
 
 from __future__ import annotations
 

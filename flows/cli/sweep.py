@@ -60,7 +60,9 @@ def sweep(asked: argparse.Namespace) -> int:
     _show(facts, results_tables(facts), asked.json)
     if not asked.json:
         outcome = "done" if state.is_completed() else "failed"
-        _console().print(f"{outcome} in {time.monotonic() - started:.0f} s; {ready.root.address(folder)}", soft_wrap=True)
+        _console().print(
+            f"{outcome} in {time.monotonic() - started:.0f} s; {ready.root.address(folder)}", soft_wrap=True
+        )
         _console().print(f"report: {ready.root.address(folder, 'report.html')}", soft_wrap=True)
     if state.is_completed():
         return 0
@@ -84,7 +86,9 @@ def results_tables(facts: dict[str, Any]) -> list[Table]:
             cells.append(_shown(cell["methods"].get("bootpig", {}).get(measure)))
             cells += [_shown(_difference(cell, measure), "+")] if differs else []
         done = f"{cell['runs'] - len(cell['failed'])}/{cell['runs']}"
-        table.add_row(Text(one_line(cell["cell"])), done, *cells, style="bold" if cell["baseline"] == cell["cell"] else "")
+        table.add_row(
+            Text(one_line(cell["cell"])), done, *cells, style="bold" if cell["baseline"] == cell["cell"] else ""
+        )
     tables = [table]
     if any(cell["failed"] for cell in facts["cells"]):
         failed = Table("failed", "seed", "reason")

@@ -36,8 +36,8 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     """Find what can be removed if the last `keep` promoted versions are kept.
 
     A run is removed if it was promoted before those, or was never promoted and started before the oldest of them. Runs
-    that started later stay, so that a version that failed last night can still be repaired. Live runs stay too, and those of
-    sweeps.
+    that started later stay, so that a version that failed last night can still be repaired. Live runs stay too, and the
+    runs of sweeps.
 
     Raises:
         InputError: a record cannot be read, so what it uses is unknown; or `keep` is not positive.

@@ -73,7 +73,9 @@ def expand(sweep: SweepFile) -> list[CellRun]:
         raise InputError("\n".join(problems))
     cells = _cells(sweep)
     base = read_settings("base", sweep.base)
-    repeats = [dict(zip(sweep.seeds, values, strict=True)) for values in zip(*sweep.seeds.values(), strict=True)] or [{}]
+    repeats = [dict(zip(sweep.seeds, values, strict=True)) for values in zip(*sweep.seeds.values(), strict=True)] or [
+        {}
+    ]
     lines: dict[str, list[str]] = {}
     """Problem → the cells that have it."""
     runs = []
@@ -136,12 +138,16 @@ def _unusable(sweep: SweepFile) -> list[str]:
         if where != "grid":
             problems += [f"{where}: {field!r} → is in grid too; remove one" for field in fields if field in sweep.grid]
         if where.startswith("cells"):
-            problems += [f"{where}: {field!r} → is in seeds too; remove one" for field in fields if field in sweep.seeds]
+            problems += [
+                f"{where}: {field!r} → is in seeds too; remove one" for field in fields if field in sweep.seeds
+            ]
     for field in sweep.seeds:
         if field not in (known := _seed_fields(PipelineConfig)):
             problems.append(f"seeds: {field!r} → is not a seed of the configuration; choose from {', '.join(known)}")
     names = [cell.name for cell in sweep.cells]
-    problems += [f"cells: {name!r} → is given twice; names must differ" for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [
+        f"cells: {name!r} → is given twice; names must differ" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
     return problems
 
 
@@ -178,7 +184,9 @@ def _cells(sweep: SweepFile) -> list[Cell]:
             cells.append(Cell(name(first, point), {**settings, **point}, other))
     names = [cell.name for cell in cells]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"cells: {twice!r} → is the name of two cells; change a name in cells, or remove a value in grid")
+        raise InputError(
+            f"cells: {twice!r} → is the name of two cells; change a name in cells, or remove a value in grid"
+        )
     return cells
 
 

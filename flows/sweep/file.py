@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, StrictInt, ValidationError, field_validator
 
 from bootpig.flows.loading import problem_lines, shipped_configs
 from bootpig.stages.engine.contract import InputError, StageConfig
@@ -52,17 +52,17 @@ class SweepFile(StageConfig):
     )
     base: str = Field(
         min_length=1,
-        description="The configuration that all cells start from: a YAML file (its path is relative to the current folder, "
-        "or else to the folder of the sweep's file), or the name of a shipped one.",
+        description="The configuration that all cells start from: a YAML file, or the name of a shipped one. A path is "
+        "relative to the current folder, or else to the folder of the sweep's file.",
     )
     root: str | None = Field(default=None, min_length=1, description="The store of all runs. null: that of the base.")
     cells: tuple[SweepCell, ...] = Field(default=(), description="What is compared: settings under a name.")
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default={},
-        description="Dotted field → values. Every combination is a cell, of each of `cells` if both are given. A field with "
-        "one value is a setting of all cells.",
+        description="Dotted field → values. Every combination is a cell, of each of `cells` if both are given. A field "
+        "with one value is a setting of all cells.",
     )
-    seeds: dict[str, Annotated[list[int], Field(min_length=1)]] = Field(
+    seeds: dict[str, Annotated[list[StrictInt], Field(min_length=1)]] = Field(
         default={},
         description="Dotted field of a seed → values. A cell is run once with each; several fields change together.",
     )
@@ -87,7 +87,9 @@ class SweepFile(StageConfig):
     def _different(cls, seeds: dict[str, list[int]]) -> dict[str, list[int]]:
         for field, values in seeds.items():
             if twice := [value for value in values if values.count(value) > 1]:
-                raise ValueError(f"{field} has the seed {twice[0]} twice; the same run would count twice, so remove one")
+                raise ValueError(
+                    f"{field} has the seed {twice[0]} twice; the same run would count twice, so remove one"
+                )
         if len({len(values) for values in seeds.values()}) > 1:
             counts = ", ".join(f"{field} has {len(values)}" for field, values in seeds.items())
             raise ValueError(f"{counts}; fields that change together need the same number of seeds")

@@ -20,8 +20,8 @@ from bootpig.flows.runs.records import run_of_flow
 from bootpig.flows.selection import Selection, span
 from bootpig.flows.sweep.file import SweepBaseline, SweepCell, SweepFile
 from bootpig.flows.sweep.prepared import PreparedRun, PreparedSweep, current, prepare_sweep
-from bootpig.flows.sweep.results import write_results
 from bootpig.flows.sweep.records import SweepRunRecord
+from bootpig.flows.sweep.results import write_results
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.loaded import release

@@ -97,7 +97,9 @@ def _identities(config: PipelineConfig) -> dict[str, str]:
 
 def sweep_plan_table(facts: dict[str, Any]) -> Table:
     """The plan as a table: one row per run."""
-    table = Table("cell", "seed", "cached", "shared", "to make", "seconds", "GPU-hours", "USD", "GB", title=Text(facts["folder"]))
+    table = Table(
+        "cell", "seed", "cached", "shared", "to make", "seconds", "GPU-hours", "USD", "GB", title=Text(facts["folder"])
+    )
     for run in facts["runs"]:
         units = run["stages"].values()
         due = [f"{name} {stage['due']}" for name, stage in run["stages"].items() if stage["due"]]

@@ -107,9 +107,10 @@ def _done_runs(root: Root) -> dict[str, RunRecord]:
 def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool) -> PreparedRun:
     engine = Engine(with_view_model(run.config))
     surveys = engine.survey_all()
-    if surveys["evaluate"].result is not None and not (retry_failed and _has_failed_rows(surveys.values())):
-        if (record := records.get(surveys["evaluate"].fingerprint)) is not None:
-            return PreparedRun(run, engine, record)
+    is_complete = surveys["evaluate"].result is not None
+    record = records.get(surveys["evaluate"].fingerprint) if is_complete else None
+    if record is not None and not (retry_failed and _has_failed_rows(surveys.values())):
+        return PreparedRun(run, engine, record)
     stages = tuple(engine.graph.stages)
     waits = first_round(run.config, stages) is not None
     problems = preflight(engine, stages) + runner_problems(run.config)

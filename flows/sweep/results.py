@@ -72,4 +72,6 @@ def _firsts(runs: Sequence[RunScores]) -> list[RunScores]:
 def _note(ready: PreparedSweep) -> str:
     repeats = len({run.of.seed for run in ready.runs})
     seeds = ", ".join(ready.sweep.seeds) or "one run per cell"
-    return f"{len(ready.runs) // repeats} cells, {repeats} seeds ({seeds}); mean and 95 % interval over seeds and subjects"
+    return (
+        f"{len(ready.runs) // repeats} cells, {repeats} seeds ({seeds}); mean and 95 % interval over seeds and subjects"
+    )

@@ -9,10 +9,10 @@ thirty subjects would count as ninety subjects, and the interval would be too na
 Two settings are compared by the differences of their scores for the same seed and subject, resampled in the same way.
 What is common to both, such as a difficult subject, cancels.
 
-The mean of a resample of k values varies (k-1)/k times as much as that of k new ones, which matters for three seeds. So the
-deviations of its mean over seeds and of its mean over subjects are scaled by sqrt(k/(k-1)) (Hesterberg, "What teachers should
-know about the bootstrap", The American Statistician 69(4), 2015, on narrowness bias). With one seed, nothing is known of
-others: the interval is then about subjects alone.
+The mean of a resample of k values varies (k-1)/k times as much as that of k new ones, which matters for three seeds.
+So the deviations of its mean over seeds, and of its mean over subjects, are scaled by sqrt(k/(k-1)) (Hesterberg, "What
+teachers should know about the bootstrap", The American Statistician 69(4), 2015, on narrowness bias). With one seed,
+nothing is known of others: the interval is then about subjects alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def interval(scores: Scores, seed: int = 0, resamples: int = RESAMPLES) -> Inter
 
 
 def paired_difference(scores: Scores, baseline: Scores, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The mean of `scores - baseline` and its interval. Both are K×N, with the same seeds and subjects in the same order.
+    """The mean of `scores - baseline` and its interval. Both are K×N, with the same seeds and subjects in one order.
 
     Raises:
         ValueError: their shapes differ, or as in `interval`.

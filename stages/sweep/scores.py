@@ -30,8 +30,8 @@ SCHEMA = pa.schema(
         ("pictures", pa.int64()),
     ]
 )
-"""`value`: the mean over the subject's `pictures` that have a score, a cosine in [-1, 1]. A run that failed has one row,
-with `status` failed and its reason."""
+"""`value`: the mean over the subject's `pictures` that have a score, a cosine in [-1, 1]. A run that failed has one
+row, with `status` failed and its reason."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def scores_table(runs: Iterable[RunScores]) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def score_matrix(
-    runs: Sequence[RunScores], method: str, measure: str
-) -> tuple[list[str], NDArray[np.float64]]:
+def score_matrix(runs: Sequence[RunScores], method: str, measure: str) -> tuple[list[str], NDArray[np.float64]]:
     """The subjects that all `runs` have scores of, and the scores, runs×subjects. Runs are those of different seeds."""
     by_run = [
         {key[1]: value for key, (value, _) in run.values.items() if (key[0], key[2]) == (method, measure)}
