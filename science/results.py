@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bootpig.flows.rounds import with_view_model
@@ -17,9 +15,7 @@ from bootpig.flows.sweep.cells import CellRun, expand
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.evaluate.metrics import METRICS
-from bootpig.storage.errors import CorruptPart
-from bootpig.storage.folders import Published, fetch_folder
+from bootpig.stages.sweep.scores import read_run_scores
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
@@ -123,33 +119,20 @@ def read_run(run: CellRun) -> Evaluation | None:
         return None  # such as models of other methods that are not trained yet
     if evaluated.result is None:
         return None
-    names = ("scores.parquet", "metrics.json")
-    wanted = {name: facts for name, facts in evaluated.result.files.items() if name in names}
-    with TemporaryDirectory() as scratch:
-        try:
-            folder = fetch_folder(engine.root, Published(evaluated.result.path, wanted), Path(scratch))
-            rows = pq.read_table(folder / "scores.parquet").to_pylist()
-            real = parse_json((folder / "metrics.json").read_bytes())["methods"]["real"]
-        except (CorruptPart, OSError, KeyError):
-            return None
+    found = read_run_scores(engine.root, run.cell.name, run.seed, evaluated.fingerprint)
+    if found.reason:
+        return None
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for (method, subject, metric), (value, _) in found.values.items():
+        scores.setdefault(method, {}).setdefault(metric, {})[subject] = value
+    try:
+        real = parse_json(engine.root.read(f"{found.folder}/metrics.json"))["methods"]["real"]
+    except (OSError, ValueError, KeyError):
+        return None
     means = {metric: facts["mean"] for metric, facts in real.items() if facts}
     seconds = {name: (surveys[name].path, _seconds(engine.root, surveys[name].path)) for name in TRAINED_OR_EVALUATED}
     known = {name: (path, value) for name, (path, value) in seconds.items() if value is not None}
-    return Evaluation(by_subject(rows), means, known, engine.root.url, evaluated.result.path)
-
-
-def by_subject(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Method → metric → subject → mean score, from the rows of `scores.parquet`. Rows without a score are left out."""
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        for metric in METRICS:
-            score = row.get(metric)
-            if isinstance(score, float):
-                values[str(row["method"]), metric, str(row["subject"])].append(score)
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for (method, metric, subject), scores in values.items():
-        found.setdefault(method, {}).setdefault(metric, {})[subject] = float(np.mean(scores))
-    return found
+    return Evaluation(scores, means, known, engine.root.url, found.folder)
 
 
 def _seconds(root: Root, path: str) -> float | None:
