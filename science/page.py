@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
 
 def _text(results: Results, drawn: Collection[str], pictures: bool) -> str:
     there, wanted = results.count()
-    cost, hours = _cost(results)
+    cost, cost_of_all = _cost(results)
     template = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         provenance=_provenance(),
@@ -113,7 +113,7 @@ def _text(results: Results, drawn: Collection[str], pictures: bool) -> str:
         tuning=read_json(TUNING) or {},
         pictures=pictures,
         cost=cost,
-        hours=hours,
+        cost_of_all=cost_of_all,
         missing=_missing(results),
     )
 
@@ -184,22 +184,36 @@ def _inpainting() -> dict[str, Any] | None:
     return {name: _value(Interval(**value)) if isinstance(value, dict) else value for name, value in facts.items()}
 
 
-def _cost(results: Results) -> tuple[str, float]:
-    """The table of seconds, and their sum in hours."""
+def _cost(results: Results) -> tuple[str, str]:
+    """The table of seconds, and a sentence on what all runs take."""
     lines = ["| sweep | runs | training, s | evaluation, s |", "|---|---|---|---|"]
     seen: set[str] = set()
-    total = 0.0
+    seconds, updates, evaluations = {"train": 0.0, "evaluate": 0.0}, 0, 0
     for sweep, cells in results.cells.items():
         runs = [each for cell in cells.values() for each in cell.seeds.values() if each is not None]
         sums = {"train": 0.0, "evaluate": 0.0}
         for each in runs:
-            for stage, (place, seconds) in each.seconds.items():
+            for stage, (place, took) in each.seconds.items():
                 if place not in seen:
                     seen.add(place)
-                    sums[stage] += seconds
-        total += sum(sums.values())
+                    sums[stage] += took
+                    updates += each.updates if stage == "train" else 0
+                    evaluations += stage == "evaluate"
+        seconds = {stage: value + sums[stage] for stage, value in seconds.items()}
         lines.append(f"| {sweep} | {len(runs)} | {sums['train']:.0f} | {sums['evaluate']:.0f} |")
-    return "\n".join(lines), total / 3600
+    plan = results.plan
+    said = (
+        f"All sweeps together have {plan.trainings} trainings with {plan.updates:,} updates, and {plan.evaluations} "
+        "evaluations."
+    )
+    if updates and evaluations:
+        per_update, per_evaluation = seconds["train"] / updates, seconds["evaluate"] / evaluations
+        hours = (per_update * plan.updates + per_evaluation * plan.evaluations) / 3600
+        said += (
+            f" At the {per_update:.2f} s per update and {per_evaluation:.0f} s per evaluation of the runs above, that is "
+            f"{hours:.1f} h, without data and other methods."
+        )
+    return "\n".join(lines), said
 
 
 def _missing(results: Results) -> str:

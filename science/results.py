@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bootpig.flows.rounds import with_view_model
-from bootpig.flows.sweep.cells import CellRun, expand
+from bootpig.flows.sweep.cells import CellRun, expand, meaning
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.sweep.scores import read_run_scores
+from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 
@@ -26,6 +27,8 @@ TRAINED_OR_EVALUATED = ("train", "evaluate")
 class Evaluation:
     """What one run measured."""
 
+    updates: int
+    """Of its training."""
     scores: Mapping[str, Mapping[str, Mapping[str, float]]]
     """Method → metric → subject → mean over its pictures."""
     real: Mapping[str, float]
@@ -60,6 +63,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What all runs take, each training and evaluation counted once."""
+
+    trainings: int
+    updates: int
+    """Of all trainings together."""
+    evaluations: int
+
+
+@dataclass(frozen=True)
 class Results:
     """The results of all sweeps."""
 
@@ -67,6 +80,7 @@ class Results:
     """Sweep → cell → its results."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Sweep → why it could not be read, in one line."""
+    plan: Plan = Plan(0, 0, 0)
 
     def missing(self) -> dict[str, list[str]]:
         """Sweep → the runs that are not in the store, as `cell, seed`."""
@@ -93,6 +107,8 @@ def read_results(files: Sequence[Path], root: str | None = None) -> Results:
     """
     cells: dict[str, dict[str, Cell]] = {}
     unreadable = {}
+    trained: dict[str, int] = {}
+    evaluated = set()
     for file in files:
         try:
             sweep = load_sweep(file)
@@ -105,8 +121,11 @@ def read_results(files: Sequence[Path], root: str | None = None) -> Results:
         for run in runs:
             settings[run.cell.name] = run.cell.settings
             seeds[run.cell.name][run.seed] = read_run(run)
+            wanted = {name: value for name, value in meaning(run.config).items() if name not in ("name", "root")}
+            evaluated.add(digest(wanted))
+            trained[digest({**wanted, "evaluate": None})] = run.config.train.steps
         cells[sweep.name] = {name: Cell(name, settings[name], each) for name, each in seeds.items()}
-    return Results(cells, unreadable)
+    return Results(cells, unreadable, Plan(len(trained), sum(trained.values()), len(evaluated)))
 
 
 def read_run(run: CellRun) -> Evaluation | None:
@@ -132,7 +151,7 @@ def read_run(run: CellRun) -> Evaluation | None:
     means = {metric: facts["mean"] for metric, facts in real.items() if facts}
     seconds = {name: (surveys[name].path, _seconds(engine.root, surveys[name].path)) for name in TRAINED_OR_EVALUATED}
     known = {name: (path, value) for name, (path, value) in seconds.items() if value is not None}
-    return Evaluation(scores, means, known, engine.root.url, found.folder)
+    return Evaluation(run.config.train.steps, scores, means, known, engine.root.url, found.folder)
 
 
 def _seconds(root: Root, path: str) -> float | None:

@@ -148,7 +148,7 @@ OUR_STATEMENTS = (
           "figure of data size", "dino", "caption.count=4000", "caption.count=1000"),
     _pair("data", "1,000 samples keep the subject better than 200",
           "figure of data size", "dino", "caption.count=1000", "caption.count=200"),
-    _pair("updates", "1,000 updates keep the subject better than 300",
+    _pair("updates-long", "1,000 updates keep the subject better than 300",
           "figure of updates", "dino", "train.steps=1000", "train.steps=300"),
     _pair("updates", "300 updates keep the subject better than 100",
           "figure of updates", "dino", "train.steps=300", "train.steps=100"),

@@ -70,7 +70,7 @@ def test_recipes_are_those_that_tuning_chose() -> None:
 
 def evaluation(**scores: float) -> Evaluation:
     """Subject → DINO of bootpig."""
-    return Evaluation({"bootpig": {"dino": scores}}, {}, {}, "", "")
+    return Evaluation(1, {"bootpig": {"dino": scores}}, {}, {}, "", "")
 
 
 def cell(*seeds: Evaluation | None) -> Cell:
