@@ -15,11 +15,10 @@ from rich.table import Table
 from bootpig.flows.loading import load_config
 from bootpig.models.devices import torch_device, torch_dtype
 from bootpig.models.pipelines.bases import load_base
-from bootpig.models.pretrained.embedders import DinoEmbedder
-from bootpig.models.pretrained.snapshots import fetch_folder
 from bootpig.stages.engine.survey import make_stage
 from bootpig.stages.evaluate.drawing import draw, drawings, prepared_references
-from bootpig.stages.evaluate.scoring import Scores
+from bootpig.stages.evaluate.judges import Judges
+from bootpig.stages.evaluate.scoring import Scores, read_whole
 from bootpig.stages.evaluate.stage import Evaluate
 from bootpig.stages.sampling import Sampling, latent_shape
 
@@ -48,9 +47,10 @@ def measure(model: Path, config: str, every: list[int]) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         pictures[str(n)] = [picture for batch in draw(pipeline, rows, references, sampling) for picture in batch]
         seconds[n] = time.perf_counter() - begin
-    scores = Scores(subjects, rows, pictures)
-    dino = stage.models()["dino"]
-    scores.add_likeness("dino", DinoEmbedder(fetch_folder(dino), device=str(device)))
+    scores = Scores(subjects, rows, list(pictures), names=["dino"])
+    judges = Judges(stage.models(), ["dino"])
+    with judges.on(device):
+        scores.add("dino", judges.measure("dino"), read_whole(scores, judges.encoders["dino"], pictures))
     return [
         {
             "every": n,

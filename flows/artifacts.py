@@ -20,7 +20,8 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
-from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows
+from bootpig.stages.evaluate.measures.names import measured
+from bootpig.stages.evaluate.results import cell_text, heading, result_rows
 from bootpig.stages.plain_text import markdown
 from bootpig.stages.report.charts import charts, picture
 from bootpig.stages.report.gather import Report
@@ -116,13 +117,10 @@ def yield_table(report: Report) -> list[dict[str, Any]]:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One line per method: each metric's mean ± half the width of its 95 % interval, as cosines in [-1, 1]."""
+    """One line per method: each measure's mean ± half the width of its 95 % interval."""
     return [
         {"method": row.name, "what": row.note}
-        | {
-            name: "" if cell is None else f"{cell.mean:.3f} ± {(cell.high - cell.low) / 2:.3f}"
-            for (name, _), cell in zip(METRIC_NAMES.values(), row.cells, strict=True)
-        }
+        | {heading(facts): cell_text(cell) for facts, cell in zip(measured(metrics).values(), row.cells, strict=True)}
         for row in result_rows(metrics)
     ]
 

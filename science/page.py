@@ -210,8 +210,8 @@ def _cost(results: Results) -> tuple[str, str]:
         per_update, per_evaluation = seconds["train"] / updates, seconds["evaluate"] / evaluations
         hours = (per_update * plan.updates + per_evaluation * plan.evaluations) / 3600
         said += (
-            f" At the {per_update:.2f} s per update and {per_evaluation:.0f} s per evaluation of the runs above, that is "
-            f"{hours:.1f} h, without data and other methods."
+            f" At the {per_update:.2f} s per update and {per_evaluation:.0f} s per evaluation of the runs above, that "
+            f"is {hours:.1f} h, without data and other methods."
         )
     return "\n".join(lines), said
 

@@ -199,7 +199,7 @@ class PipelineConfig(StageConfig):
         """The settings of a stage, with those that it takes over from other stages where it has none of its own."""
         if stage == "view" and self.view is not None and self.view.segment is None:
             return self.view.model_copy(update={"segment": self.segment})
-        if stage == "evaluate" and self.evaluate.benchmark is not None and self.evaluate.segment is None:
+        if stage == "evaluate" and self.evaluate.needs_segment and self.evaluate.segment is None:
             return self.evaluate.model_copy(update={"segment": self.segment})
         return getattr(self, stage)
 
@@ -247,11 +247,17 @@ class PipelineConfig(StageConfig):
 
 
 def _pinned(section: StageConfig, pins: Mapping[str, str]) -> StageConfig:
-    """A copy with other revisions. A name such as `segment.detector_revision` is of a section within this one; where
-    that is null, another stage has the revision."""
-    known = {name: value for name, value in pins.items() if name in type(section).model_fields}
+    """A copy with other revisions. A name such as `segment.detector_revision` is of a section within this one, and one
+    such as `rivals.0.revision` of a section in a list; where that is null, another stage has the revision."""
+    known: dict[str, Any] = {name: value for name, value in pins.items() if name in type(section).model_fields}
     for name, value in pins.items():
         inner, _, field = name.partition(".")
-        if field and isinstance(below := known.get(inner, getattr(section, inner, None)), StageConfig):
-            known[inner] = below.model_copy(update={field: value})  # type: ignore[assignment]
+        below = known.get(inner, getattr(section, inner, None))
+        if field and isinstance(below, StageConfig):
+            known[inner] = below.model_copy(update={field: value})
+        elif field and isinstance(below, tuple):
+            place, _, field = field.partition(".")
+            parts = list(below)
+            parts[int(place)] = parts[int(place)].model_copy(update={field: value})
+            known[inner] = tuple(parts)
     return section.model_copy(update=known)

@@ -35,7 +35,19 @@ _HUB_LICENCES = frozenset(
 """Identifiers in the hub's list of licences that models and pictures have. The hub refuses a card that names another,
 unless as `other`."""
 
-METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}
+METRICS = {
+    "clip_t": "CLIP-T ↑",
+    "clip_i": "CLIP-I ↑",
+    "dino": "DINO ↑",
+    "dinov2": "DINOv2 ↑",
+    "siglip_t": "SigLIP-T ↑",
+    "siglip_i": "SigLIP-I ↑",
+    "identity": "identity ↑",
+    "background": "background ↑",
+    "copy_paste": "copy-paste ↓",
+    "diversity": "diversity ↑",
+}
+"""The measures of evaluate, in the order of the table. The arrow says which way is better."""
 
 
 def model_card(info: Mapping[str, Any], repository: str | None = None, sheet: str | None = None) -> str:
@@ -150,9 +162,10 @@ def _text(
         yield f"DreamBooth protocol, {metrics['subjects']} subjects, {metrics['images']} pictures per method."
         yield ""
         rows = metrics["methods"].items()
+        measured = {name: title for name, title in METRICS.items() if any(name in values for _, values in rows)}
         yield from _table(
-            ("method", *METRICS.values()),
-            ((name, *(_mean(values, metric) for metric in METRICS)) for name, values in rows),
+            ("method", *measured.values()),
+            ((name, *(_mean(values, metric) for metric in measured)) for name, values in rows),
         )
     if sheet is not None:
         yield ""
@@ -176,7 +189,7 @@ def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
 
 
 def _mean(values: Mapping[str, Any], metric: str) -> str:
-    mean = values.get(metric, {}).get("mean")
+    mean = (values.get(metric) or {}).get("mean")  # None for real pictures without captions
     return "–" if mean is None else f"{mean:.3f}"
 
 

@@ -26,12 +26,15 @@ from bootpig.models.pretrained.weight_files import (
 _LOCK = threading.Lock()
 """Libraries are imported and classes built by one thread at a time: both change global state for a moment."""
 
-JudgeKind = Literal["clip", "dino", "detector"]
-"""Loaded by `embedders.ClipEmbedder`, `embedders.DinoEmbedder` and `segmenters.ZeroShotDetector`."""
+JudgeKind = Literal["clip", "dino", "patches", "siglip", "detector"]
+"""Loaded by `embedders.ClipEmbedder`, `DinoEmbedder` (for its class token, or also for its patches), `SiglipEmbedder`,
+and `segmenters.ZeroShotDetector`."""
 
 _OF: dict[JudgeKind, str] = {
     "clip": "a complete CLIPModel",
     "dino": "a complete ViT with a class token",
+    "patches": "a complete ViT with a class token and a feature for each patch",
+    "siglip": "a complete SiglipModel or Siglip2Model",
     "detector": "a complete OWL-ViT, OWLv2 or Grounding DINO model",
 }
 
@@ -285,22 +288,30 @@ def _open_judge(folder: Path, kind: JudgeKind, pickles: bool) -> str | None:
     import transformers
 
     auto = "AutoModelForZeroShotObjectDetection" if kind == "detector" else "AutoModel"
-    processors = {"detector": ["AutoProcessor"], "clip": ["AutoImageProcessor", "AutoTokenizer"]}
+    joint = ["AutoImageProcessor", "AutoTokenizer"]
+    processors = {"detector": ["AutoProcessor"], "clip": joint, "siglip": joint}
     _check_small_files(folder)
     read_json(folder / "config.json")
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     with torch.device("meta"):
         model = getattr(transformers, auto).from_config(config, trust_remote_code=False)
     has_class_token = hasattr(getattr(model, "embeddings", None), "cls_token")
-    if (kind == "clip" and not isinstance(model, transformers.CLIPModel)) or (kind == "dino" and not has_class_token):
+    fits = {
+        "clip": isinstance(model, transformers.CLIPModel),
+        "dino": has_class_token,
+        "patches": has_class_token and isinstance(getattr(config, "patch_size", None), int),
+        "siglip": isinstance(model, transformers.SiglipModel | transformers.Siglip2Model),
+    }
+    if not fits.get(kind, True):
         return f"{str(folder)!r} is a {type(model).__name__}; {_OF[kind]} is needed"
     if not (folder / "processor_config.json").exists():
         check_readable(folder / "preprocessor_config.json")
-    if kind != "dino":
+    if kind not in ("dino", "patches"):
         _check_vocabulary(folder)
     for processor in processors.get(kind, ["AutoImageProcessor"]):
         getattr(transformers, processor).from_pretrained(str(folder), trust_remote_code=False)
-    spare = {"clip": r"^logit_scale$", "dino": r"^pooler\."}.get(kind)
+    unused = {"clip": r"^logit_scale$", "siglip": r"^logit_(scale|bias)$", "detector": None}
+    spare = unused.get(kind, r"^pooler\.")
     return _open_weights(folder, "transformers", type(model), config, spare=spare, pickles=pickles)
 
 

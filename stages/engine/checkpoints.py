@@ -51,6 +51,9 @@ class StoredCheckpoints:
     def pieces(self, key: str) -> StoredPieces:
         return open_pieces(self.root, self.path, key)
 
+    def kept(self, name: str) -> StoredPieces:
+        return StoredPieces(self.root, f"{self.path.partition('/')[0]}/kept-{name}")
+
     def clear(self) -> None:
         """Remove all checkpoints and pieces."""
         for step in self._steps():

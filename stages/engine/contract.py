@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
@@ -103,14 +104,10 @@ class StageConfig(BaseModel):
             value = getattr(self, name)
             if isinstance(extra, dict) and extra.get("added") and value == info.get_default(call_default_factory=True):
                 continue
-            fields[name] = _hashed(value)
+            if isinstance(value, tuple):
+                value = [part.hashed() if isinstance(part, StageConfig) else part for part in value]
+            fields[name] = value.hashed() if isinstance(value, StageConfig) else value
         return fields
-
-
-def _hashed(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_hashed(part) for part in value)
-    return value.hashed() if isinstance(value, StageConfig) else value
 
 
 @dataclass(frozen=True)
@@ -322,7 +319,7 @@ class UnitRef:
 
 
 class Pieces(Protocol):
-    """Stores pieces of an unfinished result. Names consist of letters, digits, `-` and `_`."""
+    """Stores pieces of an unfinished result. In names, characters other than letters, digits, `-` and `_` are alike."""
 
     def put(self, name: str, data: bytes) -> None:
         """Store a piece."""
@@ -347,6 +344,9 @@ class Checkpoints(Protocol):
             key: digest of what changes the pieces but is not part of the fingerprint, such as the batch size. Pieces
                 with any other key are removed.
         """
+
+    def kept(self, name: str) -> Pieces:
+        """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:
@@ -373,6 +373,8 @@ class ReduceInput:
     """Stage → its input, for all upstreams but the first."""
     run: str = ""
     """The id of the run, for what the stage tells others. It is not part of the result's identity."""
+    earlier: Earlier = no_earlier
+    """Finished results of the reduce stage itself with other settings. There are none after `--force`."""
 
 
 class ReduceStage(Stage):

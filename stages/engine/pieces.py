@@ -39,11 +39,12 @@ class StoredPieces:
                 self._found.setdefault(match[1], []).append(match[2])
 
     def put(self, name: str, data: bytes) -> None:
-        sha256 = bytes_digest(data)
+        name, sha256 = _safe(name), bytes_digest(data)
         self.root.write(f"{self.folder}/{name}.{sha256}", data)
         self._found[name] = [sha256]
 
     def get(self, name: str) -> bytes | None:
+        name = _safe(name)
         for sha256 in self._found.get(name, ()):
             path = f"{self.folder}/{name}.{sha256}"
             try:
@@ -55,3 +56,7 @@ class StoredPieces:
             _LOG.warning("%s: altered or incomplete; it is rebuilt", path)
             self.root.remove(path)
         return None
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w-]", "_", name, flags=re.ASCII)

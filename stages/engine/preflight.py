@@ -81,7 +81,8 @@ def pinned(engine: Engine, stages: Iterable[str]) -> PipelineConfig:
     for name in stages:
         for model, source in all_models(engine.make(name)).items():
             if isinstance(source, ModelSource) and source.revision is not None:
-                field = "revision" if model == "model" else f"{model}_revision"
+                section, dot, last = model.rpartition(".")
+                field = f"{section}{dot}{'revision' if last == 'model' else f'{last}_revision'}"
                 pins.setdefault(name, {})[field] = source.revision
     return engine.config.pinned(pins)
 

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
+from bootpig.stages.engine.earlier import earlier_results, no_earlier
 from bootpig.stages.engine.live import copied
 from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.survey import StageSurvey
@@ -53,7 +55,9 @@ def publish_result(
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
         log = stage.log if is_first_process() else ""
         with copied(root, survey.path, workdir / log) if log else nullcontext():
-            stage.run(replace(_inputs(root, above, scratch), run=run), workdir, checkpoints, progress)
+            earlier = no_earlier if restart else partial(earlier_results, root, survey.path, scratch)
+            inputs = replace(_inputs(root, above, scratch), run=run, earlier=earlier)
+            stage.run(inputs, workdir, checkpoints, progress)
             if not is_first_process():
                 return
             # Another process may have published it meanwhile, and evaluated it. Other bytes would make that stale.

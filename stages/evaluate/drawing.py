@@ -13,6 +13,7 @@ from PIL import Image
 
 from bootpig.models.pipelines.references import prepare_picture
 from bootpig.stages.engine.contract import InputError, sample_seed
+from bootpig.stages.evaluate.benchmarks.cut_outs import CutOut, chosen_references
 from bootpig.stages.evaluate.subjects import Subject
 from bootpig.stages.picture_files.reader import read_picture
 from bootpig.stages.sampling import Sampling, Seeds, draw_pictures
@@ -54,11 +55,17 @@ def drawings(subjects: Sequence[Subject], images_per_prompt: int, seed: int) -> 
     ]
 
 
-def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tuple[str, list[Image.Image]]]:
+def prepared_references(
+    subjects: Sequence[Subject], side: int, cut: Mapping[Path, CutOut] | None = None
+) -> Iterator[tuple[str, list[Image.Image]]]:
     """Each subject's name and its references in the form that the pipeline takes: RGB, `side`×`side`.
 
     A picture with transparency is cut out and put on white. One without is used unchanged, with a warning if its
     background is not white.
+
+    Args:
+        cut: the masks of a benchmark's references. Of a subject with several references, those that were not cut out
+            are left out.
 
     Raises:
         InputError: a picture is unreadable or unusable.
@@ -66,9 +73,11 @@ def prepared_references(subjects: Sequence[Subject], side: int) -> Iterator[tupl
     on_background = []
     for subject in subjects:
         prepared = []
-        for path in subject.references:
+        for path in chosen_references(subject, cut or {}):
             picture = read_picture(path, f"{subject.section}.subjects")
-            if picture.mode == "RGB" and not _stands_on_white(picture):
+            if cut is not None and path in cut:
+                picture = cut[path].apply(picture)
+            elif picture.mode == "RGB" and not _stands_on_white(picture):
                 on_background.append(f"{subject.name}/{path.name}")
             prepared.append(_prepared(path, picture, side, subject.section))
         yield subject.name, prepared

@@ -21,6 +21,11 @@ NOT_FINITE = "not_finite"
 """Extension of the empty member of a piece in place of a picture that is not finite. Also the reason in its row."""
 
 
+Picture = Callable[[str], bytes | None]
+"""Reads a picture of an earlier result, given its file name: PNG, or nothing for one that is not finite. None if it is
+missing or damaged."""
+
+
 def read_drawn(path: Path) -> Image.Image:
     """Read a picture that was written here, as RGB."""
     with Image.open(path) as opened:
@@ -71,11 +76,13 @@ class DrawnPictures:
         pieces: Pieces | None,
         share: Share | None = None,
         number: int = 0,
+        earlier: Picture | None = None,
     ) -> None:
         """Unpack the pieces of the own batches that exist. Creates `folder`.
 
         Args:
             pieces: None: no pieces are read or stored.
+            earlier: the same pictures in an earlier result. Batches that it has whole are not drawn.
             share: this rank's part. None: everything.
             number: which of the methods this is. Batches of all methods are dealt out to the ranks in turn.
         """
@@ -88,6 +95,7 @@ class DrawnPictures:
         self.not_finite: set[int] = set()
         """Rows whose picture is not finite. They have no file."""
         self._pieces = pieces
+        self._earlier = earlier
         self._batch_size = batch_size
         batches = [self._batch(begin) for begin in range(0, len(rows), batch_size)]
         mine = [share is None or place in share for place in range(number * len(batches), (number + 1) * len(batches))]
@@ -175,10 +183,12 @@ class DrawnPictures:
         try:
             members = dict(read_shard(data)) if data is not None else {}
         except CorruptPart:
-            return False
+            members = {}
         if [*members] != [self._name(index) for index in batch] or any(
             [*files] not in (["png"], [NOT_FINITE]) for files in members.values()
         ):
+            members = self._of_earlier(batch)
+        if not members:
             return False
         for index, files in zip(batch, members.values(), strict=True):
             if NOT_FINITE in files:
@@ -187,3 +197,14 @@ class DrawnPictures:
             self.files.paths[index].write_bytes(files["png"])
             self.blank += is_blank(self.files[index])
         return True
+
+    def _of_earlier(self, batch: range) -> dict[str, dict[str, bytes]]:
+        """The members of a batch from an earlier result. Empty if it lacks a picture."""
+        found: dict[str, dict[str, bytes]] = {}
+        for index in batch if self._earlier is not None else ():
+            assert self._earlier is not None
+            data = self._earlier(self.rows[index].file)
+            if data is None:
+                return {}
+            found[self._name(index)] = {"png": data} if data else {NOT_FINITE: b""}
+        return found

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-METRICS = ("clip_t", "clip_i", "dino")
-"""CLIP-T compares pictures with captions. CLIP-I and DINO compare generated with real pictures of the subject."""
-
 RESAMPLES = 10_000
 
 Vectors = NDArray[np.floating[Any]]

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
+from bootpig.stages.evaluate.drawing import METHODS
 from bootpig.stages.evaluate.gallery import PictureFiles, read_drawn_or_grey
 from bootpig.stages.evaluate.scoring import Scores
 
 SHEET = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
-"""The contact sheet's columns after the reference."""
+"""The contact sheet's columns after the reference, before those of the rivals."""
 
 SHEET_ROWS = 64
 
@@ -30,16 +31,17 @@ def write_results(
         metrics: the content of `metrics.json`.
     """
     images = workdir / "images"
+    columns = SHEET | {name: name for name in scores.methods if name not in METHODS}
     firsts = [row for row in scores.rows if row.file.endswith("-00.png")]
     # If there are more captions than fit on a sheet, show some that are spread over the subjects.
     shown = [firsts[int(i)] for i in np.linspace(0, len(firsts) - 1, min(len(firsts), SHEET_ROWS))]
     sheet = contact_sheet(
-        ("reference", *SHEET.values()),
+        ("reference", *columns.values()),
         [
             SheetRow(
                 row.prompt,
                 PictureFiles(
-                    [references[row.subject.name].paths[0], *(images / method / row.file for method in SHEET)],
+                    [references[row.subject.name].paths[0], *(images / method / row.file for method in columns)],
                     read_drawn_or_grey,
                 ),
             )

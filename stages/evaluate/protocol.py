@@ -100,7 +100,8 @@ class Protocol:
         problems = []
         if (name := self.config.scheduler) is not None and (reason := scheduler_rule(name, {})) is not None:
             problems.append(f"{self.section}.scheduler: {name}: {reason}; use one of {', '.join(SCHEDULERS)}")
-        return problems + judge_problems(sources["clip"], "clip") + judge_problems(sources["dino"], "dino")
+        problems += judge_problems(sources["clip"], "clip") if "clip" in sources else []
+        return problems + (judge_problems(sources["dino"], "dino") if "dino" in sources else [])
 
     def subjects(self) -> list[Subject]:
         """Read the folder of subjects. Opens no pictures.

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from bootpig.stages.evaluate.measures.names import DIRECTION, MeasureFacts, measured, unscored
 
 METHOD_NAMES = {
     "text_only": ("text only", "the base model, with the caption only"),
@@ -18,11 +21,8 @@ METHOD_NAMES = {
     "real": ("real pictures", "compared with each other: the ceiling"),
 }
 
-METRIC_NAMES = {
-    "clip_t": ("CLIP-T", "similarity to the caption"),
-    "clip_i": ("CLIP-I", "similarity to the subject's real pictures"),
-    "dino": ("DINO", "the same, with a network that distinguishes individuals"),
-}
+COLUMNS = 4
+"""Measures side by side in a table. More are shown in further tables below."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Cell:
     at: float
     begin: float
     width: float
+    counted: str = ""
+    """`n of m` pictures, if some have no value."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,77 @@ class ResultRow:
     name: str
     note: str
     cells: tuple[Cell | None, ...]
-    """One per metric, in the order of `METRIC_NAMES`. None if it was not measured."""
+    """One per measure, in the order of `measured`. None if it was not measured."""
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
-    """The rows of `metrics.json`. Each metric has its own axis, which spans the intervals of all methods."""
-    columns = {metric: _column(metrics, metric) for metric in METRIC_NAMES}
+    """The rows of `metrics.json`. Each measure has its own axis, which spans the intervals of all methods."""
+    names = measured(metrics)
+    columns = {name: _column(metrics, name) for name in names}
     rows = []
     for method in metrics["methods"]:
         name, note = METHOD_NAMES.get(method, (method, ""))
-        rows.append(ResultRow(method, name, note, tuple(columns[metric].get(method) for metric in METRIC_NAMES)))
+        rows.append(ResultRow(method, name, note, tuple(columns[measure].get(method) for measure in names)))
     return rows
 
 
-def results_table(metrics: Mapping[str, Any]) -> Table:
-    """The results as a table for the terminal: mean cosines in [-1, 1] ± half the width of their 95 % intervals."""
+def measure_groups(metrics: Mapping[str, Any]) -> list[tuple[range, list[MeasureFacts]]]:
+    """The measures of `metrics.json`, at most `COLUMNS` in each group, with the places of their cells in a row."""
+    facts = list(measured(metrics).values())
+    count = -(-len(facts) // COLUMNS)
+    size = -(-len(facts) // max(count, 1))  # groups of about the same size
+    return [(range(at, min(at + size, len(facts))), facts[at : at + size]) for at in range(0, len(facts), size or 1)]
+
+
+def heading(facts: MeasureFacts) -> str:
+    """The name of a measure with an arrow that says which way is better."""
+    return f"{facts.title} {DIRECTION[facts.higher_is_better]}"
+
+
+def results_table(metrics: Mapping[str, Any]) -> Group:
+    """The results as tables for the terminal: means ± half the width of their 95 % intervals."""
     gap = metrics.get("gap_closed_dino")
     caption = (
         f"{metrics['subjects']} subjects, {metrics['images']} pictures per method; ± : 95 %, bootstrap over subjects"
     )
     if gap is not None:
         caption += f"\nBootPIG closes {gap:.0%} of the gap between text only and real pictures (DINO)"
-    table = Table(caption=Text(caption), caption_justify="left")
-    table.add_column("method")
-    for name, _ in METRIC_NAMES.values():
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in result_rows(metrics):
-        cells = ["–" if c is None else f"{c.mean:.3f} ± {(c.high - c.low) / 2:.3f}" for c in row.cells]
-        table.add_row(Text(row.name), *cells, style="bold" if row.method == "bootpig" else "")
-    return table
+    for name, facts in measured(metrics).items():
+        if reasons := unscored_reasons(metrics, name):
+            caption += f"\n{facts.title}: not measured in some pictures ({reasons})"
+    rows, tables = result_rows(metrics), []
+    for places, group in measure_groups(metrics):
+        table = Table()
+        table.add_column("method")
+        for facts in group:
+            table.add_column(heading(facts), justify="right", no_wrap=True)
+        for row in rows:
+            cells = [cell_text(row.cells[place]) or "–" for place in places]
+            table.add_row(Text(row.name), *cells, style="bold" if row.method == "bootpig" else "")
+        tables.append(table)
+    if tables:
+        tables[-1].caption, tables[-1].caption_justify = Text(caption), "left"
+    return Group(*tables)
 
 
-def _column(metrics: Mapping[str, Any], metric: str) -> dict[str, Cell]:
-    values = {method: facts[metric] for method, facts in metrics["methods"].items() if facts.get(metric)}
+def cell_text(cell: Cell | None) -> str:
+    """`0.550 ± 0.040`, with `(7 of 8)` if some pictures have no value. Empty if it was not measured."""
+    if cell is None:
+        return ""
+    return f"{cell.mean:.3f} ± {(cell.high - cell.low) / 2:.3f}{f' ({cell.counted})' if cell.counted else ''}"
+
+
+def unscored_reasons(metrics: Mapping[str, Any], name: str) -> str:
+    """Why pictures have no value of a measure, over all methods: `3 no_detection, 1 no_scene`."""
+    counts: dict[str, int] = {}
+    for reasons in metrics.get("unscored", {}).get(name, {}).values():
+        for reason, count in reasons.items():
+            counts[reason] = counts.get(reason, 0) + count
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+
+
+def _column(metrics: Mapping[str, Any], name: str) -> dict[str, Cell]:
+    values = {method: facts[name] for method, facts in metrics["methods"].items() if facts.get(name)}
     if not values:
         return {}
     low = min(value["ci95"][0] for value in values.values())
@@ -86,5 +126,9 @@ def _column(metrics: Mapping[str, Any], metric: str) -> dict[str, Cell]:
     for method, value in values.items():
         begin, end = value["ci95"]
         at, left, width = ((number / span) * 100 for number in (value["mean"] - low, begin - low, end - begin))
-        cells[method] = Cell(value["mean"], begin, end, round(at, 2), round(left, 2), round(width, 2))
+        lost = unscored(metrics, method, name)
+        counted = f"{metrics['images'] - metrics.get('not_finite', {}).get(method, 0) - lost} of {metrics['images']}"
+        cells[method] = Cell(
+            value["mean"], begin, end, round(at, 2), round(left, 2), round(width, 2), counted if lost else ""
+        )
     return cells

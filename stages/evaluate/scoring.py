@@ -1,11 +1,11 @@
-"""Measures CLIP-T, CLIP-I and DINO of drawn pictures, per picture, subject and method."""
+"""The values of all measures: per picture, per subject and per method, with what is missing and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,22 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bootpig.stages.evaluate.drawing import Drawing
-from bootpig.stages.evaluate.gallery import NOT_FINITE, PictureFiles
-from bootpig.stages.evaluate.metrics import METRICS, aligned_cosine, collect, gap_closed, mean_cosine, mean_cosine_among
+from bootpig.stages.evaluate.gallery import NOT_FINITE
+from bootpig.stages.evaluate.measures.measure import Features, ImageEncoder, Measure, Values
+from bootpig.stages.evaluate.measures.names import DEFAULT
+from bootpig.stages.evaluate.metrics import collect, gap_closed
 from bootpig.stages.evaluate.subjects import Subject
-from bootpig.stages.picture_files.reader import on_white, read_picture
-
-
-class ImageEmbedder(Protocol):
-    """Maps pictures to vectors, see `bootpig.models.pretrained.embedders`."""
-
-    def images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]: ...
-
-
-class TextEmbedder(ImageEmbedder, Protocol):
-    """Also maps captions to vectors in the same space."""
-
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
 @dataclass
@@ -37,101 +26,93 @@ class Scores:
 
     subjects: Sequence[Subject]
     rows: Sequence[Drawing]
-    pictures: Mapping[str, PictureFiles]
-    """Method → one picture per row."""
+    methods: Sequence[str]
     not_finite: Mapping[str, Set[int]] = field(default_factory=dict)
-    """Method → rows without a picture, because it was not finite. They have no scores."""
-    embed: Callable[[ImageEmbedder], Mapping[str, NDArray[np.float32]]] | None = None
-    """Method → one vector per row with a picture. None: read and embed `pictures`."""
+    """Method → rows without a picture, because it was not finite. They have no values."""
+    names: Sequence[str] = DEFAULT
+    """The measures, in the order in which they are shown."""
 
     def __post_init__(self) -> None:
-        self.drawn: dict[str, dict[str, NDArray[np.float64]]] = {method: {} for method in self.pictures}
-        """Method → metric → one value per row; NaN without a picture."""
-        self._rows = {
-            method: np.array([row for row in range(len(self.rows)) if row not in self.not_finite.get(method, ())], int)
-            for method in self.pictures
-        }
-        """Method → the rows with a picture."""
-        self.real: dict[str, list[float]] = {}
-        """Metric → one value per subject."""
-        self._embedder: ImageEmbedder | None = None
-        self._vectors: Mapping[str, NDArray[np.float32]] = {}
+        self.drawn: dict[str, dict[str, NDArray[np.float64]]] = {method: {} for method in self.methods}
+        """Method → measure → one value per row; NaN without one."""
+        self.reasons: dict[str, dict[str, list[str]]] = {method: {} for method in self.methods}
+        """Method → measure → why a row has no value; empty where it has one."""
+        self.real: dict[str, list[float | None]] = {}
+        """Measure → one value per subject, None without one."""
 
-    def _embedded(self, embedder: ImageEmbedder) -> Mapping[str, NDArray[np.float32]]:
-        """Method → one vector per row with a picture. Each picture is read once per embedder."""
-        if self._embedder is not embedder:
-            self._vectors = self.embed(embedder) if self.embed else self._embed(embedder)
-            self._embedder = embedder
-        return self._vectors
+    def finite(self, method: str) -> list[int]:
+        """The rows of a method with a picture."""
+        lost = self.not_finite.get(method, ())
+        return [row for row in range(len(self.rows)) if row not in lost]
 
-    def _embed(self, embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
-        return {
-            method: embedder.images(PictureFiles([files.paths[row] for row in self._rows[method]]))
-            for method, files in self.pictures.items()
-        }
+    def add(self, name: str, measure: Measure, features: Mapping[str, Features]) -> None:
+        """Measure all pictures, drawn and real.
 
-    def add_likeness(self, metric: str, embedder: ImageEmbedder) -> None:
-        """Measure `clip_i` or `dino`: the mean cosine with all real pictures of the subject, and of those with each
-        other."""
-        real = {subject.name: embedder.images(_photos(subject.real, subject.section)) for subject in self.subjects}
-        for method, vectors in self._embedded(embedder).items():
-            drawings = [self.rows[row] for row in self._rows[method]]
-            values = [
-                mean_cosine(row, real[drawing.subject.name])[0] for row, drawing in zip(vectors, drawings, strict=True)
-            ]
-            self._keep(method, metric, np.array(values))
-        self.real[metric] = [mean_cosine_among(embeddings) for embeddings in real.values()]
+        Args:
+            features: method → what was read of each row with a picture.
+        """
+        for method in self.methods:
+            rows = self.finite(method)
+            found = measure.drawn([self.rows[row] for row in rows], features[method]) if rows else Values.of([])
+            values, reasons = np.full(len(self.rows), np.nan), [NOT_FINITE] * len(self.rows)
+            for place, row in enumerate(rows):
+                values[row], reasons[row] = found.values[place], found.reasons[place]
+            self.keep(name, method, values, reasons)
+        self.real[name] = [measure.real(subject) for subject in self.subjects]
 
-    def add_fidelity(self, metric: str, embedder: TextEmbedder) -> None:
-        """Measure `clip_t`: the cosine with the caption. For real pictures, with their own captions if known."""
-        captions = embedder.texts([drawing.prompt for drawing in self.rows])
-        for method, vectors in self._embedded(embedder).items():
-            self._keep(method, metric, aligned_cosine(vectors, captions[self._rows[method]]))
-        self.real[metric] = []
-        for subject in self.subjects:
-            known = [path for path in subject.real if path.name in subject.captions]
-            if known:
-                photos = embedder.images(_photos(known, subject.section))
-                texts = embedder.texts([subject.captions[path.name] for path in known])
-                self.real[metric].append(float(aligned_cosine(photos, texts).mean()))
+    def keep(self, name: str, method: str, values: NDArray[np.float64], reasons: list[str]) -> None:
+        """Take over values that were measured before, one per row."""
+        self.drawn[method][name] = values
+        self.reasons[method][name] = reasons
 
-    def _keep(self, method: str, metric: str, values: NDArray[np.float64]) -> None:
-        whole = np.full(len(self.rows), np.nan)
-        whole[self._rows[method]] = values
-        self.drawn[method][metric] = whole
-
-    def by_subject(self, method: str, metric: str) -> list[float]:
-        """One value per subject: the mean over its pictures."""
+    def by_subject(self, method: str, name: str) -> list[float]:
+        """One value per subject: the mean over its pictures. NaN for a subject without any."""
         names = np.array([drawing.subject.name for drawing in self.rows])
-        values = self.drawn[method][metric]
+        values = self.drawn[method][name]
         return [_mean(values[names == subject.name]) for subject in self.subjects]
 
     def metrics(self, seed: int) -> dict[str, Any]:
-        """The content of `metrics.json`: means over subjects with bootstrap intervals."""
+        """The content of `metrics.json`: means over the subjects that have a value, with bootstrap intervals."""
         by_subject: dict[str, dict[str, Sequence[float]]] = {
-            method: {metric: self.by_subject(method, metric) for metric in METRICS} for method in self.drawn
+            method: {name: _known(self.by_subject(method, name)) for name in self.names} for method in self.drawn
         }
-        by_subject["real"] = {metric: self.real[metric] for metric in METRICS}
+        by_subject["real"] = {name: _known(self.real[name]) for name in self.names}
         table = collect(by_subject, seed)
         lost = {method: len(rows) for method, rows in self.not_finite.items() if rows}
-        means = {method: table[method]["dino"]["mean"] for method in ("text_only", "bootpig", "real")}
+        dino = {method: table.get(method, {}).get("dino") for method in ("text_only", "bootpig", "real")}
+        means = {method: summary["mean"] for method, summary in dino.items() if summary}
+        unscored = {name: counts for name in self.names if (counts := self._unscored(name))}
         return {
             "subjects": len(self.subjects),
             "images": len(self.rows),
             **({"not_finite": lost} if lost else {}),
+            **({"unscored": unscored} if unscored else {}),
             "methods": table,
-            "gap_closed_dino": gap_closed(**means),
+            "gap_closed_dino": gap_closed(**means) if len(means) == len(dino) else None,
         }
 
-    def table(self) -> pa.Table:
-        """The content of `scores.parquet`: one row per method and picture, with caption, seed, file and the scores.
+    def _unscored(self, name: str) -> dict[str, dict[str, int]]:
+        """Method → reason → number of finite pictures without a value."""
+        found = {}
+        for method in self.methods:
+            reasons = Counter(self.reasons[method][name][row] for row in self.finite(method))
+            if counts := {reason: count for reason, count in sorted(reasons.items()) if reason}:
+                found[method] = counts
+        return found
 
-        If a picture was not finite, all rows also have `status` and `reason`; without a picture, there are no scores.
+    def table(self) -> pa.Table:
+        """The content of `scores.parquet`: one row per method and picture, with caption, seed, file and the values.
+
+        If a picture was not finite, all rows also have `status` and `reason`; without a picture, there are no values. A
+        measure that has no value for some picture also has a column of reasons, such as `identity_reason`.
         """
         lost = any(self.not_finite.values())
-        return pa.Table.from_pylist(
-            [
-                {
+        reasoned = [name for name in self.names if self._unscored(name)]
+        columns: dict[str, list[Any]] = {name: [] for name in ("method", "subject", "object", "prompt", "seed", "file")}
+        columns |= {name: [] for name in (("status", "reason") if lost else ())}
+        for method in self.methods:
+            for index, drawing in enumerate(self.rows):
+                row = {
                     "method": method,
                     "subject": drawing.subject.name,
                     "object": drawing.subject.object,
@@ -139,11 +120,22 @@ class Scores:
                     "seed": drawing.seed,
                     "file": f"images/{method}/{drawing.file}",
                     **(self._verdict(method, index) if lost else {}),
-                    **{metric: _known(values[metric][index]) for metric in METRICS},
                 }
-                for method, values in self.drawn.items()
-                for index, drawing in enumerate(self.rows)
+                for name, value in row.items():
+                    columns[name].append(value)
+        count = len(self.methods) * len(self.rows)
+        for name in self.names:
+            values = np.concatenate([self.drawn[method][name] for method in self.methods]) if count else np.zeros(0)
+            columns[name] = [None if np.isnan(value) else float(value) for value in values]
+        for name in reasoned:
+            columns[f"{name}_reason"] = [
+                reason or None for method in self.methods for reason in self.reasons[method][name]
             ]
+        return pa.table(
+            {
+                name: pa.array(values, pa.float64()) if name in self.names else pa.array(values)
+                for name, values in columns.items()
+            }
         )
 
     def _verdict(self, method: str, row: int) -> dict[str, str]:
@@ -151,13 +143,40 @@ class Scores:
         return {"status": "failed", "reason": NOT_FINITE} if failed else {"status": "ok", "reason": ""}
 
 
+def read_whole(
+    scores: Scores, encoder: ImageEncoder, pictures: Mapping[str, Sequence[Image.Image]]
+) -> dict[str, Features]:
+    """Features of whole pictures, in one process.
+
+    Args:
+        pictures: method → one picture per row; those of rows that are not finite are not read.
+    """
+    return {
+        method: Features.whole(encoder.images(_Chosen(drawn, scores.finite(method))))
+        for method, drawn in pictures.items()
+    }
+
+
+class _Chosen(Sequence[Image.Image]):
+    """Some elements of a sequence, each read on access."""
+
+    def __init__(self, pictures: Sequence[Image.Image], places: Sequence[int]) -> None:
+        self._pictures = pictures
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self._pictures[place] for place in self._places[at]]
+        return self._pictures[self._places[at]]
+
+
 def _mean(values: NDArray[np.float64]) -> float:
-    return float(values[~np.isnan(values)].mean())
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
-def _known(value: np.float64) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _photos(paths: Sequence[Path], section: str) -> PictureFiles:
-    return PictureFiles(paths, lambda path: on_white(read_picture(path, f"{section}.subjects")))
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and not np.isnan(value)]

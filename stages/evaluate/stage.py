@@ -7,16 +7,15 @@ copies its reference gains nothing from the reference's background.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
@@ -24,7 +23,6 @@ from bootpig.models.pretrained.inspection import pipeline_problems, trained_prob
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.contract import (
-    ADDED,
     MODEL,
     SPEED,
     Checkpoints,
@@ -35,32 +33,28 @@ from bootpig.stages.engine.contract import (
     ReduceStage,
 )
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
+from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
 from bootpig.stages.engine.share import Share
-from bootpig.stages.evaluate.protocol import Protocol, ProtocolConfig
-from bootpig.stages.evaluate.rivals.config import RivalConfig, different_names
-from bootpig.stages.evaluate.subjects import Benchmark
+from bootpig.stages.evaluate.config import ComparedConfig
+from bootpig.stages.evaluate.measures.config import Measured
+from bootpig.stages.evaluate.protocol import Protocol
+from bootpig.stages.evaluate.rivals.models import Rival, rivals_of
 from bootpig.stages.pictures import PNG_BYTES
-from bootpig.stages.segment.stage import SegmentConfig
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from bootpig.stages.evaluate.drawing import Drawing
-    from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
-    from bootpig.stages.evaluate.scoring import ImageEmbedder
-    from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
 
 
-class EvaluateConfig(ProtocolConfig):
+class EvaluateConfig(ComparedConfig):
     """Settings of the evaluation of a trained model."""
 
     model: ModelName | None = Field(
@@ -69,12 +63,6 @@ class EvaluateConfig(ProtocolConfig):
         description="The base pipeline: a diffusers folder or a hub id. null: the base that the trained model names.",
     )
     revision: Revision = None
-    pooling: Literal["softmax", "argmax", "average", "concat"] | None = Field(
-        default=None,
-        json_schema_extra=ADDED,
-        description="How the outputs for several references are combined: softmax (paper), argmax (published code), or "
-        "the paper's ablations average and concat. null: as the trained model says.",
-    )
     dtype: Dtype = "float32"
     device: Device = "auto"
     num_processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] | Literal["auto"] = Field(
@@ -83,47 +71,11 @@ class EvaluateConfig(ProtocolConfig):
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
     )
-    benchmark: Benchmark | None = Field(
-        default=None,
-        json_schema_extra=ADDED,
-        description="What `subjects` is: dreambooth or dreambench++, the published folder as it is, with its own "
-        "classes and prompts. Its references are cut out. null: a folder of subjects.",
-    )
-    segment: SegmentConfig | None = Field(
-        default=None,
-        json_schema_extra=ADDED,
-        description="Models that cut out the references of a benchmark. null: those of the segment stage.",
-    )
-    rivals: tuple[RivalConfig, ...] = Field(
-        default=(),
-        json_schema_extra=ADDED,
-        description="Other methods that draw the same captions from the same seeds, see docs/rivals.md.",
-    )
-
-    @field_validator("rivals")
-    @classmethod
-    def _different_names(cls, rivals: tuple[RivalConfig, ...]) -> tuple[RivalConfig, ...]:
-        return different_names(rivals)
-
-    @model_validator(mode="after")
-    def _of_a_benchmark(self) -> EvaluateConfig:
-        if self.benchmark is not None and self.prompts:
-            raise ValueError(f"prompts: {self.benchmark} has its own; remove them, or set benchmark to null")
-        if self.benchmark is None and self.segment is not None:
-            raise ValueError("segment: has no effect without benchmark; remove it")
-        if self.benchmark is not None and self.compared is not None:
-            raise ValueError(f"compared: {self.benchmark} says what is compared with; remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _pools_several(self) -> EvaluateConfig:
-        if self.pooling is not None and self.references == 1:
-            raise ValueError("pooling: no effect on one reference; set references to 2 or more, or remove it")
-        return self
 
 
 class Evaluate(ReduceStage):
-    """Writes `metrics.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in `images/<method>/`."""
+    """Writes `metrics.json`, `measures.json`, `scores.parquet`, `contact_sheet.png`, and all pictures in
+    `images/<method>/`."""
 
     name = "evaluate"
     version = 1
@@ -147,19 +99,41 @@ class Evaluate(ReduceStage):
         """Its subjects and judges."""
         return Protocol(self.config, self.name, self.config.benchmark)
 
+    @property
+    def measured(self) -> Measured:
+        """What is measured, and its models."""
+        return Measured(self.config, self.name)
+
     def models(self) -> Mapping[str, ModelSource]:
-        c = self.config
-        lookups = self.protocol.lookups()
+        c, measured = self.config, self.measured
+        lookups = measured.lookups(self.protocol.lookups())
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
-        return resolve_all(self.name, lookups)
+        found = {**resolve_all(self.name, lookups), **measured.segmenters()}
+        if c.benchmark is not None:
+            found |= {f"segment.{name}": source for name, source in measured.segment().models().items()}
+        if c.rivals:
+            subjects = self.protocol.subjects()
+            found |= {name: each for rival in self._rivals() for name, each in rival.sources(subjects).items()}
+        return found
+
+    def _rivals(self) -> list[Rival]:
+        return rivals_of(self.config.rivals)
 
     def check_models(self) -> list[str]:
-        sources = self.models()
+        sources = dict(self.models())
         problems = too_many_processes(self.name, self.config.num_processes, self._devices())
         if (model := sources.get("model")) is not None:
             problems += pipeline_problems(model) or base_problems(model)
-        return problems + self.protocol.problems(sources)
+        if self.config.benchmark is not None and not self.config.needs_masks:
+            problems += self.measured.segment().check_models()
+        for rival in self._rivals():
+            problems += rival.problems(self.protocol.subjects(), sources)
+        return problems + self.protocol.problems(sources) + self.measured.problems(sources)
+
+    def warnings(self) -> list[str]:
+        subjects = self.protocol.subjects() if self.config.rivals else []
+        return self.measured.warnings() + [line for rival in self._rivals() for line in rival.warnings(subjects)]
 
     def check_trained(self, model: Path) -> None:
         """Check a trained model, its base and the judges, before anything is drawn.
@@ -186,8 +160,8 @@ class Evaluate(ReduceStage):
         drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
         return Estimate(
             work.above,
-            tflop=work.samples * (pictures * self.config.steps * 12 * unet),
-            stored_bytes=work.samples * (4 * pictures * PNG_BYTES * pixels),
+            tflop=work.samples * pictures * (c.steps * 12 * unet + _rivals_tflop(c, pixels)),
+            stored_bytes=work.samples * ((4 + len(c.rivals)) * pictures * PNG_BYTES * pixels),
             memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
             assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION),
         )
@@ -226,10 +200,15 @@ class Evaluate(ReduceStage):
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
-        self.measure(data.result / "model", workdir, progress, checkpoints)
+        self.measure(data.result / "model", workdir, progress, checkpoints, data.earlier)
 
     def measure(
-        self, model: Path, workdir: Path, progress: Progress, checkpoints: Checkpoints | None = None
+        self,
+        model: Path,
+        workdir: Path,
+        progress: Progress,
+        checkpoints: Checkpoints | None = None,
+        earlier: Earlier = no_earlier,
     ) -> dict[str, Any]:
         """Evaluate a trained model and write the results to `workdir`. Memory use is independent of the number of
         pictures.
@@ -240,6 +219,7 @@ class Evaluate(ReduceStage):
             progress: progress callback.
             checkpoints: stores drawn pictures, so that they are not drawn again if the process is killed. None: not
                 stored.
+            earlier: finds finished evaluations, whose pictures and values are taken over where they are the same.
 
         Returns:
             The content of `metrics.json`. In other ranks than the first, nothing: they make their part of the pieces.
@@ -249,13 +229,14 @@ class Evaluate(ReduceStage):
             FatalError: a method has no picture of a subject that is finite.
             RuntimeError: another rank has died.
         """
-        import torch
-
         from bootpig.models.devices import torch_device
-        from bootpig.stages.evaluate.drawing import METHODS, drawings
-        from bootpig.stages.evaluate.embedding import embed_share
-        from bootpig.stages.evaluate.judges import load_judges
+        from bootpig.stages.evaluate.all_drawings import Evaluation
+        from bootpig.stages.evaluate.benchmarks.cut_outs import cut_out_references, write_rows
+        from bootpig.stages.evaluate.drawing import drawings
+        from bootpig.stages.evaluate.judges import Judges
+        from bootpig.stages.evaluate.measuring import Measuring
         from bootpig.stages.evaluate.output import write_results
+        from bootpig.stages.evaluate.reuse import FACTS, find_finished, write_facts
         from bootpig.stages.evaluate.scoring import Scores
 
         sources = self.models()
@@ -269,37 +250,38 @@ class Evaluate(ReduceStage):
         def open_pieces() -> Pieces | None:
             return None if checkpoints is None else checkpoints.pieces(key)
 
-        judges = load_judges(sources)
-        references, pictures = self._draw(
-            model, base, subjects, rows, device, workdir / "images", open_pieces, share, progress
+        measured, names = self.measured, self.config.metrics
+        judges = Judges(sources, measured.models)
+        cut = None
+        if self.config.benchmark is not None:
+            kept_masks = None if checkpoints is None else checkpoints.kept("cut-outs")
+            cut = cut_out_references(subjects, measured.segment(), kept_masks)
+            write_rows(workdir, subjects, cut)
+        drawn = Evaluation(
+            self.config, self.config.dtype, model, base, sources, subjects, rows, self._rivals(), cut, device
         )
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        finished = find_finished(earlier, rows, subjects)
+        if finished is not None:
+            references, pictures = finished.pictures(self.config.batch_size, workdir / "images", share, subjects)
+        else:
+            references, pictures = drawn.draw(workdir / "images", open_pieces, earlier, share, progress)
 
-        def embed(embedder: ImageEmbedder) -> dict[str, NDArray[np.float32]]:
-            return embed_share(embedder, pictures, share, open_pieces)
-
+        total = len(pictures) * len(rows)
+        if not share.rank:
+            progress(total, total, "scores")
+        lost = {method: drawn.not_finite for method, drawn in pictures.items()}
+        scores = Scores(subjects, rows, list(pictures), lost, names)
+        identities = measured.identities(sources)
+        kept = [] if finished is None else finished.keep(scores, identities)
+        with TemporaryDirectory(prefix="bootpig-") as scratch:
+            work = Measuring(measured, judges, pictures, scores, share, open_pieces, device, Path(scratch))
+            work.measure([name for name in names if name not in kept])
         if share.rank:
-            with judges.on(device):
-                for judge in (judges.clip, judges.dino):
-                    embed(judge)
             return {}
-        total = len(METHODS) * len(rows)
-        progress(total, total, "scores")
-        scores = Scores(
-            subjects,
-            rows,
-            {method: drawn.files for method, drawn in pictures.items()},
-            {method: drawn.not_finite for method, drawn in pictures.items()},
-            embed,
-        )
-        with judges.on(device):
-            scores.add_fidelity("clip_t", judges.clip)
-            scores.add_likeness("clip_i", judges.clip)
-            scores.add_likeness("dino", judges.dino)
+        drawn.describe(workdir, pictures)
         metrics = scores.metrics(self.config.seed)
         write_results(workdir, scores, references, metrics)
+        write_facts(workdir / FACTS, scores, identities)
         return metrics
 
     def _key(self, base: ModelSource, rows: Sequence[Drawing], device: torch.device) -> str:
@@ -318,43 +300,12 @@ class Evaluate(ReduceStage):
             }
         )
 
-    def _draw(
-        self,
-        model: Path,
-        base: ModelSource,
-        subjects: Sequence[Subject],
-        rows: Sequence[Drawing],
-        device: torch.device,
-        folder: Path,
-        open_pieces: Callable[[], Pieces | None],
-        share: Share,
-        progress: Progress,
-    ) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
-        """The prepared references by subject, and the pictures of each method, one per row, as files in `folder`."""
-        from bootpig.models.devices import torch_dtype
-        from bootpig.models.painters.loading import set_scheduler
-        from bootpig.models.pipelines.bases import load_base
-        from bootpig.models.pretrained.finite import check_pipeline
-        from bootpig.stages.evaluate.drawing import prepared_references
-        from bootpig.stages.evaluate.gallery import PictureFiles
-        from bootpig.stages.evaluate.methods import draw_methods
-        from bootpig.stages.sampling import latent_shape
 
-        pipeline: Any = load_base(base, torch_dtype(self.config.dtype))
-        if self.config.scheduler is not None:
-            set_scheduler(pipeline, base, self.config.scheduler)
-        pipeline.read_like(parse_json((model / "bootpig.json").read_bytes()))  # for `untrained`
-        pipeline.to(device)
-        check_pipeline(base, pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        references: dict[str, PictureFiles] = {}
-        (folder / "reference").mkdir(parents=True)
-        side = min(latent_shape(pipeline)[2:]) * pipeline.vae_scale_factor
-        for name, prepared in prepared_references(subjects, side):
-            paths = [folder / "reference" / f"{name}-{number:02d}.png" for number in range(len(prepared))]
-            for path, picture in zip(paths, prepared, strict=True):
-                picture.save(path)
-            references[name] = PictureFiles(paths)
-        sampling = replace(self.config.sampling(), pooling=self.config.pooling)
-        drawn = draw_methods(pipeline, model, rows, references, sampling, folder, open_pieces, share, progress)
-        return references, drawn
+def _rivals_tflop(config: EvaluateConfig, pixels: float) -> float:
+    """10^12 operations for one picture by each rival: two passes per step."""
+    return sum(
+        (config.steps if rival.steps is None else rival.steps)
+        * 2
+        * sizes.unet_tflop(rival.model or rival.base or "", pixels if rival.size is None else rival.size**2)
+        for rival in config.rivals
+    )

@@ -290,6 +290,8 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
     titles = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
     try:
         rows = pq.read_table(io.BytesIO(root.read(f"{folder}/scores.parquet"))).to_pylist()
+        rivals = {name: name for name in dict.fromkeys(row["method"] for row in rows) if name not in METHOD_NAMES}
+        titles |= rivals
         rows = [row for row in rows if row["method"] in titles and row["file"].endswith("-00.png")]
         rows = [row for row in rows if row.get("status", "ok") == "ok"]
         captions: dict[tuple[str, str], dict[str, Any]] = {}
@@ -304,7 +306,11 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
             files |= {title: by_method[method]["file"] for method, title in titles.items()}
             pictures = tuple((title, data_uri(root.read(f"{folder}/{file}"))) for title, file in files.items())
             entries.append(
-                SheetEntry(prompt, pictures, {m: float(by_method[m]["dino"]) for m in METHOD_NAMES if m in by_method})
+                SheetEntry(
+                    prompt,
+                    pictures,
+                    {m: v for m in (*METHOD_NAMES, *rivals) if (v := by_method.get(m, {}).get("dino")) is not None},
+                )
             )
         return entries
     except UNREADABLE:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bootpig.stages.evaluate.results import METRIC_NAMES, result_rows, results_table
+from bootpig.stages.evaluate.measures.names import measured
+from bootpig.stages.evaluate.results import heading, measure_groups, result_rows, results_table, unscored_reasons
 from bootpig.stages.report.charts import charts
 from bootpig.stages.report.gather import Report
 from bootpig.stages.report.selection import SelectionFacts
@@ -36,7 +37,9 @@ def build_report(report: Report) -> str:
             ],
             charts=charts(report.curves),
             results=result_rows(report.metrics) if report.metrics else [],
-            metrics=METRIC_NAMES,
+            groups=measure_groups(report.metrics) if report.metrics else [],
+            unscored=unscored_lines(report),
+            heading=heading,
             headlines=headlines(report),
             first_entries=FIRST_ENTRIES,
             first_subjects=FIRST_SUBJECTS,
@@ -67,11 +70,11 @@ def headlines(report: Report) -> list[tuple[str, str, str]]:
     """The most important figures, each as (figure, what it is, details)."""
     found = []
     if report.metrics:
-        methods, gap = report.metrics["methods"], report.metrics["gap_closed_dino"]
+        methods, gap = report.metrics["methods"], report.metrics.get("gap_closed_dino")
         means = {
             (method, metric): facts[metric]["mean"]
             for method, facts in methods.items()
-            for metric in METRIC_NAMES
+            for metric in measured(report.metrics)
             if facts.get(metric)
         }
         likeness = [means.get((method, "dino")) for method in ("text_only", "bootpig", "real")]
@@ -106,6 +109,13 @@ def headlines(report: Report) -> list[tuple[str, str, str]]:
             )
         )
     return found
+
+
+def unscored_lines(report: Report) -> list[tuple[str, str]]:
+    """The measures that some pictures have no value of, as (name, reasons with their numbers)."""
+    metrics = report.metrics or {"methods": {}}
+    found = [(facts.title, unscored_reasons(metrics, name)) for name, facts in measured(metrics).items()]
+    return [(title, reasons) for title, reasons in found if reasons]
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,11 @@ from bootpig.stages.pictures import decode_cut_out, encode_png
 from bootpig.stages.segment.stage import Segment, SegmentConfig
 
 
+def of_photos(config: SegmentConfig) -> SegmentConfig:
+    """The same without the border and area filters: in a photo, the subject may touch the frame and have any size."""
+    return config.model_copy(update={"border": 0.0, "min_area": 0.0, "max_area": 1.0})
+
+
 def cut_out(
     pictures: Sequence[Image.Image], names: Sequence[str], phrase: str, config: SegmentConfig
 ) -> list[Image.Image]:
@@ -21,15 +26,14 @@ def cut_out(
         pictures: RGB pictures.
         names: names of the pictures, for messages.
         phrase: names the subject, such as "a mug".
-        config: models and filters. Its border and area filters are ignored: in a photo, the subject may touch the frame
-            and have any size.
+        config: models and filters. Its border and area filters are ignored, see `of_photos`.
 
     Raises:
         InputError: the detector or SAM finds no subject in a picture, or fails on it.
         ModelError: a model cannot be used.
         FatalError: memory runs out.
     """
-    stage = Segment(config.model_copy(update={"border": 0.0, "min_area": 0.0, "max_area": 1.0}), seed=0)
+    stage = Segment(of_photos(config), seed=0)
     if problems := stage.check_models():
         raise InputError("\n".join(problems))
     stage.setup()

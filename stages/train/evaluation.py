@@ -23,8 +23,8 @@ from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.engine.contract import Progress
 from bootpig.stages.evaluate.drawing import Drawing, draw, drawings, prepared_references
 from bootpig.stages.evaluate.gallery import DrawnPictures
-from bootpig.stages.evaluate.judges import Judges, load_judges
-from bootpig.stages.evaluate.scoring import Scores
+from bootpig.stages.evaluate.judges import Judges
+from bootpig.stages.evaluate.scoring import Scores, read_whole
 from bootpig.stages.sampling import latent_shape
 from bootpig.stages.train.best import Best, Point
 from bootpig.stages.train.config import TrainConfig
@@ -33,6 +33,8 @@ from bootpig.stages.train.log import TrainingLog
 from bootpig.stages.train.subjects import SECTION, ValidationSubjects
 
 _LOG = logging.getLogger(__name__)
+
+JUDGES = ("clip", "dino")
 
 _FIX = "lower the learning rates or the guidance scales, or set train.mixed_precision to no"
 
@@ -87,7 +89,7 @@ class Evaluation:
         if self.settings.scheduler is not None:
             set_scheduler(pipeline, base, self.settings.scheduler)
         self.scheduler, pipeline.scheduler = pipeline.scheduler, before
-        self.judges: Judges | None = load_judges(judges) if accelerator.is_main_process else None
+        self.judges: Judges | None = Judges(judges, JUDGES) if accelerator.is_main_process else None
         """None except in the main process."""
         self.best = Best() if config.keep == "best" and accelerator.is_main_process else None
         """None except in the main process, and with `keep: best`."""
@@ -175,10 +177,12 @@ class Evaluation:
             drawn = DrawnPictures(method, Path(scratch, method), self.rows, self.settings.batch_size, None)
             drawn.add(pictures)
             drawn.check_finite(_FIX, SECTION)
-            scores = Scores(self.subjects, self.rows, {method: drawn.files}, {method: drawn.not_finite})
+            names = {"clip_t": "clip", "dino": "dino"}
+            scores = Scores(self.subjects, self.rows, [method], {method: drawn.not_finite}, list(names))
             with judges.on(self.accelerator.device):
-                scores.add_fidelity("clip_t", judges.clip)
-                scores.add_likeness("dino", judges.dino)
+                for name, model in names.items():
+                    found = read_whole(scores, judges.encoders[model], {method: drawn.files})
+                    scores.add(name, judges.measure(name), found)
         dino, clip_t = (round(float(np.mean(scores.by_subject(method, name))), 6) for name in ("dino", "clip_t"))
         return Point(done, dino, clip_t)
 

@@ -11,6 +11,9 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -70,4 +73,16 @@ def save_vit(folder: Path) -> Path:
     )
     ViTModel(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path) -> Path:
+    """A `SiglipModel` of width 32 that reads 16 tokens, with processor and tokenizer."""
+    tokenizer = save_tokenizer(folder)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    vision = {**small, "image_size": SIZE, "patch_size": 8}
+    torch.manual_seed(2)
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return folder

@@ -1,0 +1,1 @@
+"""The measures of an evaluation: what each compares, with which models. See docs/evaluation.md."""
