@@ -14,11 +14,13 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel
 
 from bootpig.models.toy.subject_folder import FOLDER
+from bootpig.stages.evaluate.drawing import drawings
 from bootpig.stages.evaluate.subjects import Subject, read_subjects
-from science import dreambooth, ip_adapter, textual_inversion
+from science import dreambooth, ip_adapter, textual_inversion, tune
 from science.per_subject import Base
 from science.recipes import BASE, CLIP, Recipe
 from science.subjects import PICTURES, REFERENCES, whole_picture, write_folder
+from science.tune import Judge, draw_rival, rival_config
 
 RECIPE = Recipe(2, 1e-3, 4.0)
 
@@ -37,6 +39,7 @@ def subjects(folder: Path) -> list[Subject]:
 
 @pytest.fixture
 def base(monkeypatch: pytest.MonkeyPatch) -> Base:
+    monkeypatch.setattr(tune, "STEPS", 2)
     monkeypatch.setattr(dreambooth, "PRIOR_PICTURES", 16)
     monkeypatch.setattr(dreambooth, "PRIOR_STEPS", 1)
     return Base.load(BASE)
@@ -122,6 +125,20 @@ def test_the_image_encoder_reads_pictures_of_clips_own_processor() -> None:
         expected = plain(own, output_hidden_states=True).hidden_states[-2]
     found = ip_adapter.picture_features(ip_adapter.image_encoder(CLIP), picture)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "dreambooth-lora", "textual-inversion"])
+def test_evaluate_draws_with_what_was_trained(base: Base, subjects, tmp_path: Path, method: str) -> None:
+    if method == "textual-inversion":
+        textual_inversion.train(base, subjects, tmp_path, RECIPE)
+    else:
+        dreambooth.train(base, subjects, tmp_path, RECIPE, lora=method == "dreambooth-lora")
+    rows = drawings(subjects, 1, 0)
+    pictures = draw_rival(rival_config(method, tmp_path, RECIPE), subjects, rows)
+    assert len(pictures) == len(rows)
+    scores = Judge(subjects)(rows, pictures)
+    assert -1 <= scores["dino"] <= 1
+    assert -1 <= scores["clip_t"] <= 1
 
 
 def test_an_ip_adapter_loads_in_diffusers_as_it_was_trained(tmp_path: Path) -> None:

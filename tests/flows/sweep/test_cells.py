@@ -110,7 +110,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"grid": {"train.steps": list(range(1, 5001))}}, f"grid: 10000 cells → a sweep has at most {MOST_RUNS} runs"),
     ({"seeds": {"train.seed": []}}, "seeds.train.seed: [] → List should have at least 1 item"),
     ({"seeds": {"train.seed": [1, 2, 1]}}, "seeds: train.seed has the seed 1 twice"),
-    ({"seeds": {"train.seed": [1], "seed": [1, 2]}}, "seeds: seed has 2, train.seed has 1; fields that change together"),
+    (
+        {"seeds": {"train.seed": [1], "seed": [1, 2]}},
+        "seeds: seed has 2, train.seed has 1; fields that change together",
+    ),
     (
         {"seeds": {"train.steps": [1, 2]}},
         "seeds: 'train.steps' → is not a seed of the configuration; choose from seed,",
