@@ -1,8 +1,8 @@
 """Spoils a fifth of a data set in known ways, and measures how many of the spoilt samples a selection finds.
 
-    python -m benchmarks.spoil make toy-select --set root=./data --to ./spoilt
-    bootpig run toy-select --set root=./spoilt --until select
-    python -m benchmarks.spoil check toy-select --set root=./spoilt
+    python -m benchmarks.spoil make toy --set root=./data --to ./spoilt
+    bootpig run toy --set root=./spoilt --until select
+    python -m benchmarks.spoil check toy --set root=./spoilt
 
 `make` copies what a run has made until segment, and changes a share of segment's samples in the copy:
 

@@ -45,7 +45,9 @@ from bootpig.stages.engine.preflight import fetch_models
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.report.gather import StageDone, gather
 from bootpig.stages.report.html import build_report
+from bootpig.stages.select.stage import SELECTED
 from bootpig.storage.errors import StoreError
+from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 from bootpig.storage.secrets import mask, mask_logs
 
@@ -69,7 +71,7 @@ def execute(
         selection: the stages and units to run.
         promotes: make it the `latest` version of the data set if everything succeeds.
         scheduled: the scheduled time of a new version.
-        until: the last stage of this run, and of runs that continue it.
+        until: `encode` if this run, and runs that continue it, only make the data set.
 
     Returns:
         The state of the flow: completed, failed or cancelled.
@@ -250,11 +252,22 @@ class _Work:
         drawn, encoded = self.surveys[source], self.surveys["encode"]
         written = sum(marker.counts.total() for marker in drawn.markers.values())
         asked = written + (len(drawn.units) - len(drawn.markers)) * self.engine.config.unit_size
-        share = encoded.rows()["ok"] / max(asked, 1)
+        share = self._usable() / max(asked, 1)
         if share >= self.engine.config.min_yield and encoded.markers:
             return None
         what = {"caption": "captions", "pictures": "pictures"}[source]
-        return f"{share:.1%} of the {what} became samples, min_yield is {self.engine.config.min_yield:.1%}"
+        became = "became samples that are selected" if "select" in self.surveys else "became samples"
+        return f"{share:.1%} of the {what} {became}, min_yield is {self.engine.config.min_yield:.1%}"
+
+    def _usable(self) -> int:
+        """The number of encoded samples, and selected ones where there is a selection."""
+        encoded = self.surveys["encode"]
+        result = self.surveys["select"].result if "select" in self.surveys else None
+        if result is None:
+            return encoded.rows()["ok"]
+        chosen = set(parse_json(self.engine.root.read(f"{result.path}/{SELECTED}")))
+        rows = (row for marker in encoded.markers.values() for row in marker.read(["id", "status"]))
+        return sum(row["status"] == "ok" and row["id"] in chosen for row in rows)
 
     def _note(self, stage: str, outcome: StageOutcome) -> None:
         survey: StageSurvey = self.surveys[stage]

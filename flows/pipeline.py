@@ -16,11 +16,11 @@ from pydantic import Field
 from bootpig.flows.execution import execute
 from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.parameters import StoredParameters, opened
-from bootpig.flows.rounds import first_round
+from bootpig.flows.rounds import first_round, in_an_empty_store
 from bootpig.flows.runs import gc
 from bootpig.flows.runs.records import read_config, read_run, run_of_flow
 from bootpig.flows.schedule import due, due_behind
-from bootpig.flows.selection import Selection, known_stage, known_units, span
+from bootpig.flows.selection import Selection, data_stages, known_stage, known_units, span
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.survey import graph_of
 from bootpig.storage.root import Root
@@ -52,14 +52,27 @@ def bootstrap(
     """
     config, _ = opened(config, None, stored)
     promotes = until is None
-    if run is not None and until is None:
-        until = read_run(Root(config.root), run).until
-    stages = span(graph_of(config), first, until)
-    if run is None and first is None and (before := first_round(config, stages)) is not None:
-        state: State[Any] = bootstrap(config=before, return_state=True)
-        if not state.is_completed():
-            return Failed(message=f"the first round: {state.message}")
+    graph = graph_of(config)
+    data_only = run is not None and promotes and read_run(Root(config.root), run).until is not None
+    stages = data_stages(graph, first) if data_only else span(graph, first, until)
+    if run is None and first is None and (failed := _first_round(config, stages)) is not None:
+        return failed
     return execute(config, run, Selection(stages, None, force, retry_failed), promotes)
+
+
+def _first_round(config: PipelineConfig, stages: tuple[str, ...]) -> State[Any] | None:
+    """Make the model that draws the views, if that is a first round and is not in the store. None unless it failed."""
+    before = first_round(config, stages)
+    state: State[Any] | None = None if before is None else make_first_round(config=before, return_state=True)
+    if state is None or state.is_completed():
+        return None
+    return Failed(message=f"the first round: {state.message}")
+
+
+@flow(name="first_round", flow_run_name="first round {config.name}", persist_result=False)
+def make_first_round(config: PipelineConfig) -> State[Any]:
+    """Run the whole DAG, for its model alone: `latest` stays as it is until the second round is complete."""
+    return execute(config, None, Selection(tuple(graph_of(config).stages)), promotes=False)
 
 
 @flow(flow_run_name="run_stage {stage}", persist_result=False)
@@ -102,8 +115,8 @@ def regenerate(
 ) -> State[Any]:
     """Make a new version of the data set. Its seed depends on the scheduled time of the run.
 
-    It becomes the `latest` version if everything succeeds and at least `min_yield` of its captions become samples. A
-    retry of the same flow run finds its record and continues with the same version.
+    It becomes the `latest` version if everything succeeds and at least `min_yield` of its captions become samples to
+    train on. A retry of the same flow run finds its record and continues with the same version.
 
     Args:
         config: the content of the YAML file. The version's seed is derived from its `seed` and the scheduled time.
@@ -128,10 +141,13 @@ def regenerate(
         get_run_logger().warning("too late for its scheduled time; making the version due %s instead", newest)
         scheduled = newest
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
-    seeded = config.model_copy(update={"seed": seed})
+    seeded = in_an_empty_store(config).model_copy(update={"seed": seed})
+    graph = graph_of(config)
+    stages = span(graph) if train else data_stages(graph)
     until = None if train else "encode"
-    stages = span(graph_of(config), None, until)
-    state = execute(seeded, None, Selection(stages), promotes=True, scheduled=scheduled, until=until)
+    state = _first_round(seeded, stages) or execute(
+        seeded, None, Selection(stages), promotes=True, scheduled=scheduled, until=until
+    )
     if state.is_completed() and keep is not None:
         try:
             gc.collect(root, gc.garbage(root, keep))

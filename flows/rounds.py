@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bootpig.flows.runs.records import list_runs, metrics_of
+from bootpig.flows.runs.records import latest_run, list_runs, metrics_of
 from bootpig.flows.runs.trained import model_folder, published_model
 from bootpig.models.pretrained.downloads import cache_folder
 from bootpig.models.pretrained.source import PIPELINE, local_path
@@ -14,6 +14,9 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.storage.root import Root
+
+_TRAINED = re.compile(r"train[/-]([0-9a-f]{16})[/-]")
+"""In the path of a model that a run of some store has trained: in that store, or in its copy on this machine."""
 
 
 def first_round(config: PipelineConfig, stages: Iterable[str]) -> PipelineConfig | None:
@@ -36,10 +39,25 @@ def without_views(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(update={"view": None, "augment": augment})
 
 
+def in_an_empty_store(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with null for `view.model: latest` if there is no version of the data set yet.
+
+    So the first night of a schedule makes a first round, and each later one learns from the night before.
+    """
+    if config.view is None or config.view.model != "latest":
+        return config
+    try:
+        latest_run(Root(config.root))
+    except InputError:
+        return config.model_copy(update={"view": config.view.model_copy(update={"model": None})})
+    return config
+
+
 def with_view_model(config: PipelineConfig) -> PipelineConfig:
     """The configuration with the folder of the model that draws the views, in place of a run, `latest` or null.
 
-    A folder or the id of an editing pipeline stays as it is. So does null while the first round is not made.
+    A folder or the id of an editing pipeline stays as it is. So does null while the first round is not made. A model
+    of this store that another machine has copied, as the record of its run says, is copied to this machine.
 
     Raises:
         InputError: a run has no trained model, or `latest` names none.
@@ -54,6 +72,10 @@ def with_view_model(config: PipelineConfig) -> PipelineConfig:
     if view.model is None:
         survey = Engine(without_views(config)).survey("train")
         folder = published_model(store, survey.fingerprint, scratch)
+    elif local is None and (trained := _TRAINED.search(view.model)):
+        folder = published_model(store, trained[1], scratch)
+        if folder is None:
+            raise InputError(f"view.model: {view.model!r} → that model is no longer in the store; name another")
     elif (local / PIPELINE).is_file() if local is not None else "/" in view.model:
         return config
     else:
@@ -68,7 +90,7 @@ def with_view_model(config: PipelineConfig) -> PipelineConfig:
 
 def with_round_before(metrics: Mapping[str, Any], root: Root, config: PipelineConfig) -> Mapping[str, Any]:
     """A run's metrics, beside those of the model that drew its views, if a run of this store has evaluated that one."""
-    found = re.search(r"train[/-]([0-9a-f]{16})[/-]", config.view.model or "") if config.view is not None else None
+    found = _TRAINED.search(config.view.model or "") if config.view is not None else None
     if found is None:
         return metrics
     for record in reversed(list_runs(root)):

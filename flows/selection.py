@@ -43,6 +43,18 @@ def span(graph: Graph, first: str | None = None, until: str | None = None) -> tu
     return graph.span(begin, end)
 
 
+def data_stages(graph: Graph, first: str | None = None) -> tuple[str, ...]:
+    """The stages that make the data set: those that train reads, and all above them. Only those that depend on `first`,
+    if that is given.
+
+    Raises:
+        InputError: there is no such stage.
+    """
+    below = graph.below(known_stage("from", first, graph)) if first else tuple(graph.stages)
+    above = graph.above(graph.upstream["train"])
+    return tuple(name for name in below if name in above)
+
+
 def known_stage(field: str, stage: str, graph: Graph) -> str:
     """Return `stage`. Raises InputError if the run has no stage of that name."""
     if stage not in graph.stages:

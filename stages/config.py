@@ -54,8 +54,8 @@ class PipelineConfig(StageConfig):
         ge=0,
         le=1,
         json_schema_extra=EXTENT,
-        description="Fraction of the captions or given pictures that must reach the encoded shards; else the run stops "
-        "before train.",
+        description="Fraction of the captions or given pictures that must be encoded, and selected where there is a "
+        "selection; else the run stops before train.",
     )
     train_on_partial: bool = Field(
         default=False,
@@ -165,7 +165,10 @@ class PipelineConfig(StageConfig):
             raise ValueError("select: reads scores, but there is no score section; add one, such as `score: {}`")
         problems = []
         for name, limit in self.select.limits().items():
-            lacking = self.score.lacks(name.split("_", 1)[1])
+            score = name.split("_", 1)[1]
+            if score == "view_identity" and self.view is None:
+                problems.append(f"select.{name}: {limit} → there are no views; add the stage view, or remove it")
+            lacking = self.score.lacks(score)
             if lacking is not None:
                 problems.append(f"select.{name}: {limit} → no stage makes it; set score.{lacking}, or remove it")
         embedding = self.select.similarity
@@ -233,9 +236,11 @@ class PipelineConfig(StageConfig):
 
     @property
     def endpoints(self) -> tuple[EndpointConfig, ...]:
-        """The endpoints that write the captions and draw the pictures, as far as they come from one."""
+        """The endpoints that write the captions, draw the pictures, rate and judge them, as far as there are any."""
         sections = (self.caption, self.pictures, self.synthesize)
-        return tuple(section.openai for section in sections if section is not None and section.openai is not None)
+        rubric = None if self.score is None else self.score.rubric
+        found = (*(section.openai for section in sections if section is not None), rubric, self.evaluate.judge)
+        return tuple(endpoint for endpoint in found if endpoint is not None)
 
     def unit_numbers(self) -> range:
         """The units of this run. The last one is full too, so `count` is rounded up to whole units."""

@@ -191,6 +191,33 @@ class Root:
         with self._replacing(path) as stream:
             stream.write(data)
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file that does not exist yet. Returns False if it does; it then stays as it is.
+
+        Of several processes that create a file at once, one succeeds: on S3, and where fsspec's file system has a
+        `create` of its own. Elsewhere, and on a local disk, it is a look and then a write.
+        """
+        if self.local is not None:
+            if self.exists(path):
+                return False
+            self.write(path, data)
+            return True
+
+        def put() -> bool:
+            try:
+                self.fs.pipe_file(self.join(path), data, mode="create")
+            except FileExistsError:
+                return False
+            except Exception as error:
+                if not refuses_checksums(error):  # a server that does not know the condition says the same
+                    raise
+                if self.exists(path):
+                    return False
+                self.fs.pipe_file(self.join(path), data)
+            return True
+
+        return self._call("write", path, put)
+
     def append(self, path: str, data: bytes) -> None:
         """Append to a file. Not atomic and not flushed to disk: for logs only."""
         if self.local is None:

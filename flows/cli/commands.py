@@ -241,12 +241,7 @@ def runs(asked: argparse.Namespace) -> int:
         print(f"latest: {record.id}")
         return 0
     if asked.action == "diff":
-        pairs = compare(root, read_run(root, asked.a), read_run(root, asked.b))
-        table = Table("", escape(asked.a), escape(asked.b))
-        for pair in pairs:
-            table.add_row(*(Text(one_line(cell)) for cell in pair))
-        _show([{"what": what, "a": a, "b": b} for what, a, b in pairs], table, asked.json)
-        return 0
+        return _diff(root, asked)
     records = list_runs(root)
     with contextlib.suppress(InputError):
         asked.latest = latest_run(root)
@@ -257,6 +252,21 @@ def runs(asked: argparse.Namespace) -> int:
         state = record.state if record.state != "running" or is_alive(root, record) else "killed"
         table.add_row(name, state, str(len(record.units)), minutes, Text(one_line(record.message)))
     _show([json.loads(record.model_dump_json()) for record in records], table, asked.json)
+    return 0
+
+
+def _diff(root: Root, asked: argparse.Namespace) -> int:
+    from bootpig.flows.runs.scores import compare_scores, scores_table
+
+    a, b = read_run(root, asked.a), read_run(root, asked.b)
+    pairs, scores = compare(root, a, b), compare_scores(root, a, b)
+    table = Table("", escape(asked.a), escape(asked.b))
+    for pair in pairs:
+        table.add_row(*(Text(one_line(cell)) for cell in pair))
+    facts = {"differences": [{"what": what, "a": a, "b": b} for what, a, b in pairs], "scores": scores}
+    _show(facts, table, asked.json)
+    if scores and not asked.json:
+        _show(scores, scores_table(scores, (asked.a, asked.b)), as_json=False)
     return 0
 
 

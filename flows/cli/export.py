@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bootpig.flows.cli import display
+from bootpig.flows.environment import check_scratch
 from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.rounds import with_view_model
 from bootpig.flows.runs.records import read_config, read_run
@@ -23,7 +24,9 @@ from bootpig.storage.root import Root
 def export_run(asked: argparse.Namespace) -> int:
     options = Options(asked.format, Splits.parse(asked.split), asked.shard_bytes)
     data = find_data_set(asked.run, asked.root, asked.config, asked.set)
-    target = open_target(data, asked.to, options)
+    target = open_target(data, asked.to, options, asked.private)
+    if "://" in asked.to:
+        check_scratch()
     was_done = target.done
     with display.shown_on(Console(stderr=True)) as screen:
         if not was_done and target.shards:
@@ -36,7 +39,7 @@ def export_run(asked: argparse.Namespace) -> int:
         count, size = sum(shard.samples for shard in target.shards), sum(shard.size for shard in target.shards)
         state = "was complete" if was_done else "exported"
         screen.line(f"{state}: {count} samples in {len(target.shards)} shards, {size / 1e6:.1f} MB")
-    print(target.root.url if target.root.local is None else target.root.local)
+    print(target.address)
     return 0
 
 

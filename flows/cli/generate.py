@@ -22,6 +22,7 @@ from bootpig.stages.picture_files.reader import on_white, read_picture, referenc
 from bootpig.stages.sampling import Drawn, Sampling, Seeds, draw_pictures, fix_of_not_finite
 from bootpig.stages.segment.stage import Segment, SegmentConfig
 from bootpig.storage.jsonio import parse_json
+from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
 
@@ -270,7 +271,9 @@ def evaluate(model: Path, config: PipelineConfig, outputs: Path, progress: Progr
     with tempfile.TemporaryDirectory(prefix=f".{outputs.name}-", dir=outputs.parent) as scratch:
         result = Path(scratch, "result")
         result.mkdir()
-        metrics = stage.measure(model, result, progress)
+        # a judge's answers, which may be paid for, are kept where a run keeps them
+        parts = None if config.evaluate.judge is None else Parts(Root(config.root), "evaluate", "")
+        metrics = stage.measure(model, result, progress, parts=parts)
         card = model_card({**model_info(model), "metrics": metrics})
         (result / "model_card.md").write_text(card, encoding="utf-8")
         result.replace(outputs)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bootpig import __version__
 from bootpig.flows import interrupt
-from bootpig.flows.cli import commands, draw, export, push, select, sweep
+from bootpig.flows.cli import commands, draw, export, push, select, study, sweep
 from bootpig.flows.cli.completion import SHELLS, PrintCompletion
 from bootpig.flows.cli.output import settle_output
 from bootpig.flows.environment import settle_home
@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     _json(runs)
     runs.set_defaults(command=commands.runs, action=None)
     actions = runs.add_subparsers(metavar="ACTION", dest="action")
-    diff = actions.add_parser("diff", help="settings, row counts and metrics that differ")
+    diff = actions.add_parser("diff", help="settings, row counts and metrics that differ, and the scores of both")
     diff.add_argument("a", metavar="A", help="a run id or latest")
     diff.add_argument("b", metavar="B", help="a run id or latest")
     _json(diff, default=argparse.SUPPRESS)
@@ -182,6 +182,11 @@ def parser() -> argparse.ArgumentParser:
     upload.add_argument("--private", action="store_true", help="only you may see it")
     _root(upload)
     upload.set_defaults(command=push.push)
+
+    people = add("study", help="let people compare pictures of two methods or runs, and show what they say")
+    study.options(people)
+    _root(people)
+    _json(people)
     return top
 
 
@@ -266,7 +271,13 @@ def _generate(generate: argparse.ArgumentParser) -> None:
 
 def _export(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="a run id, latest, or a configuration (its data set as it is now)")
-    command.add_argument("--to", required=True, metavar="URL", help="an empty folder: a path or any fsspec URL")
+    command.add_argument(
+        "--to",
+        required=True,
+        metavar="URL",
+        help="an empty folder: a path or any fsspec URL; or hf://datasets/owner/name",
+    )
+    command.add_argument("--private", action="store_true", help="of a new repository: only you may see it")
     command.add_argument(
         "--format", default="parquet", metavar="FORMAT", help="parquet, webdataset or folder (parquet)"
     )

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +16,10 @@ from rich.text import Text
 from bootpig.flows.cli import display
 from bootpig.flows.server import prefect_server
 from bootpig.flows.sweep.file import load_sweep
-from bootpig.stages.evaluate.results import METRIC_NAMES
+from bootpig.stages.evaluate.measures.names import MEASURES
+from bootpig.stages.evaluate.results import heading
 from bootpig.stages.plain_text import one_line
+from bootpig.stages.sweep.summary import OURS
 from bootpig.storage.jsonio import parse_json
 
 
@@ -71,25 +73,10 @@ def sweep(asked: argparse.Namespace) -> int:
 
 
 def results_tables(facts: dict[str, Any]) -> list[Table]:
-    """The table of a sweep, from its `results.json`: one row per cell, and one per failed run."""
-    differs = any(_difference(cell, measure) for cell in facts["cells"] for measure in facts["report"])
-    table = Table(caption=Text(_caption(facts, differs)), caption_justify="left")
-    table.add_column("cell")
-    table.add_column("seeds", justify="right")
-    for measure in facts["report"]:
-        table.add_column(METRIC_NAMES[measure][0], justify="right", no_wrap=True)
-        if differs:
-            table.add_column("− baseline", justify="right", no_wrap=True)
-    for cell in facts["cells"]:
-        cells = []
-        for measure in facts["report"]:
-            cells.append(_shown(cell["methods"].get("bootpig", {}).get(measure)))
-            cells += [_shown(_difference(cell, measure), "+")] if differs else []
-        done = f"{cell['runs'] - len(cell['failed'])}/{cell['runs']}"
-        table.add_row(
-            Text(one_line(cell["cell"])), done, *cells, style="bold" if cell["baseline"] == cell["cell"] else ""
-        )
-    tables = [table]
+    """The tables of a sweep, from its `results.json`: scores, differences to the baseline, and failed runs."""
+    tables = [_table(facts, "BootPIG with the reference; [ ]: 95 %, bootstrap over seeds and subjects", _score, "")]
+    if any(_difference(cell, measure) for cell in facts["cells"] for measure in facts["report"]):
+        tables.append(_table(facts, "minus the baseline, for the same seed and subject", _difference, "+"))
     if any(cell["failed"] for cell in facts["cells"]):
         failed = Table("failed", "seed", "reason")
         for cell in facts["cells"]:
@@ -99,18 +86,31 @@ def results_tables(facts: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _caption(facts: dict[str, Any], differs: bool) -> str:
-    lines = ["BootPIG with the reference; [ ]: 95 %, bootstrap over seeds and subjects"]
-    if differs:
-        lines.append("− baseline: mean difference for the same seed and subject")
-    return "\n".join(lines)
+def _table(facts: dict[str, Any], caption: str, of: Callable[[dict[str, Any], str], Any], sign: str) -> Table:
+    table = Table(caption=Text(caption), caption_justify="left")
+    table.add_column("cell")
+    table.add_column("runs", justify="right", no_wrap=True)
+    for measure in facts["report"]:
+        table.add_column(heading(MEASURES[measure]), justify="right", no_wrap=True)
+    for cell in facts["cells"]:
+        is_baseline = cell["baseline"] == cell["cell"]
+        if sign and is_baseline:
+            continue
+        done = f"{cell['runs'] - len(cell['failed'])}/{cell['runs']}"
+        values = [_shown(of(cell, measure), sign) for measure in facts["report"]]
+        table.add_row(Text(one_line(cell["cell"])), done, *values, style="bold" if is_baseline else "")
+    return table
+
+
+def _score(cell: dict[str, Any], measure: str) -> Any:
+    return cell["methods"].get(OURS, {}).get(measure)
 
 
 def _difference(cell: dict[str, Any], measure: str) -> Any:
-    return cell["methods"].get("bootpig", {}).get(measure, {}).get("difference")
+    return (_score(cell, measure) or {}).get("difference")
 
 
-def _shown(value: dict[str, Any] | None, sign: str = "") -> str:
+def _shown(value: dict[str, Any] | None, sign: str) -> str:
     if value is None:
         return "–"
     return f"{value['mean']:{sign}.3f} [{value['ci95'][0]:{sign}.3f}, {value['ci95'][1]:{sign}.3f}]"

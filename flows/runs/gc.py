@@ -69,8 +69,10 @@ def garbage(root: Root, keep: int = KEEP) -> Garbage:
     used = {folder for record in stay for folder in folders(record)}
     configs = [_config_text(root, record) for record in stay]
     unused = {folder for record in go for folder in folders(record)} - used
-    # a setting such as `train.init_from` may point into the store
-    unused = {folder for folder in unused if not any(folder in text for text in configs)}
+    # a setting such as `train.init_from` or `view.model` may point into the store, or to a copy of what is in it
+    unused = {
+        folder for folder in unused if not any(folder in text or folder.replace("/", "-") in text for text in configs)
+    }
     gone = {folder for folder in unused if _is_there(root, folder)}
     left = {path: size for path, size in replaced(root, records).items() if path.rsplit("/", 1)[0] not in gone}
     return Garbage(go, sorted(gone), kept, left)

@@ -122,7 +122,7 @@ class RunRecord(BaseModel):
     scheduled: datetime | None = None
     """Scheduled start time. Determines the seed of a regeneration."""
     until: str | None = None
-    """The last stage of a regeneration, also when it is continued."""
+    """`encode` for a regeneration that only makes the data set, also when it is continued."""
     promoted: datetime | None = None
     """When it was last made the `latest` run."""
     flow_run: str | None = None

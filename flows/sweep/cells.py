@@ -15,6 +15,7 @@ from bootpig.flows.loading import config_with, read_settings
 from bootpig.flows.sweep.file import SweepBaseline, SweepFile
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.evaluate.measures.names import in_order
 from bootpig.storage.fingerprint import digest
 
 MOST_RUNS = 1000
@@ -90,9 +91,21 @@ def expand(sweep: SweepFile) -> list[CellRun]:
                     lines.setdefault(line, []).append(cell.name)
     if lines:
         raise InputError("\n".join(named_lines(lines, len(cells))))
-    if problems := _alike(runs):
+    problems = _alike(runs)
+    made = measured_by(runs)
+    problems += [
+        f"report: {name!r} → no cell measures it; put it into evaluate.metrics, or choose from {', '.join(made)}"
+        for name in sweep.report or ()
+        if name not in made
+    ]
+    if problems:
         raise InputError("\n".join(problems))
     return runs
+
+
+def measured_by(runs: Iterable[CellRun]) -> tuple[str, ...]:
+    """The measures that any of the runs makes."""
+    return in_order(name for run in runs for name in run.config.evaluate.metrics)
 
 
 def named_lines(lines: Mapping[str, Sequence[str]], count: int) -> list[str]:
@@ -167,7 +180,7 @@ def _cells(sweep: SweepFile) -> list[Cell]:
     """Raises InputError: there is no such baseline, or two cells have one name."""
     points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     varied = [field for field, values in sweep.grid.items() if len(values) > 1]
-    named = [(cell.name, cell.set) for cell in sweep.cells] or [(None, {})]
+    named: list[tuple[str | None, Mapping[str, Any]]] = [(cell.name, cell.set) for cell in sweep.cells] or [(None, {})]
 
     def name(first: str | None, point: Mapping[str, Any]) -> str:
         pieces = [] if first is None else [first]

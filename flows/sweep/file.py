@@ -10,7 +10,7 @@ from pydantic import Field, StrictInt, ValidationError, field_validator
 
 from bootpig.flows.loading import problem_lines, shipped_configs
 from bootpig.stages.engine.contract import InputError, StageConfig
-from bootpig.stages.evaluate.metrics import METRICS
+from bootpig.stages.evaluate.measures.names import MEASURES, unknown_measure
 from bootpig.stages.text_files import parse_yaml, read_text
 
 CellName = Annotated[str, Field(min_length=1, max_length=100, description="Any text, different for each cell.")]
@@ -69,15 +69,19 @@ class SweepFile(StageConfig):
     baseline: CellName | SweepBaseline | None = Field(
         default=None, description="The cell that the others are compared with, by subject and seed. null: none."
     )
-    report: tuple[str, ...] = Field(
-        default=METRICS, min_length=1, description="Measures in the table: columns of evaluate's scores."
+    report: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Measures in the table, of those in evaluate.metrics. null: all that any cell measures.",
     )
 
     @field_validator("report")
     @classmethod
-    def _measured(cls, report: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in report if name not in METRICS]:
-            raise ValueError(f"no cell makes the measure {unknown[0]!r}; choose from {', '.join(METRICS)}")
+    def _measured(cls, report: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if report is None:
+            return None
+        if unknown := [name for name in report if name not in MEASURES]:
+            raise ValueError(unknown_measure(unknown[0]))
         if len(set(report)) < len(report):
             raise ValueError("a measure is given twice; remove one")
         return report

@@ -78,7 +78,7 @@ def sweep(sweep: SweepFile = EXAMPLE, retry_failed: bool = False) -> State[Any]:
 def _run(ready: PreparedSweep, run: PreparedRun, record: SweepRunRecord) -> None:
     """Run one cell with one seed, and note the outcome. A failure ends no other run."""
     if run.complete is not None:
-        cached_cell.with_options(task_run_name=run.of.label)(run.complete.id, return_state=True)
+        cached_cell(run.of.label, run.complete.id, return_state=True)
         display.current.line(f"cached: run {run.complete.id}", "dim")
         return
     config, label = run.of.config, run.of.label
@@ -113,6 +113,6 @@ def _ordinary_run(label: str, config: PipelineConfig, engine: Engine | None, ret
         release()  # the models of its last stage would be in the way of the next cell
 
 
-@task(persist_result=False, cache_policy=NO_CACHE)
-def cached_cell(run: str) -> State[Any]:
+@task(task_run_name="{cell}", persist_result=False, cache_policy=NO_CACHE)
+def cached_cell(cell: str, run: str) -> State[Any]:
     return Completed(name="Cached", message=f"complete in the store: run {run}")

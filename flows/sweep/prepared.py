@@ -14,11 +14,12 @@ from bootpig.flows.runs.records import RunRecord, list_runs
 from bootpig.flows.sweep.cells import CellRun, expand, named_lines, sweep_digest
 from bootpig.flows.sweep.file import SweepFile
 from bootpig.flows.sweep.records import SweepRecord, SweepRunRecord
-from bootpig.stages.engine.contract import InputError
+from bootpig.stages.engine.contract import InputError, StageConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import pinned, preflight
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.view.stage import NO_FIRST_ROUND
+from bootpig.storage.fingerprint import digest
 from bootpig.storage.root import Root
 
 _CURRENT: ContextVar[PreparedSweep | None] = ContextVar("prepared_sweep", default=None)
@@ -63,9 +64,10 @@ def prepare_sweep(sweep: SweepFile, retry_failed: bool = False) -> PreparedSweep
     prepared = []
     lines: dict[str, list[str]] = {}
     """Problem → the cells that have it."""
+    checked: set[str] = set()
     for run in runs:
         try:
-            ready = _prepare(run, records, retry_failed)
+            ready = _prepare(run, records, retry_failed, checked)
         except (ValueError, OSError) as error:
             for line in str(error).splitlines():
                 lines.setdefault(line, []).append(run.cell.name)
@@ -104,22 +106,37 @@ def _done_runs(root: Root) -> dict[str, RunRecord]:
     return {record.stages["evaluate"].fingerprint: record for record in done}
 
 
-def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool) -> PreparedRun:
+def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool, checked: set[str]) -> PreparedRun:
+    """`checked`: the stages that passed the preflight of an earlier run, see `_checks`."""
     engine = Engine(with_view_model(run.config))
     surveys = engine.survey_all()
     is_complete = surveys["evaluate"].result is not None
     record = records.get(surveys["evaluate"].fingerprint) if is_complete else None
     if record is not None and not (retry_failed and _has_failed_rows(surveys.values())):
         return PreparedRun(run, engine, record)
-    stages = tuple(engine.graph.stages)
-    waits = first_round(run.config, stages) is not None
-    problems = preflight(engine, stages) + runner_problems(run.config)
+    checks = _checks(engine, surveys)
+    new = [name for name, check in checks.items() if check not in checked]
+    waits = first_round(run.config, surveys) is not None
+    problems = preflight(engine, new) + runner_problems(run.config) if new else []
     if problems := [line for line in problems if not (waits and line.startswith(NO_FIRST_ROUND))]:
         raise InputError("\n".join(problems))
+    checked |= set(checks.values())
     if waits:
         return PreparedRun(run, None, None)
-    exact = pinned(engine, stages)
+    exact = pinned(engine, surveys)
     return PreparedRun(run, engine if exact == engine.config else Engine(exact), None)
+
+
+def _checks(engine: Engine, surveys: Mapping[str, StageSurvey]) -> dict[str, str]:
+    """The stages with something to make, each with all settings that its preflight reads."""
+    config = engine.config
+    others = (config.synthesize, config.augment, config.encode, config.runner, config.evaluate.subjects)
+    shared = [part.model_dump(mode="json") if isinstance(part, StageConfig) else part for part in others]
+    return {
+        name: digest([name, config.section(name).model_dump(mode="json"), shared])
+        for name, survey in surveys.items()
+        if any(state != "complete" for state in survey.units.values())
+    }
 
 
 def _has_failed_rows(surveys: Iterable[StageSurvey]) -> bool:

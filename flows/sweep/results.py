@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pyarrow.parquet as pq
 import yaml
 
+from bootpig.flows.sweep.cells import measured_by
 from bootpig.flows.sweep.prepared import PreparedSweep
 from bootpig.stages.report.sweep import SHEET_CELLS, SweepPage, build_sweep, read_sweep_sheet
 from bootpig.stages.sweep.scores import RunScores, read_run_scores, scores_table
@@ -34,10 +35,11 @@ def write_results(ready: PreparedSweep) -> SweepPage:
     cells = {run.of.cell.name: run.of.cell for run in ready.runs}
     summaries = summarise([(cell.name, cell.settings, cell.baseline) for cell in cells.values()], runs)
     firsts = _firsts(runs)
+    measures = ready.sweep.report or measured_by(run.of for run in ready.runs)
     page = SweepPage(
         name=ready.sweep.name,
         note=_note(ready),
-        measures=ready.sweep.report,
+        measures=measures,
         cells=summaries,
         shown=[run.cell for run in firsts],
         sheet=read_sweep_sheet(ready.root, firsts),
@@ -50,7 +52,7 @@ def write_results(ready: PreparedSweep) -> SweepPage:
     facts = {
         "name": ready.sweep.name,
         "folder": ready.root.address(folder),
-        "report": list(ready.sweep.report),
+        "report": list(measures),
         "cells": [summary.facts() for summary in summaries],
         "runs": [record.model_dump() for record in ready.record.runs],
     }
@@ -70,8 +72,6 @@ def _firsts(runs: Sequence[RunScores]) -> list[RunScores]:
 
 
 def _note(ready: PreparedSweep) -> str:
-    repeats = len({run.of.seed for run in ready.runs})
-    seeds = ", ".join(ready.sweep.seeds) or "one run per cell"
-    return (
-        f"{len(ready.runs) // repeats} cells, {repeats} seeds ({seeds}); mean and 95 % interval over seeds and subjects"
-    )
+    cells, seeds = ({run.of.cell.name for run in ready.runs}, {run.of.seed for run in ready.runs})
+    fields = f", {len(seeds)} values of {' and '.join(ready.sweep.seeds)}" if ready.sweep.seeds else ""
+    return f"{len(cells)} cells{fields}; mean and 95 % interval over seeds and subjects"

@@ -162,7 +162,10 @@ def _text(
         yield f"DreamBooth protocol, {metrics['subjects']} subjects, {metrics['images']} pictures per method."
         yield ""
         rows = metrics["methods"].items()
-        measured = {name: title for name, title in METRICS.items() if any(name in values for _, values in rows)}
+        others = {name for _, values in rows for name in values}
+        measured = {
+            name: title for name, title in METRICS.items() if name in ("clip_t", "clip_i", "dino") or name in others
+        }
         yield from _table(
             ("method", *measured.values()),
             ((name, *(_mean(values, metric) for metric in measured)) for name, values in rows),

@@ -26,9 +26,9 @@ from bootpig.models.pretrained.weight_files import (
 _LOCK = threading.Lock()
 """Libraries are imported and classes built by one thread at a time: both change global state for a moment."""
 
-JudgeKind = Literal["clip", "dino", "patches", "siglip", "detector"]
+JudgeKind = Literal["clip", "dino", "patches", "siglip", "detector", "safety"]
 """Loaded by `embedders.ClipEmbedder`, `DinoEmbedder` (for its class token, or also for its patches), `SiglipEmbedder`,
-and `segmenters.ZeroShotDetector`."""
+`segmenters.ZeroShotDetector`, and `safety.SafetyChecker`."""
 
 _OF: dict[JudgeKind, str] = {
     "clip": "a complete CLIPModel",
@@ -36,6 +36,7 @@ _OF: dict[JudgeKind, str] = {
     "patches": "a complete ViT with a class token and a feature for each patch",
     "siglip": "a complete SiglipModel or Siglip2Model",
     "detector": "a complete OWL-ViT, OWLv2 or Grounding DINO model",
+    "safety": "a complete StableDiffusionSafetyChecker",
 }
 
 _Stats = tuple[tuple[str, int, int, int], ...]
@@ -292,6 +293,8 @@ def _open_judge(folder: Path, kind: JudgeKind, pickles: bool) -> str | None:
     processors = {"detector": ["AutoProcessor"], "clip": joint, "siglip": joint}
     _check_small_files(folder)
     read_json(folder / "config.json")
+    if kind == "safety":
+        return _open_safety_checker(folder, pickles)
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     with torch.device("meta"):
         model = getattr(transformers, auto).from_config(config, trust_remote_code=False)
@@ -313,6 +316,16 @@ def _open_judge(folder: Path, kind: JudgeKind, pickles: bool) -> str | None:
     unused = {"clip": r"^logit_scale$", "siglip": r"^logit_(scale|bias)$", "detector": None}
     spare = unused.get(kind, r"^pooler\.")
     return _open_weights(folder, "transformers", type(model), config, spare=spare, pickles=pickles)
+
+
+def _open_safety_checker(folder: Path, pickles: bool) -> str | None:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as Checker
+    from transformers import CLIPConfig
+
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in ("clip", None):
+        return f"{str(folder)!r} is a {kind!r} model; {_OF['safety']} is needed"
+    return _open_weights(folder, "transformers", Checker, CLIPConfig.from_pretrained(str(folder)), pickles=pickles)
 
 
 def _sam_problem(path: Path, sam_type: str) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from bootpig.stages.engine.pieces import StoredPieces, clear_pieces, open_pieces
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import fetch_folder, publish_folder, read_manifest
+from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 
 CHECKPOINTS_KEPT = 2
@@ -53,6 +54,11 @@ class StoredCheckpoints:
 
     def kept(self, name: str) -> StoredPieces:
         return StoredPieces(self.root, f"{self.path.partition('/')[0]}/kept-{name}")
+
+    @property
+    def parts(self) -> Parts:
+        stage, _, fingerprint = self.path.partition("/")
+        return Parts(self.root, stage, fingerprint)
 
     def clear(self) -> None:
         """Remove all checkpoints and pieces."""

@@ -121,7 +121,7 @@ class Sample:
     files: dict[str, bytes] = field(default_factory=dict)
     """The other members of the payload by extension: `{"png": …}` is `<id>.png`."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """The stage's own columns in the sample's row. Missing columns are null."""
+    """The stage's own columns in the sample's row. Missing columns are null. Before it is processed: see `reads`."""
     status: Status = "ok"
     reason: str = ""
     message: str = ""
@@ -255,6 +255,8 @@ class MapStage(Stage):
 
     columns: ClassVar[pa.Schema] = pa.schema([])
     """The stage's own columns, which follow id, unit, status and reason."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The columns of the first upstream's rows that `process` finds in `Sample.columns`, where that stage has them."""
     optional_columns: ClassVar[pa.Schema] = pa.schema([])
     """Further columns, which a unit has only if one of its rows has a value."""
     reasons: ClassVar[Mapping[str, str]] = {}
@@ -347,6 +349,10 @@ class Checkpoints(Protocol):
 
     def kept(self, name: str) -> Pieces:
         """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
+
+    @property
+    def parts(self) -> Parts:
+        """The stage's folder, for what outlives the result, such as paid answers of an endpoint."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:

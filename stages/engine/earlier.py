@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from bootpig.storage.errors import CorruptPart
+from bootpig.storage.fingerprint import bytes_digest
 from bootpig.storage.folders import Published, fetch_folder, read_manifest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
@@ -18,15 +20,19 @@ Identity = Mapping[str, Any]
 class EarlierResult(Protocol):
     """A finished result of the same stage with other settings."""
 
-    files: Mapping[str, str]
-    """Name → sha256."""
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Name → sha256."""
 
     def fetch(self, names: Iterable[str]) -> Path:
         """A local folder with these files, which must not be changed. Raises CorruptPart."""
 
+    def read(self, name: str) -> bytes | None:
+        """Read a file and verify its checksum. None if it is missing or damaged."""
+
 
 Earlier = Callable[[Callable[[Identity], Any]], Iterable[EarlierResult]]
-"""`earlier(part)`: the finished results whose fingerprint's input has the same `part` as that of the new result."""
+"""`earlier(part)`: the finished results whose identity has the same `part` as that of the new result."""
 
 
 def no_earlier(part: Callable[[Identity], Any]) -> Iterable[EarlierResult]:
@@ -45,7 +51,18 @@ class StoredResult:
 
     def fetch(self, names: Iterable[str]) -> Path:
         files = {name: self._published.files[name] for name in names}
-        return fetch_folder(self._root, Published(self._published.path, files), self._scratch)
+        # a folder for each call: a copy replaces what was copied to its folder before
+        into = Path(tempfile.mkdtemp(dir=self._scratch))
+        return fetch_folder(self._root, Published(self._published.path, files), into)
+
+    def read(self, name: str) -> bytes | None:
+        if name not in self.files:
+            return None
+        try:
+            data = self._root.read(f"{self._published.path}/{name}")
+        except FileNotFoundError:
+            return None
+        return data if bytes_digest(data) == self.files[name] else None
 
 
 def earlier_results(root: Root, path: str, scratch: Path, part: Callable[[Identity], Any]) -> Iterator[StoredResult]:

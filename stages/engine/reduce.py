@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bootpig.stages.engine.checkpoints import StoredCheckpoints
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage, UnitRef
-from bootpig.stages.engine.earlier import earlier_results, no_earlier
+from bootpig.stages.engine.earlier import Earlier, earlier_results, no_earlier
 from bootpig.stages.engine.live import copied
 from bootpig.stages.engine.pieces import clear_pieces
 from bootpig.stages.engine.survey import StageSurvey
@@ -55,7 +55,8 @@ def publish_result(
         checkpoints = StoredCheckpoints(root, survey.path, scratch)
         log = stage.log if is_first_process() else ""
         with copied(root, survey.path, workdir / log) if log else nullcontext():
-            earlier = no_earlier if restart else partial(earlier_results, root, survey.path, scratch)
+            found: Earlier = partial(earlier_results, root, survey.path, scratch)
+            earlier = no_earlier if restart else found
             inputs = replace(_inputs(root, above, scratch), run=run, earlier=earlier)
             stage.run(inputs, workdir, checkpoints, progress)
             if not is_first_process():

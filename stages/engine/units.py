@@ -153,19 +153,23 @@ class UnitWork:
         """The samples of a source, or the `ok` samples of the first upstream along with those of the others."""
         if not above:
             return self.stage.draw(self.unit, self.config.indices(self.unit), context)
-        first, *others = (self._unpacked(name, marker) for name, marker in above.items())
-        if not others:
-            return first
-        by_id = {name: {s.id: s for s in samples} for name, samples in zip(self.upstream[1:], others, strict=True)}
+        first, *beside = self.upstream
+        samples = self._unpacked(first, above[first], self.stage.reads)
+        if not beside:
+            return samples
+        by_id = {name: {s.id: s for s in self._unpacked(name, above[name])} for name in beside}
         return [
             replace(sample, beside={name: made[sample.id] for name, made in by_id.items() if sample.id in made})
-            for sample in first
+            for sample in samples
         ]
 
-    def _unpacked(self, stage: str, marker: Marker) -> list[Sample]:
+    def _unpacked(self, stage: str, marker: Marker, columns: Sequence[str] = ()) -> list[Sample]:
+        """The `ok` samples of a unit, with those of `columns` that its rows have."""
         parts = self._parts(stage)
+        own = marker.columns() if columns else []
         try:
-            return unpack(marker.read(UNPACKED), parts.payload(self.unit, marker))
+            rows = marker.read((*UNPACKED, *(name for name in columns if name in own)))
+            return unpack(rows, parts.payload(self.unit, marker))
         except CorruptPart as error:
             parts.discard_payload(self.unit)
             raise UnitFailed(f"{stage} unit {self.unit}: {error}; run again to rebuild it") from None

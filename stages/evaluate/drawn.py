@@ -6,19 +6,15 @@ Each result says in `drawn.json`, for each method, the digest of all that its pi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from bootpig.stages.engine.earlier import Earlier, EarlierResult
 from bootpig.stages.evaluate.gallery import DrawnPictures, Picture
-from bootpig.storage.errors import CorruptPart
 from bootpig.storage.jsonio import parse_json
 
 FILE = "drawn.json"
-
-Reader = Callable[[str], bytes | None]
-"""Reads a file of a result, given its name. None if it is missing or damaged."""
 
 
 def find_earlier(keys: Mapping[str, str], earlier: Earlier) -> dict[str, Picture]:
@@ -31,10 +27,9 @@ def find_earlier(keys: Mapping[str, str], earlier: Earlier) -> dict[str, Picture
     found: dict[str, Picture] = {}
     wanted = {key: method for method, key in keys.items()}
     for result in earlier(lambda identity: None):
-        read = partial(_read, result)
-        for name, facts in _listed(read).items():
+        for name, facts in _listed(result).items():
             if (method := wanted.get(facts["key"])) is not None:
-                found.setdefault(method, partial(_picture, read, name, frozenset(facts["not_finite"])))
+                found.setdefault(method, partial(_picture, result, name, frozenset(facts["not_finite"])))
     return found
 
 
@@ -50,8 +45,8 @@ def describe(keys: Mapping[str, str], drawn: Mapping[str, DrawnPictures]) -> str
     return f"{json.dumps(facts, indent=2)}\n"
 
 
-def _listed(read: Reader) -> dict[str, dict[str, Any]]:
-    data = read(FILE)
+def _listed(result: EarlierResult) -> dict[str, dict[str, Any]]:
+    data = result.read(FILE)
     try:
         listed = parse_json(data) if data is not None else {}
         return {
@@ -62,14 +57,5 @@ def _listed(read: Reader) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _picture(read: Reader, method: str, not_finite: frozenset[str], file: str) -> bytes | None:
-    return b"" if file in not_finite else read(f"images/{method}/{file}")
-
-
-def _read(result: EarlierResult, name: str) -> bytes | None:
-    if name not in result.files:
-        return None
-    try:
-        return (result.fetch([name]) / name).read_bytes()
-    except (CorruptPart, FileNotFoundError):
-        return None
+def _picture(result: EarlierResult, method: str, not_finite: frozenset[str], file: str) -> bytes | None:
+    return b"" if file in not_finite else result.read(f"images/{method}/{file}")

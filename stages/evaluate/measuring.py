@@ -91,7 +91,7 @@ class Measuring:
         return read
 
     def _find_masks(self) -> None:
-        stage = self.measured.segment()
+        stage = self.measured.segment(str(self.device))
         stage.setup()
         try:
             masks = Masks(stage, self.masks)

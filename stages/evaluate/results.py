@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bootpig.stages.evaluate.measures.names import DIRECTION, MeasureFacts, measured, unscored
+from bootpig.stages.plain_text import one_line
 
 METHOD_NAMES = {
     "text_only": ("text only", "the base model, with the caption only"),
@@ -23,6 +24,11 @@ METHOD_NAMES = {
 
 COLUMNS = 4
 """Measures side by side in a table. More are shown in further tables below."""
+
+JUDGE_NAMES = {"concept": "subject", "following": "caption"}
+"""Question to a judge → what it is about."""
+
+AGREEMENT = {"alpha": "alpha", "spearman": "Spearman", "people_alpha": "alpha among people"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ def results_table(metrics: Mapping[str, Any]) -> Group:
     for name, facts in measured(metrics).items():
         if reasons := unscored_reasons(metrics, name):
             caption += f"\n{facts.title}: not measured in some pictures ({reasons})"
+    caption += "".join(f"\n{line}" for line in judge_lines(metrics))
     rows, tables = result_rows(metrics), []
     for places, group in measure_groups(metrics):
         table = Table()
@@ -114,6 +121,26 @@ def unscored_reasons(metrics: Mapping[str, Any], name: str) -> str:
         for reason, count in reasons.items():
             counts[reason] = counts.get(reason, 0) + count
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+
+
+def judge_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a vision model says of each method, one line each, and how well it agrees with people. Empty without one."""
+    judge = metrics.get("judge")
+    if judge is None:
+        return []
+    lines = [f"{one_line(judge['model'], 60)} judges from 0 to 4:"]
+    for method, scores in judge["methods"].items():
+        shown = [f"{name} {_score(scores[question])}" for question, name in JUDGE_NAMES.items()]
+        lines.append(f"  {METHOD_NAMES.get(method, (method, ''))[0]}: {', '.join(shown)}")
+    for question, facts in judge.get("agreement", {}).items():
+        values = [f"{name} {facts[key]:.2f}" for key, name in AGREEMENT.items() if facts[key] is not None]
+        values.append(f"{facts['pictures']} pictures")
+        lines.append(f"  with people, {JUDGE_NAMES[question]}: {', '.join(values)}")
+    return lines
+
+
+def _score(value: Mapping[str, Any] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.2f} ± {(value['ci95'][1] - value['ci95'][0]) / 2:.2f}"
 
 
 def _column(metrics: Mapping[str, Any], name: str) -> dict[str, Cell]:

@@ -21,8 +21,11 @@ from bootpig.models.pipelines.base_check import base_problems
 from bootpig.models.pretrained import sizes
 from bootpig.models.pretrained.inspection import pipeline_problems, trained_problems
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
-from bootpig.models.pretrained.sources import resolve, resolve_all
+from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
+from bootpig.stages.caption.llm.estimates import expected_spending
+from bootpig.stages.caption.llm.spending import TOKENS_PER_PICTURE
 from bootpig.stages.engine.contract import (
+    ADDED,
     MODEL,
     SPEED,
     Checkpoints,
@@ -42,16 +45,22 @@ from bootpig.stages.evaluate.config import ComparedConfig
 from bootpig.stages.evaluate.measures.config import Measured
 from bootpig.stages.evaluate.protocol import Protocol
 from bootpig.stages.evaluate.rivals.models import Rival, rivals_of
+from bootpig.stages.evaluate.vision_judge_config import QUESTIONS, JudgeConfig
 from bootpig.stages.pictures import PNG_BYTES
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
+from bootpig.storage.parts import Parts
 
 if TYPE_CHECKING:
     import torch
 
     from bootpig.stages.evaluate.drawing import Drawing
+    from bootpig.stages.evaluate.subjects import Subject
 
 _LOG = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 200.0
+"""Of a question to a judge without its pictures, about."""
 
 
 class EvaluateConfig(ComparedConfig):
@@ -70,6 +79,11 @@ class EvaluateConfig(ComparedConfig):
         json_schema_extra=SPEED,
         description="Processes on this machine that share the pictures, each on a device of its own. auto: one for "
         "each GPU that `device` allows; one on a CPU.",
+    )
+    judge: JudgeConfig | None = Field(
+        default=None,
+        json_schema_extra=ADDED,
+        description="A vision model behind an OpenAI-compatible endpoint that scores each picture. null: none.",
     )
 
 
@@ -109,6 +123,8 @@ class Evaluate(ReduceStage):
         lookups = measured.lookups(self.protocol.lookups())
         if (model := c.model) is not None:
             lookups["model"] = lambda: resolve("evaluate.model", model, c.revision, PIPELINE, BASE)
+        if c.judge is not None and (ratings := c.judge.ratings) is not None:
+            lookups["ratings"] = lambda: resolve_file("evaluate.judge.ratings", ratings)
         found = {**resolve_all(self.name, lookups), **measured.segmenters()}
         if c.benchmark is not None:
             found |= {f"segment.{name}": source for name, source in measured.segment().models().items()}
@@ -141,6 +157,8 @@ class Evaluate(ReduceStage):
         Raises:
             InputError, ModelError: one of them cannot be loaded; one line per problem.
         """
+        if self.config.judge is not None:
+            self._check_judge(self.config.judge, self.protocol.subjects())
         base = self.base(model)
         problems = self.check_models()
         problems += [] if self.config.model is not None else pipeline_problems(base) or base_problems(base)
@@ -158,13 +176,25 @@ class Evaluate(ReduceStage):
         c, base = self.config, self.config.model or work.above.base
         unet = sizes.unet_tflop(base, pixels)
         drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
+        spent, said = self._judge_spending(work.samples * pictures)
         return Estimate(
             work.above,
+            usd=spent,
             tflop=work.samples * pictures * (c.steps * 12 * unet + _rivals_tflop(c, pixels)),
             stored_bytes=work.samples * ((4 + len(c.rivals)) * pictures * PNG_BYTES * pixels),
             memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
-            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION),
+            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION, *said),
         )
+
+    def _judge_spending(self, pictures: float) -> tuple[float, tuple[str, ...]]:
+        """USD for judging `pictures` pictures per method, and what that is based on."""
+        if (judge := self.config.judge) is None:
+            return 0.0, ()
+        requests = round(4 * pictures * len(QUESTIONS))  # the four methods
+        # a question about the concept has two pictures
+        spent = expected_spending(judge, requests, 1.5 * TOKENS_PER_PICTURE + PROMPT_TOKENS, requests)
+        line = f"judge: {requests} requests, {spent['input_tokens']} prompt tokens of {judge.model!r}, no answer twice"
+        return spent["cost_usd"] or 0.0, (line,)
 
     def base(self, model: Path) -> ModelSource:
         """The base of a trained model: the one named in the config, or else in the model's `bootpig.json`.
@@ -193,14 +223,22 @@ class Evaluate(ReduceStage):
 
     def check_ready(self) -> None:
         """Decode every picture, so that damaged ones are found before training, not after it."""
-        self.protocol.decodable_subjects()
+        subjects = self.protocol.decodable_subjects()
+        if self.config.judge is not None:
+            self._check_judge(self.config.judge, subjects)
+
+    def _check_judge(self, judge: JudgeConfig, subjects: Sequence[Subject]) -> None:
+        from bootpig.stages.evaluate.judged import check_judge
+
+        check_judge(judge, subjects, self.config.images_per_prompt)
 
     def setup(self) -> None:
         import torch  # noqa: F401 - the engine sets torch's number of threads only if torch is imported
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         assert data.result is not None
-        self.measure(data.result / "model", workdir, progress, checkpoints, data.earlier)
+        parts = None if checkpoints is None else checkpoints.parts
+        self.measure(data.result / "model", workdir, progress, checkpoints, data.earlier, parts)
 
     def measure(
         self,
@@ -209,6 +247,7 @@ class Evaluate(ReduceStage):
         progress: Progress,
         checkpoints: Checkpoints | None = None,
         earlier: Earlier = no_earlier,
+        parts: Parts | None = None,
     ) -> dict[str, Any]:
         """Evaluate a trained model and write the results to `workdir`. Memory use is independent of the number of
         pictures.
@@ -220,6 +259,7 @@ class Evaluate(ReduceStage):
             checkpoints: stores drawn pictures, so that they are not drawn again if the process is killed. None: not
                 stored.
             earlier: finds finished evaluations, whose pictures and values are taken over where they are the same.
+            parts: a folder of evaluate in the store in which the answers of `judge` are kept. None: there is no judge.
 
         Returns:
             The content of `metrics.json`. In other ranks than the first, nothing: they make their part of the pieces.
@@ -280,6 +320,21 @@ class Evaluate(ReduceStage):
             return {}
         drawn.describe(workdir, pictures)
         metrics = scores.metrics(self.config.seed)
+        if self.config.judge is not None:
+            from bootpig.stages.evaluate.judged import judge_pictures
+
+            assert parts is not None, "the answers of a judge need a store"
+            metrics["judge"] = judge_pictures(
+                self.config.judge,
+                rows,
+                {method: each.files for method, each in pictures.items()},
+                lost,
+                references,
+                parts,
+                workdir,
+                self.config.seed,
+                lambda done, wanted, text: progress(total, total, text or f"judge {done}/{wanted}"),
+            )
         write_results(workdir, scores, references, metrics)
         write_facts(workdir / FACTS, scores, identities)
         return metrics

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from bootpig.models.pipelines.card import licence_header
 from bootpig.stages.export.facts import Facts
-from bootpig.stages.export.formats import shard_pattern
+from bootpig.stages.export.formats import shard_pattern, webdataset_features
 from bootpig.stages.export.records import DataSet
-from bootpig.stages.export.target import ShardFacts
+from bootpig.stages.export.target import FOLDER, ShardFacts
 from bootpig.stages.plain_text import markdown
 
 PAPER = "https://arxiv.org/abs/2401.13974"
@@ -20,7 +21,13 @@ _SIZES |= {100_000_000: "10M<n<100M", 1_000_000_000: "100M<n<1B"}
 
 
 def card(
-    data: DataSet, facts: Facts, shards: Sequence[ShardFacts], format: str, name: str, captions: Sequence[str]
+    data: DataSet,
+    facts: Facts,
+    shards: Sequence[ShardFacts],
+    format: str,
+    name: str,
+    captions: Sequence[str],
+    place: str,
 ) -> str:
     """The card as Markdown.
 
@@ -31,13 +38,14 @@ def card(
         format: one of `FORMATS`.
         name: the run, as in `export.json`.
         captions: of the sample pictures `samples/0.png`, ….
+        place: `owner/name` of its repository, or `FOLDER`.
     """
     samples = sum(shard.samples for shard in shards)
     head: dict[str, Any] = {
         "pretty_name": f"BootPIG data set {data.config.name}",
         "task_categories": ["text-to-image", "image-to-image"],
         "size_categories": [next((size for bound, size in _SIZES.items() if samples < bound), "n>1T")],
-        "tags": ["bootpig", "subject-driven-generation", *(["synthetic"] if _is_drawn(data) else [])],
+        "tags": ["bootpig", "subject-driven-generation", *(["synthetic"] if is_drawn(data) else [])],
         "configs": [
             {
                 "config_name": "default",
@@ -45,10 +53,11 @@ def card(
             }
         ],
     }
-    if facts.licence:
-        head["license"] = facts.licence
+    head |= licence_header(facts.licence)
+    if format == "webdataset":  # else `datasets` takes the first five samples for all
+        head["dataset_info"] = {"features": webdataset_features(data)}
     header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
-    return "\n".join(["---", header, "---", "", *_text(data, facts, shards, format, name, captions)]) + "\n"
+    return "\n".join(["---", header, "---", "", *_text(data, facts, shards, format, name, captions, place)]) + "\n"
 
 
 def split_names(shards: Iterable[ShardFacts]) -> list[str]:
@@ -57,13 +66,19 @@ def split_names(shards: Iterable[ShardFacts]) -> list[str]:
 
 
 def _text(
-    data: DataSet, facts: Facts, shards: Sequence[ShardFacts], format: str, name: str, captions: Sequence[str]
+    data: DataSet,
+    facts: Facts,
+    shards: Sequence[ShardFacts],
+    format: str,
+    name: str,
+    captions: Sequence[str],
+    place: str,
 ) -> Iterator[str]:
     yield f"# BootPIG data set {markdown(data.config.name)}"
     yield ""
     yield "Pictures of one subject each, with the subject's mask, a caption, and references: the subject cut out,"
     yield "changed at random and placed on white. Training data for subject-driven generation as in"
-    origin = "The pictures were drawn by a model." if _is_drawn(data) else "The pictures were given."
+    origin = "The pictures were drawn by a model." if is_drawn(data) else "The pictures were given."
     yield f"[BootPIG]({PAPER}). {origin}"
     yield ""
     yield from _table(
@@ -84,10 +99,11 @@ def _text(
     yield ""
     yield "## How to load it"
     yield ""
-    yield "`FOLDER` is this folder, or the id of the repository that it was uploaded to."
-    yield ""
+    if place == FOLDER:
+        yield "`FOLDER` is this folder, or the id of the repository that it was uploaded to."
+        yield ""
     yield "```python"
-    yield from _loading(shards, format)
+    yield from _loading(shards, format, place)
     yield "```"
     yield ""
     yield "## Columns"
@@ -141,12 +157,13 @@ def _text(
     yield "## Licence"
     yield ""
     known = f"`{facts.licence}`" if facts.licence else "not known here"
-    whose = "of the model that drew the pictures" if _is_drawn(data) else "of the pictures"
+    whose = "of the model that drew the pictures" if is_drawn(data) else "of the pictures"
     yield f"The licence {whose} is {known}. The licences of the other models are in"
     yield "the table above; whether they extend to what a model makes is for you to check."
 
 
-def _is_drawn(data: DataSet) -> bool:
+def is_drawn(data: DataSet) -> bool:
+    """Whether a model drew the pictures."""
     return "synthesize" in data.markers
 
 
@@ -155,22 +172,24 @@ def _counts(shards: Iterable[ShardFacts]) -> tuple[int, int, int]:
     return sum(shard.samples for shard in found), len(found), sum(shard.size for shard in found)
 
 
-def _loading(shards: Sequence[ShardFacts], format: str) -> Iterator[str]:
+def _loading(shards: Sequence[ShardFacts], format: str, place: str) -> Iterator[str]:
+    split = split_names(shards)[0]
+    names = sorted(shard.name for shard in shards if shard.split == split)
+    address = place if place == FOLDER else f"hf://datasets/{place}"
     yield "from datasets import load_dataset"
     yield ""
-    yield f'data = load_dataset("FOLDER", split="{split_names(shards)[0]}")'
-    first = min(shard.name for shard in shards if shard.split == split_names(shards)[0])
+    yield f'data = load_dataset("{place}", split="{split}")'
     if format == "parquet":
         yield ""
         yield "import pandas"
         yield ""
-        yield f'rows = pandas.read_parquet("FOLDER/{first}")'
-    if format == "webdataset":
-        last = sum(shard.split == split_names(shards)[0] for shard in shards) - 1
+        yield f'rows = pandas.read_parquet("{address}/{names[0]}")'
+    if format == "webdataset" and place == FOLDER:
         yield ""
         yield "import webdataset"
         yield ""
-        yield f'data = webdataset.WebDataset("FOLDER/{first[:-9]}{{00000..{last:05d}}}.tar", shardshuffle=False)'
+        yield f'urls = "{place}/{names[0][:-9]}{{00000..{len(names) - 1:05d}}}.tar"'
+        yield 'data = webdataset.WebDataset(urls, shardshuffle=False).decode("pil")'
 
 
 def _columns(data: DataSet, format: str) -> Iterator[tuple[str, str]]:
@@ -182,8 +201,18 @@ def _columns(data: DataSet, format: str) -> Iterator[tuple[str, str]]:
     yield pictures[0], "the picture, RGB"
     yield pictures[1], "the subject's mask, greyscale, of the picture's size; 255 is the subject"
     yield pictures[2], "the subject on white, RGB"
+    if data.has_views:
+        views, masks = {
+            "parquet": ("views", "view_masks"),
+            "folder": ("views", "view_masks"),
+            "webdataset": ("view.0.png`, `view.1.png`, `…", "view.0.mask.png`, `…"),
+        }[format]
+        yield views, "the subject again in other scenes, RGB; a sample may have none"
+        yield masks, "the masks of the views, in the same order"
+        yield "view_scenes", "the scene of each view"
+        yield "view_identity", "how similar the subject of each view is to that of the picture: the cosine by DINO"
     yield "id", "the sample's id"
-    yield "caption", "what the picture was drawn from" if _is_drawn(data) else "what the picture shows"
+    yield "caption", "what the picture was drawn from" if is_drawn(data) else "what the picture shows"
     yield "object", "the part of the caption that names the subject"
     yield "seed", "the run's seed; all random draws for a sample are made from it and the sample's id"
     for column in data.columns:

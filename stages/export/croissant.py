@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bootpig.stages.export.card import PAPER, split_names
+from bootpig.stages.export.card import PAPER, is_drawn, split_names
 from bootpig.stages.export.facts import Facts
 from bootpig.stages.export.formats import parquet_schema, shard_pattern
 from bootpig.stages.export.records import DataSet
@@ -54,7 +54,7 @@ _CONTEXT: Mapping[str, Any] = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-_ENCODINGS = {"parquet": "application/x-parquet", "webdataset": "application/x-tar", "folder": "application/jsonlines"}
+_ENCODINGS = {"parquet": "application/x-parquet", "webdataset": "application/x-tar", "folder": "application/x-parquet"}
 
 
 def croissant_json(data: DataSet, facts: Facts, shards: Sequence[ShardFacts], format: str, name: str) -> str:
@@ -77,11 +77,11 @@ def croissant_json(data: DataSet, facts: Facts, shards: Sequence[ShardFacts], fo
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": re.sub(r"[^A-Za-z0-9_-]+", "-", f"bootpig-{data.config.name}"),
-        "description": "Pictures of one subject each with mask, caption and references, made by models for training "
-        f"subject-driven generation. Run {name} of the BootPIG pipeline.",
+        "description": "Pictures of one subject each with mask, caption and references, for training subject-driven "
+        f"generation. Run {name} of the BootPIG pipeline.",
         "url": PAPER,
         "citeAs": PAPER,
-        "keywords": ["bootpig", "subject-driven generation", "synthetic"],
+        "keywords": ["bootpig", "subject-driven generation", *(["synthetic"] if is_drawn(data) else [])],
         "rai:dataCollection": _made_by(data),
         "distribution": files,
     }

@@ -1,4 +1,4 @@
-"""The formats of an export: webdataset tar files, Parquet files, or folders of pictures with `metadata.jsonl`.
+"""The formats of an export: webdataset tar files, Parquet files, or folders of pictures with `metadata.parquet`.
 
 A shard is written to a local file, or for folders picture by picture, and published as a whole by `finish`.
 """
@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bootpig.stages.export.records import DataSet, Record
-from bootpig.storage.fingerprint import bytes_digest, canonical_json, file_digest
+from bootpig.storage.fingerprint import canonical_json, file_digest
 from bootpig.storage.root import Root
 from bootpig.storage.shards import end_blocks, member_blocks
 
@@ -28,8 +28,17 @@ ROW_GROUP_BYTES = 2**25
 _UPLOADS = 16
 """Pictures of a folder that are written at the same time."""
 
+METADATA_TABLE = "metadata.parquet"
+"""The file of a folder that lists its pictures."""
+
+FILES_PER_FOLDER = 10_000
+"""The hub takes no more."""
+
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """How `datasets` stores a picture."""
+
+VIEW_COLUMNS = (("view_scenes", pa.list_(pa.string())), ("view_identity", pa.list_(pa.float32())))
+"""What is known of a sample's views, in their order."""
 
 _DTYPES = {"float": "float32", "double": "float64", "bool": "bool", "halffloat": "float16"}
 """Names that `datasets` has for types of Arrow, where they differ."""
@@ -37,7 +46,7 @@ _DTYPES = {"float": "float32", "double": "float64", "bool": "bool", "halffloat":
 
 @dataclass(frozen=True)
 class Published:
-    """The file of a finished shard; for a folder, its `metadata.jsonl`."""
+    """The file of a finished shard; for a folder, its `metadata.parquet`."""
 
     name: str
     bytes: int
@@ -75,6 +84,15 @@ class Shard(ABC):
         """Bytes that a sample takes, about."""
         return record.size
 
+    def takes(self, record: Record, limit: int) -> bool:
+        """Whether the shard has room for a sample.
+
+        Args:
+            record: the sample.
+            limit: bytes that a shard may have.
+        """
+        return self.size + self.room(record) <= limit
+
     @abstractmethod
     def finish(self) -> Published:
         """Publish the shard.
@@ -97,7 +115,8 @@ class Shard(ABC):
 
 
 class WebDataset(Shard):
-    """`<id>.png`, `.mask.png`, `.reference.0.png`, …, `.json` in a tar file, with fixed order, time and owner."""
+    """`<id>.png`, `.mask.png`, `.reference.0.png`, …, `.view.0.png`, `.view.0.mask.png`, …, `.json` in a tar file, with
+    fixed order, time and owner."""
 
     extension = ".tar"
 
@@ -109,6 +128,8 @@ class WebDataset(Shard):
     def _blocks(record: Record) -> Iterator[bytes]:
         members = [("png", record.image), ("mask.png", record.mask)]
         members += [(f"reference.{k}.png", data) for k, data in enumerate(record.references)]
+        for k, view in enumerate(record.views):
+            members += [(f"view.{k}.png", view.image), (f"view.{k}.mask.png", view.mask)]
         members += [("json", canonical_json({"id": record.id, **plain(record.values)}))]
         for extension, data in members:
             yield from member_blocks(f"{record.id}.{extension}", data)
@@ -137,6 +158,7 @@ class Parquet(Shard):
 
     def __init__(self, target: Root, name: str, scratch: Path, data: DataSet) -> None:
         super().__init__(target, name, scratch, data)
+        self._has_views = data.has_views
         self.schema = parquet_schema(data)
         small = [field.name for field in self.schema if not (pa.types.is_nested(field.type))]
         self._writer = pq.ParquetWriter(
@@ -147,11 +169,14 @@ class Parquet(Shard):
 
     def add(self, record: Record) -> None:
         references = [{"bytes": data, "path": None} for data in record.references]
-        pictures = {
+        pictures: dict[str, Any] = {
             "image": {"bytes": record.image, "path": f"{record.id}.png"},
             "mask": {"bytes": record.mask, "path": f"{record.id}.mask.png"},
             "references": references,
         }
+        if self._has_views:
+            pictures["views"] = [{"bytes": view.image, "path": None} for view in record.views]
+            pictures["view_masks"] = [{"bytes": view.mask, "path": None} for view in record.views]
         self._rows.append({"id": record.id, **pictures, **record.values})
         self.samples += 1
         self.size += record.size
@@ -174,26 +199,42 @@ class Parquet(Shard):
 
 
 class Folder(Shard):
-    """Pictures in a folder with `metadata.jsonl`, as `datasets`' imagefolder reads it. The metadata is written last."""
+    """Pictures in a folder with `metadata.parquet`, as `datasets`' imagefolder reads it. The metadata is written last.
 
-    extension = "/metadata.jsonl"
+    In `metadata.jsonl`, a column that has no value in some split would have no type, which `datasets` refuses.
+    """
+
+    extension = f"/{METADATA_TABLE}"
 
     def __init__(self, target: Root, name: str, scratch: Path, data: DataSet) -> None:
         super().__init__(target, name, scratch, data)
-        self._lines: list[bytes] = []
+        self._has_views = data.has_views
+        self._schema = folder_schema(data)
+        self._rows: list[dict[str, Any]] = []
+        self._most = 0
+        """Files in the fullest of its folders."""
         self._pool = ThreadPoolExecutor(_UPLOADS)
         self._writes: list[Future[None]] = []
+
+    def takes(self, record: Record, limit: int) -> bool:
+        return super().takes(record, limit) and self._most + _fullest(record) <= FILES_PER_FOLDER
 
     def add(self, record: Record) -> None:
         names = [f"reference/{record.id}.{k}.png" for k in range(len(record.references))]
         files = {f"image/{record.id}.png": record.image, f"mask/{record.id}.png": record.mask}
         files |= dict(zip(names, record.references, strict=True))
         image, mask = list(files)[:2]
-        line = {"file_name": image, "mask_file_name": mask, "references_file_names": names, "id": record.id}
-        self._lines.append(json.dumps(line | plain(record.values), ensure_ascii=False, allow_nan=False).encode())
+        row = {"file_name": image, "mask_file_name": mask, "references_file_names": names, "id": record.id}
+        if self._has_views:
+            views = {f"view/{record.id}.{k}.png": view.image for k, view in enumerate(record.views)}
+            masks = {f"view_mask/{record.id}.{k}.png": view.mask for k, view in enumerate(record.views)}
+            files |= views | masks
+            row |= {"views_file_names": list(views), "view_masks_file_names": list(masks)}
+        self._rows.append(row | record.values)
         while len(self._writes) >= 4 * _UPLOADS:  # bounds what is held in memory
             self._writes.pop(0).result()
         self._writes += [self._pool.submit(self.target.write, f"{self.name}/{name}", d) for name, d in files.items()]
+        self._most += _fullest(record)
         self.samples += 1
         self.size += record.size
 
@@ -203,13 +244,16 @@ class Folder(Shard):
                 write.result()
         finally:
             self._pool.shutdown(cancel_futures=True)
-        data = b"\n".join(self._lines) + b"\n"
-        path = f"{self.name}{self.extension}"
-        self.target.write(path, data)
-        return Published(path, len(data), bytes_digest(data), self.size + len(data))
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), self.file, compression="zstd")
+        table = self._publish()
+        return replace(table, size=self.size + table.size)
 
     def drop(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+def _fullest(record: Record) -> int:
+    return max(1, len(record.references), len(record.views))
 
 
 FORMATS: Mapping[str, type[Shard]] = {"parquet": Parquet, "webdataset": WebDataset, "folder": Folder}
@@ -228,22 +272,58 @@ def _plain(value: Any) -> Any:
 
 def parquet_schema(data: DataSet) -> pa.Schema:
     """The columns of a Parquet file, with the features of `datasets` in the metadata `huggingface`."""
-    picture = {"_type": "Image"}
     fields: list[tuple[str, pa.DataType]] = [("id", pa.string()), ("image", IMAGE), ("mask", IMAGE)]
-    fields += [("references", pa.list_(IMAGE)), ("caption", pa.string()), ("object", pa.string())]
-    fields += [("seed", pa.int64()), *((column.name, column.type) for column in data.columns)]
+    fields += [("references", pa.list_(IMAGE))]
+    if data.has_views:
+        fields += [("views", pa.list_(IMAGE)), ("view_masks", pa.list_(IMAGE)), *VIEW_COLUMNS]
+    fields += [("caption", pa.string()), ("object", pa.string()), ("seed", pa.int64())]
+    fields += [*((column.name, column.type) for column in data.columns)]
     fields += [(model.name, pa.string()) for model in data.models]
     features = {name: _feature(type) for name, type in fields}
-    features |= {"image": picture, "mask": picture, "references": {"feature": picture, "_type": "Sequence"}}
     facts = json.dumps({"info": {"features": features}})
     return pa.schema(fields, metadata={"huggingface": facts})
 
 
+def folder_schema(data: DataSet) -> pa.Schema:
+    """The columns of a folder's `metadata.parquet`: those of a Parquet file, with paths in place of pictures."""
+    fields = []
+    for field in parquet_schema(data):
+        if field.type == IMAGE:
+            fields.append(("file_name" if field.name == "image" else f"{field.name}_file_name", pa.string()))
+        elif _holds_pictures(field.type):
+            fields.append((f"{field.name}_file_names", pa.list_(pa.string())))
+        else:
+            fields.append((field.name, field.type))
+    return pa.schema(fields)
+
+
 def _feature(type: pa.DataType) -> dict[str, Any]:
+    if type == IMAGE:
+        return {"_type": "Image"}
     if pa.types.is_list(type):
         return {"feature": _feature(type.value_type), "_type": "Sequence"}
     name = str(type)
     return {"dtype": _DTYPES.get(name, name), "_type": "Value"}
+
+
+def webdataset_features(data: DataSet) -> list[dict[str, Any]]:
+    """The members of a sample in a tar file as features of `datasets`, in the form of a card's header."""
+    pictures = ["png", "mask.png", *(f"reference.{k}.png" for k in range(data.references))]
+    pictures += [name for k in range(data.views) for name in (f"view.{k}.png", f"view.{k}.mask.png")]
+    fields = [_yaml_feature(field) for field in parquet_schema(data) if not _holds_pictures(field.type)]
+    features: list[dict[str, Any]] = [{"name": name, "dtype": "image"} for name in pictures]
+    features += [{"name": "json", "struct": fields}]
+    return features + [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
+
+
+def _holds_pictures(type: pa.DataType) -> bool:
+    return bool(type == IMAGE or (pa.types.is_list(type) and type.value_type == IMAGE))
+
+
+def _yaml_feature(field: pa.Field) -> dict[str, Any]:
+    if pa.types.is_list(field.type):
+        return {"name": field.name, "list": _feature(field.type.value_type)["dtype"]}
+    return {"name": field.name, "dtype": _feature(field.type)["dtype"]}
 
 
 def shard_maker(format: str, target: Root, scratch: Path, data: DataSet) -> Callable[[str, int], Shard]:

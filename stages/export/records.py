@@ -33,6 +33,8 @@ CUT_OUT = "segment"
 """The stage with `png` and `mask.json`."""
 REFERENCES = "augment"
 """The stage with `reference0.png`, …"""
+VIEWS = "view"
+"""The stage with `view0.png` and `view0.mask.json`, …, if there is one."""
 
 _MEND = "finish it with bootpig run, and export again"
 
@@ -77,6 +79,19 @@ class Model:
 
 
 @dataclass(frozen=True)
+class View:
+    """The subject of a sample in another scene."""
+
+    image: bytes
+    """A PNG in RGB."""
+    mask: bytes
+    """As that of the sample."""
+    scene: str
+    identity: float
+    """Cosine similarity of the subject with that of the target, both cut out."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One sample of the data set."""
 
@@ -87,13 +102,16 @@ class Record:
     """The subject's mask, a PNG in greyscale of the target's size: 255 is the subject."""
     references: tuple[bytes, ...]
     """PNGs in RGB."""
+    views: tuple[View, ...]
+    """Those that the view stage kept."""
     values: dict[str, Any]
-    """Everything else by name: caption, object, seed, the stages' columns, the models."""
+    """Everything else by name: caption, object, seed, scenes of views, the stages' columns, the models."""
 
     @property
     def size(self) -> int:
         """Bytes of its pictures."""
-        return len(self.image) + len(self.mask) + sum(map(len, self.references))
+        views = sum(len(view.image) + len(view.mask) for view in self.views)
+        return len(self.image) + len(self.mask) + sum(map(len, self.references)) + views
 
 
 class DataSet:
@@ -198,11 +216,28 @@ class DataSet:
         ids = [row["id"] for row in rows if row["status"] == "ok"]
         return ids if self.selected is None else [key for key in ids if key in self.selected]
 
+    @property
+    def has_views(self) -> bool:
+        """Whether there is a view stage. A sample may have no view nevertheless."""
+        return VIEWS in self.markers
+
+    @property
+    def views(self) -> int:
+        """The most views that a sample can have."""
+        return self.config.view.count if self.has_views and self.config.view is not None else 0
+
+    @property
+    def references(self) -> int:
+        """The references of each sample."""
+        return self.config.augment.references if self.config.augment.enabled else 1
+
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns that the stages' rows have beyond those of all rows."""
         found = []
         for stage, markers in self.markers.items():
+            if stage == VIEWS:  # its columns are also about views that were dropped
+                continue
             # a unit without samples lacks the optional columns
             unit = max(self.units, key=lambda unit: len(markers[unit].columns()))
             schema = pq.read_schema(pa.BufferReader(markers[unit].data))
@@ -215,7 +250,8 @@ class DataSet:
         models = []
         for endpoint in self.config.endpoints:
             stage = endpoint.section.partition(".")[0]
-            models.append(Model(stage, "model", endpoint.model, "", endpoint.model))
+            if stage in self.parts:  # the judge of an evaluation made none of the data
+                models.append(Model(stage, "model", endpoint.model, "", endpoint.model))
         for stage, parts in self.parts.items():
             if stage == LAST:  # latents are not exported
                 continue
@@ -240,7 +276,8 @@ class DataSet:
         """
         rows = self.rows(unit)
         models = {model.name: model.id for model in self.models}
-        cut_outs = read_shard(self.parts[CUT_OUT].payload(unit, self.markers[CUT_OUT][unit]))
+        source = VIEWS if self.has_views else CUT_OUT
+        cut_outs = read_shard(self.parts[source].payload(unit, self.markers[source][unit]))
         augmented = read_shard(self.parts[REFERENCES].payload(unit, self.markers[REFERENCES][unit]))
         for key in self.ids(unit)[begin:]:
             try:
@@ -248,8 +285,8 @@ class DataSet:
                 meta = parse_json(files["json"])
                 values = {"caption": str(meta["caption"]), "object": str(meta["object"]), "seed": self.config.seed}
                 image = cut_out["png"]
-                width, height = Image.open(io.BytesIO(image)).size
-                mask = encode_png(Image.fromarray(decode_mask(cut_out["mask.json"], height, width)).convert("L"))
+                mask = _mask(image, cut_out["mask.json"])
+                views = _views(cut_out, rows[VIEWS][key]) if self.has_views else ()
             except (KeyError, OSError, ValueError, StopIteration) as error:
                 raise CorruptPart(
                     f"unit {unit}: sample {key} is not readable ({type(error).__name__}: {error}); run bootpig verify"
@@ -258,7 +295,9 @@ class DataSet:
                 values[column.name] = rows[column.stage].get(key, {}).get(column.column)
             count = sum(name.startswith("reference") for name in files)
             references = tuple(files[f"reference{k}.png"] for k in range(count))
-            yield Record(key, image, mask, references, {**values, **models})
+            if self.has_views:
+                values |= {"view_scenes": [v.scene for v in views], "view_identity": [v.identity for v in views]}
+            yield Record(key, image, mask, references, views, {**values, **models})
 
 
 def _incomplete(run: str, stage: str, left: Sequence[int], units: int) -> str:
@@ -272,6 +311,22 @@ def _incomplete(run: str, stage: str, left: Sequence[int], units: int) -> str:
 def _seek(shard: Iterator[tuple[str, dict[str, bytes]]], key: str) -> dict[str, bytes]:
     """The members of a sample. Samples of all shards are in the same order."""
     return next(members for found, members in shard if found == key)
+
+
+def _mask(image: bytes, runs: bytes) -> bytes:
+    width, height = Image.open(io.BytesIO(image)).size
+    return encode_png(Image.fromarray(decode_mask(runs, height, width)).convert("L"))
+
+
+def _views(files: Mapping[str, bytes], row: Mapping[str, Any]) -> tuple[View, ...]:
+    """The views that were kept. The row describes all that were drawn."""
+    kept = [number for number, reason in enumerate(row["dropped"]) if not reason]
+    views = []
+    for place, number in enumerate(kept):
+        image = files[f"view{place}.png"]
+        mask = _mask(image, files[f"view{place}.mask.json"])
+        views.append(View(image, mask, row["scenes"][number], row["identity"][number]))
+    return tuple(views)
 
 
 def _ok_rows(marker: Marker) -> dict[str, dict[str, Any]]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +12,15 @@ from bootpig.stages.export.croissant import croissant_json
 from bootpig.stages.export.facts import gather
 from bootpig.stages.export.formats import FORMATS, Shard, shard_maker
 from bootpig.stages.export.records import DataSet
+from bootpig.stages.export.repository import FORM, LARGEST_FILE, RepositoryTarget
 from bootpig.stages.export.samples import sample_pictures
 from bootpig.stages.export.splits import Splits
-from bootpig.stages.export.target import SCRATCH, ShardFacts, Target
+from bootpig.stages.export.target import FolderTarget, ShardFacts, Target
 from bootpig.storage.errors import NO_SPACE, StoreFull
 from bootpig.storage.fingerprint import digest
+from bootpig.storage.hub import PROTOCOL
 
-LAYOUT = 1
+LAYOUT = 2
 """Must be increased when the same data set would give other files."""
 
 SHARD_BYTES = 500_000_000
@@ -49,8 +48,18 @@ class Options:
             raise InputError(f"--shard-bytes: {self.shard_bytes} → must be from {SMALLEST_SHARD} to {LARGEST_SHARD}")
 
 
-def open_target(data: DataSet, url: str, options: Options) -> Target:
-    """The folder for an export of `data`. Raises the same errors as `Target`."""
+def open_target(data: DataSet, url: str, options: Options, private: bool = False) -> Target:
+    """The place for an export of `data`. Changes nothing there.
+
+    Args:
+        data: the data set.
+        url: a folder, or `hf://datasets/owner/name`.
+        options: how to export.
+        private: of a repository: only its owner may read it.
+
+    Raises:
+        InputError, StoreError: the place cannot be written, or holds something else.
+    """
     facts = {
         "layout": LAYOUT,
         "format": options.format,
@@ -58,7 +67,14 @@ def open_target(data: DataSet, url: str, options: Options) -> Target:
         "shard_bytes": options.shard_bytes,
     }
     identity = digest({**facts, **data.identity})
-    return Target(url, identity, {"run": data.name, **facts})
+    about = {"run": data.name, **facts}
+    if not url.startswith(PROTOCOL):
+        if private:
+            raise InputError(f"--private: → is for a repository, not for {url!r}; leave it out, or give {FORM}")
+        return FolderTarget(url, identity, about)
+    if options.shard_bytes > LARGEST_FILE:
+        raise InputError(f"--shard-bytes: {options.shard_bytes} → the hub takes files of at most {LARGEST_FILE} bytes")
+    return RepositoryTarget(url, identity, about, private)
 
 
 def export(data: DataSet, target: Target, options: Options, progress: Progress) -> None:
@@ -72,17 +88,21 @@ def export(data: DataSet, target: Target, options: Options, progress: Progress) 
     """
     if target.done:
         return
-    with _scratch(target) as scratch:
+    with target.held() as scratch:
+        if target.done:
+            return
         _Writer(data, target, options, scratch).run(progress)
-    name = str(target.about["run"])
-    facts = gather(data)
-    pictures = sample_pictures(data)
-    texts = {
-        "README.md": card(data, facts, target.shards, options.format, name, [sample.caption for sample in pictures]),
-        "croissant.json": croissant_json(data, facts, target.shards, options.format, name),
-    }
-    files = {f"samples/{number}.png": sample.png for number, sample in enumerate(pictures)}
-    target.finish({**files, **{file: text.encode() for file, text in texts.items()}})
+        name = str(target.about["run"])
+        facts = gather(data)
+        pictures = sample_pictures(data)
+        captions = [sample.caption for sample in pictures]
+        texts = {
+            "README.md": card(data, facts, target.shards, options.format, name, captions, target.place),
+            "croissant.json": croissant_json(data, facts, target.shards, options.format, name),
+        }
+        files = {f"samples/{number}.png": sample.png for number, sample in enumerate(pictures)}
+        target.check()
+        target.finish({**files, **{file: text.encode() for file, text in texts.items()}})
 
 
 class _Writer:
@@ -92,6 +112,7 @@ class _Writer:
         self.data = data
         self.target = target
         self.options = options
+        self.scratch = scratch
         self.start = shard_maker(options.format, target.root, scratch, data)
         self.open: dict[str, Shard] = {}
         self.end: dict[str, int] = {}
@@ -105,8 +126,8 @@ class _Writer:
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise StoreFull(
-                    f"--to: {self.target.root.url!r}: no space left for unfinished shards; free some and run again, "
-                    "finished shards are kept"
+                    f"--to: {self.target.url!r}: no space left for unfinished shards in {str(self.scratch)!r}; free "
+                    "some and run again, finished shards are kept"
                 ) from None
             raise
         finally:
@@ -127,7 +148,7 @@ class _Writer:
                     if position + i < resumed[split]:
                         continue
                     shard = self.open.get(split)
-                    if shard is not None and shard.size + shard.room(record) > self.options.shard_bytes:
+                    if shard is not None and not shard.takes(record, self.options.shard_bytes):
                         self._finish(split, self.end[split])
                         shard = None
                     if shard is None:
@@ -141,23 +162,8 @@ class _Writer:
             self._finish(split, total)
 
     def _finish(self, split: str, end: int) -> None:
+        self.target.check()
         shard = self.open[split]
         facts = shard.finish()
         del self.open[split]
         self.target.add(ShardFacts(facts.name, split, shard.samples, end, facts.bytes, facts.sha256, facts.size))
-
-
-@contextmanager
-def _scratch(target: Target) -> Iterator[Path]:
-    """A folder for unfinished shards: in a local target, on the same disk; else a temporary one."""
-    if target.root.local is None:
-        with tempfile.TemporaryDirectory(prefix="bootpig-") as folder:
-            yield Path(folder)
-        return
-    target.clear_scratch()
-    scratch = target.root.local / SCRATCH
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Draws the sample pictures of an export's card: the target, the subject alone, and references, side by side."""
+"""Draws the sample pictures of an export's card: the target, the subject alone, views and references, side by side."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ SAMPLES = 4
 SIDE = 192
 """Of each picture, in pixels, at most."""
 REFERENCES = 3
+VIEWS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def sample_pictures(data: DataSet, count: int = SAMPLES) -> list[SamplePicture]:
 def _strip(record: Record) -> bytes:
     image = _open(record.image)
     cut_out = Image.composite(image, Image.new("RGB", image.size, "white"), Image.open(io.BytesIO(record.mask)))
-    pictures = [image, cut_out, *(_open(data) for data in record.references[:REFERENCES])]
+    views = [view.image for view in record.views[:VIEWS]]
+    pictures = [image, cut_out, *map(_open, [*views, *record.references[:REFERENCES]])]
     small = [p if max(p.size) <= SIDE else ImageOps.contain(p, (SIDE, SIDE)) for p in pictures]
     strip = Image.new("RGB", (sum(p.width + 4 for p in small) - 4, max(p.height for p in small)), "white")
     left = 0

@@ -35,7 +35,8 @@ class PicturesConfig(StageConfig):
     url: str = Field(
         min_length=1,
         json_schema_extra=MODEL,
-        description="A folder, or one .tar or .parquet file: a local path or any fsspec URL (s3://, hf://datasets/…). "
+        description="A folder, or one .tar or .parquet file or several by a pattern (data/train-*.parquet): a local "
+        "path or any fsspec URL (s3://, hf://datasets/…). "
         "A unit depends on the content of its own pictures, not on where they are.",
     )
     format: Literal["folder", "webdataset", "parquet"] = Field(
@@ -66,8 +67,8 @@ class PicturesConfig(StageConfig):
     )
     captions: Literal["given", "openai"] = Field(
         default="given",
-        description="given: beside the pictures, in .txt or .json files, in metadata.jsonl or in a column. openai: "
-        "written by a vision model behind an OpenAI-compatible endpoint.",
+        description="given: beside the pictures, in .txt or .json files, in metadata.jsonl or .parquet, in a column. "
+        "openai: written by a vision model behind an OpenAI-compatible endpoint.",
     )
     image_column: str = Field(
         default="image",

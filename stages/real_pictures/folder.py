@@ -1,4 +1,4 @@
-"""Pictures as files in folders, with captions in `.txt` or `.json` files beside them, or in `metadata.jsonl`."""
+"""Pictures as files in folders, with captions in `.txt` or `.json` files beside them, or in a list of the pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.picture_files.reader import is_picture_name
 from bootpig.stages.real_pictures.source import MAX_BYTES, Entry, Raw, Source, leads_outside
@@ -15,8 +18,8 @@ from bootpig.storage.fingerprint import bytes_digest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.outside import FoundFile
 
-METADATA = "metadata.jsonl"
-"""Lists the pictures of its folder, as `datasets`' imagefolder and our own export write it."""
+METADATA = ("metadata.jsonl", "metadata.parquet")
+"""List the pictures of their folder, as for `datasets`' imagefolder. Our own export writes the second."""
 
 AT_ONCE = 16
 """Files that are fetched together."""
@@ -25,24 +28,26 @@ AT_ONCE = 16
 @dataclass(frozen=True)
 class _Place:
     picture: str | None
-    """None: `metadata.jsonl` names a file that is not there."""
+    """None: `listed` names a file that is not there."""
     size: int
     txt: str | None = None
     json: str | None = None
     fields: dict[str, Any] | None = None
-    """The line of `metadata.jsonl`."""
+    """The line of `metadata.jsonl`, or the row of `metadata.parquet`."""
+    listed: str = ""
+    """That file."""
 
 
 class FolderSource(Source):
-    """All pictures below a folder in natural order of their paths. If there is any `metadata.jsonl`, only the pictures
-    that are listed in one, in the order of its lines."""
+    """All pictures below a folder in natural order of their paths. If there is any `metadata.jsonl` or `.parquet`, only
+    the pictures that are listed in one, in its order."""
 
     suffix = ""
 
     @cached_property
     def entries(self) -> list[Entry]:
         files = self.files()
-        listed = [name for name in files if PurePosixPath(name).name == METADATA]
+        listed = [name for name in files if PurePosixPath(name).name in METADATA]
         found = self._listed(files, listed) if listed else self._beside(files)
         if not found:
             raise InputError(self.nothing(files, "pictures"))
@@ -67,7 +72,7 @@ class FolderSource(Source):
                 txt, text = data.get(place.txt or ""), data.get(place.json or "")
                 words = self.text_of_fields(place.fields) if place.fields is not None else self.text_of_files(txt, text)
                 if place.picture is None:
-                    yield Raw(None, words, "missing", f"{METADATA} names it, but there is no such file")
+                    yield Raw(None, words, "missing", f"{place.listed} names it, but there is no such file")
                 elif place.size > MAX_BYTES:
                     yield Raw(None, words, "too_large", f"{place.size} bytes")
                 else:
@@ -89,14 +94,15 @@ class FolderSource(Source):
     def _listed(self, files: dict[str, FoundFile], listed: Sequence[str]) -> list[Entry]:
         entries: dict[str, Entry] = {}
         for metadata, data in zip(listed, self.root.read_many(list(listed)).values(), strict=True):
-            folder = metadata[: -len(METADATA)]
-            for number, line in enumerate(data.splitlines(), 1):
-                if not line.strip():
-                    continue
-                fields = self._line(line, f"{metadata}, line {number}")
+            folder = metadata[: metadata.rfind("/") + 1]
+            lines = self._rows(metadata, data) if metadata.endswith(".parquet") else _json_lines(data)
+            for number, line, fields in lines:
+                fields = self._checked(fields, f"{metadata}, line {number}")
                 name = folder + fields["file_name"]
                 found = files.get(name)
-                place = _Place(None if found is None else name, found.size if found else 0, fields=fields)
+                place = _Place(
+                    None if found is None else name, found.size if found else 0, fields=fields, listed=metadata
+                )
                 if name in entries:
                     raise InputError(
                         f"pictures.url: {metadata!r}, line {number} → names {name!r} again; remove the line"
@@ -104,17 +110,38 @@ class FolderSource(Source):
                 entries[name] = _entry(name, place, [found] if found else [], bytes_digest(line))
         return list(entries.values())
 
-    def _line(self, line: bytes, where: str) -> dict[str, Any]:
+    def _rows(self, metadata: str, data: bytes) -> Iterator[tuple[int, bytes, Any]]:
+        """Number, digested bytes and fields of each row of a table."""
+        wanted = ["file_name", self.config.caption_column, self.config.object_column]
         try:
-            fields = parse_json(line)
-        except ValueError:
-            fields = None
+            file = pq.ParquetFile(pa.BufferReader(data))
+            columns = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
+            rows = file.read(columns).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            why = " ".join(str(error).split())[:100]
+            raise InputError(
+                f"pictures.url: {metadata!r} → is not a readable Parquet file ({why}); replace it"
+            ) from None
+        for number, row in enumerate(rows, 1):
+            yield number, repr(row).encode(errors="replace"), row
+
+    def _checked(self, fields: Any, where: str) -> dict[str, Any]:
         if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
-            raise InputError(f"pictures.url: {where} → is no JSON object with file_name; correct it")
+            raise InputError(f"pictures.url: {where} → has no file_name; correct it")
         name = fields["file_name"]
         if leads_outside(name):
             raise InputError(f"pictures.url: {where} → file_name {name[:80]!r} leads outside of its folder; correct it")
         return fields if self.given else {"file_name": name}
+
+
+def _json_lines(data: bytes) -> Iterator[tuple[int, bytes, Any]]:
+    """Number, bytes and value of each line that is not blank; None for one that is no JSON."""
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, line, parse_json(line)
+            except ValueError:
+                yield number, line, None
 
 
 def _entry(name: str, place: _Place, found: Sequence[FoundFile], more: str = "") -> Entry:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
+from glob import has_magic
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -105,6 +107,11 @@ class Source(ABC):
         local = self.root.local
         if self._only:
             found = self.root.file(self._only)
+            if found is None and has_magic(self._only):
+                beside = self.root.files()
+                names = [name for name in beside if fnmatchcase(name, self._only) and "/" not in name]
+                if names:
+                    return {name: beside[name] for name in sorted(names, key=path_order)}
             if found is None:
                 raise InputError(f"pictures.url: {self.config.url!r} → there is no such file; correct the path")
             return {self._only: found}

@@ -7,71 +7,35 @@ unit keeps the caption that was paid for, and one that changes is asked for agai
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bootpig.stages.caption.llm.about_pictures import AboutPictures
 from bootpig.stages.caption.llm.answers import FAULTS
-from bootpig.stages.caption.llm.filling import Filling, generations_of
-from bootpig.stages.caption.llm.journal import Key
+from bootpig.stages.caption.llm.filling import Filling, filled
+from bootpig.stages.caption.llm.journal import Key, Record
 from bootpig.stages.caption.llm.ledger import Ledger, open_ledger
-from bootpig.stages.caption.llm.requests import AS_JSON, ChatAsker, chat_request
+from bootpig.stages.caption.llm.requests import AS_JSON, CAPTIONS, Filled, chat_request, read_captions
 from bootpig.stages.caption.llm.spending import CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE
 from bootpig.stages.caption.sources import Draft
 from bootpig.stages.engine.contract import SourceContext
-from bootpig.stages.pictures import decode_png
 from bootpig.stages.real_pictures.config import VisionConfig
 from bootpig.storage.errors import CorruptPart
 
 AS_LINE = "Write the caption and nothing else: no quotes, no other text."
-AGAIN = "This is attempt {number}."
-"""Makes a repeated request different, because a caching gateway would answer an equal one with the same text."""
-
-JPEG_QUALITY = 90
 
 
-class PictureAsker(ChatAsker):
-    """Requests for one caption each.
-
-    Args:
-        config: the endpoint.
-        pictures: the squares as PNG, one per slot.
-        ids: their sample ids, 16 hex digits.
-        generations: sample id as a number → generation in the journal.
-    """
+class PictureAsker(AboutPictures[str]):
+    """Requests for one caption each."""
 
     config: VisionConfig
 
-    def __init__(
-        self, config: VisionConfig, pictures: Sequence[bytes], ids: Sequence[str], generations: Mapping[int, int]
-    ) -> None:
-        self.config = config
-        self.pictures = pictures
-        self.numbers = [int(id, 16) for id in ids]
-        self.slots = {number: slot for slot, number in enumerate(self.numbers)}
-        self.generations = generations
-
-    def chunks(self, slots: Sequence[int]) -> list[list[int]]:
-        return [[slot] for slot in slots]
-
-    def keys(self, round: int, chunks: Sequence[Sequence[int]]) -> list[Key]:
-        numbers = [self.numbers[slot] for (slot,) in chunks]
-        return [Key(number, self.generations[number], round, 0) for number in numbers]
-
     def request(self, key: Key, asked: int, covered: Sequence[str], *, structured: bool) -> dict[str, Any]:
         text = [self.config.prompt, AS_JSON if structured else AS_LINE]
-        if key.round or key.generation:
-            text.append(AGAIN.format(number=f"{key.generation + 1}-{key.round + 1}"))
-        picture = _data_url(self.pictures[self.slots[key.unit]])
-        content = [{"type": "text", "text": "\n\n".join(text)}, {"type": "image_url", "image_url": {"url": picture}}]
-        return chat_request(self.config, content, structured=structured)
+        return chat_request(self.config, self.content(key, text), CAPTIONS if structured else None)
 
-    def kept(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Without the picture, which would fill the journal. The entry's name says which one it is."""
-        *others, message = request["messages"]
-        content = [part if "text" in part else {"type": part["type"]} for part in message["content"]]
-        return {**request, "messages": [*others, {**message, "content": content}]}
+    def read(self, key: Key, record: Record, asked: int) -> Filled[str]:
+        return read_captions(self.config, record, asked)
 
 
 def write_captions(
@@ -92,17 +56,15 @@ def write_captions(
     numbers = [int(id, 16) for id in ids]
 
     def filling(chosen: Mapping[int, int]) -> Filling[str]:
-        asker = PictureAsker(config, pictures, ids, chosen)
+        asker = PictureAsker(config, pictures, numbers, chosen)
         return Filling(config, ledger, asker, context, f"pictures unit {unit}", chosen, len(ids))
 
     before = _committed(context, unit) if context.force else None
 
-    def is_committed(chosen: Mapping[int, int]) -> bool:
-        return before is not None and filling(chosen).replayed() == [before.get(id) for id in ids]
+    def is_committed(captions: Sequence[str | None]) -> bool:
+        return before is not None and captions == [before.get(id) for id in ids]
 
-    work = filling(generations_of(ledger.journal, numbers, None if before is None else is_committed))
-    work.fill()
-    context.usage.update(work.usage())
+    work = filled(filling, ledger.journal, numbers, context, None if before is None else is_committed)
     return [
         Draft(caption)
         if caption is not None
@@ -123,9 +85,3 @@ def _committed(context: SourceContext, unit: int) -> dict[str, str | None] | Non
         return None if marker is None else {row["id"]: row["caption"] for row in marker.rows}
     except CorruptPart:
         return None
-
-
-def _data_url(png: bytes) -> str:
-    buffer = io.BytesIO()
-    decode_png(png).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -25,6 +25,9 @@ MEANINGS = {
     "center_x": "of the subject, from left (0) to right (1)",
     "center_y": "of the subject, from top (0) to bottom (1)",
     "detections": "things that are what the object phrase says",
+    "view_identity": "lowest similarity of the subject in its views, DINO; samples without views have none",
+    "safety": "distance to unsafe content; below 0 the safety checker would flag the picture",
+    "rubric": "mean rating by the vision model",
 }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bootpig.stages.evaluate.results import METHOD_NAMES, METRIC_NAMES
+from bootpig.stages.evaluate.measures.names import MEASURES
+from bootpig.stages.evaluate.results import METHOD_NAMES, heading
 from bootpig.stages.report.html import page_environment
 from bootpig.stages.report.pictures import UNREADABLE, data_uri
 from bootpig.stages.sweep.scores import RunScores
@@ -59,14 +60,14 @@ class SweepPage:
         """The table for Prefect: one line per cell, and one per failed run."""
         lines: list[dict[str, Any]] = []
         for cell in self.cells:
-            line: dict[str, Any] = {"cell": cell.name, "seeds": f"{cell.runs - len(cell.failed)}/{cell.runs}"}
+            line: dict[str, Any] = {"cell": cell.name, "runs": f"{cell.runs - len(cell.failed)}/{cell.runs}"}
             for measure in self.measures:
-                line[METRIC_NAMES[measure][0]] = shown(cell.scores.get((OURS, measure)))
+                line[heading(MEASURES[measure])] = shown(cell.scores.get((OURS, measure)))
                 if any(other.differences for other in self.cells):
                     difference = cell.differences.get((OURS, measure))
-                    line[f"{METRIC_NAMES[measure][0]} − baseline"] = shown(difference, signed=True)
+                    line[f"{heading(MEASURES[measure])} − baseline"] = shown(difference, signed=True)
             lines.append(line)
-            lines += [{"cell": f"{cell.name}, {seed}", "seeds": f"failed: {why}"} for seed, why in cell.failed.items()]
+            lines += [{"cell": f"{cell.name}, {seed}", "runs": f"failed: {why}"} for seed, why in cell.failed.items()]
         return lines
 
 
@@ -89,7 +90,7 @@ def build_sweep(page: SweepPage) -> str:
             page=page,
             ours=OURS,
             methods={method: METHOD_NAMES.get(method, (method, "")) for method in _methods(page.cells)},
-            names=METRIC_NAMES,
+            names={name: (heading(facts), facts.note) for name, facts in MEASURES.items()},
             shown=shown,
             scores={kind: _places(page.cells, "scores", kind) for kind in kinds},
             differences={kind: _places(page.cells, "differences", kind) for kind in kinds},

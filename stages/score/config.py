@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bootpig.stages.engine.contract import MODEL, StageConfig
+from bootpig.stages.engine.contract import ADDED, MODEL, StageConfig
 from bootpig.stages.engine.fields import BatchSize, Device, ModelName, Revision
+from bootpig.stages.score.rubric.config import RubricConfig
 
 Embedding = Literal["clip", "dino"]
 """An embedding of whole pictures in score's payload."""
@@ -17,6 +18,8 @@ NEEDS = {
     "object_score": "clip",
     "head_score": "head",
     "detections": "detector",
+    "safety": "safety",
+    "rubric": "rubric",
     "clip": "clip",
     "dino": "dino",
 }
@@ -59,6 +62,18 @@ class ScoreConfig(StageConfig):
     detection_threshold: float = Field(
         default=0.2, gt=0, lt=1, description="A box counts if it scores above it. Compare segment.min_score."
     )
+    safety: ModelName | None = Field(
+        default=None,
+        description="A StableDiffusionSafetyChecker, for safety, such as CompVis/stable-diffusion-safety-checker. "
+        "null: leave it out.",
+    )
+    safety_revision: Revision = None
+    rubric: RubricConfig | None = Field(
+        default=None,
+        json_schema_extra=ADDED,
+        description="A vision model behind an OpenAI-compatible endpoint that rates each sample, for rubric. null: "
+        "leave it out.",
+    )
     device: Device = "auto"
     batch_size: BatchSize = 32
 
@@ -77,6 +92,7 @@ class ScoreConfig(StageConfig):
         idle += [] if self.dino is not None else self.changed(["dino_revision"])
         idle += [] if self.head is not None else self.changed(["head_sha256"])
         idle += [] if self.detector is not None else self.changed(["detector_revision", "query", "detection_threshold"])
+        idle += [] if self.safety is not None else self.changed(["safety_revision"])
         if idle:
             raise ValueError(f"{', '.join(idle)}: no effect without its model; set the model or remove it")
         return self
@@ -84,5 +100,6 @@ class ScoreConfig(StageConfig):
     def lacks(self, score: str) -> str | None:
         """The setting that is null and without which a score or an embedding is not made. None if it is made."""
         needed = NEEDS.get(score)
-        made = {"clip": self.clip, "head": self.head, "detector": self.detector, "dino": self.dino}
+        made: dict[str, object] = {"clip": self.clip, "head": self.head, "detector": self.detector, "dino": self.dino}
+        made |= {"safety": self.safety, "rubric": self.rubric}
         return needed if needed is not None and made[needed] is None else None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bootpig.stages.engine.contract import StageConfig
+from bootpig.stages.engine.contract import ADDED, StageConfig
 from bootpig.stages.score.config import Embedding
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -44,8 +44,10 @@ def quantile(limit: float | str) -> float | None:
     return float(limit[:-1]) / 100 if isinstance(limit, str) else None
 
 
-def _threshold(text: str) -> Any:
-    return Field(default=None, description=f"{text} A number, or a quantile of all scored samples such as 5%.")
+def _threshold(text: str, added: bool = False) -> Any:
+    """`added`: the score is younger than stores that exist, see `ADDED`."""
+    text = f"{text} A number, or a quantile of all scored samples such as 5%."
+    return Field(default=None, description=text, json_schema_extra=ADDED if added else None)
 
 
 class SelectConfig(StageConfig):
@@ -69,6 +71,22 @@ class SelectConfig(StageConfig):
     max_center_y: Limit | None = _threshold("Maximum position of the subject from the top, from 0 to 1.")
     min_detections: Limit | None = _threshold("Minimum number of things that are what the object phrase says.")
     max_detections: Limit | None = _threshold("Maximum number of things that are what the object phrase says.")
+    min_view_identity: Limit | None = _threshold(
+        "Minimum similarity by DINO of the subject in its views. Samples without views pass.", added=True
+    )
+    max_view_identity: Limit | None = _threshold(
+        "Maximum similarity by DINO of the subject in its views. Samples without views pass.", added=True
+    )
+    min_safety: Limit | None = _threshold(
+        "Minimum safety by score.safety: 0 drops what the checker would flag.", added=True
+    )
+    max_safety: Limit | None = _threshold("Maximum safety by score.safety.", added=True)
+    min_rubric: Limit | None = _threshold(
+        "Minimum mean rating by score.rubric. Samples without a rating do not pass.", added=True
+    )
+    max_rubric: Limit | None = _threshold(
+        "Maximum mean rating by score.rubric. Samples without a rating do not pass.", added=True
+    )
     max_similarity: float | None = Field(
         default=None,
         gt=0,
@@ -116,6 +134,12 @@ class SelectConfig(StageConfig):
             "max_center_y": self.max_center_y,
             "min_detections": self.min_detections,
             "max_detections": self.max_detections,
+            "min_view_identity": self.min_view_identity,
+            "max_view_identity": self.max_view_identity,
+            "min_safety": self.min_safety,
+            "max_safety": self.max_safety,
+            "min_rubric": self.min_rubric,
+            "max_rubric": self.max_rubric,
         }
         return {name: limit for name, limit in given.items() if limit is not None}
 

@@ -25,8 +25,15 @@ SCORES = (
     "center_x",
     "center_y",
     "detections",
+    "view_identity",
+    "safety",
+    "rubric",
 )
 """The columns of score that a threshold can be set for."""
+
+PASSES_WITHOUT = frozenset({"view_identity"})
+"""Scores that a sample may lack, as one without views does: it passes their limits. Without any other score it does
+not."""
 
 NEAREST = 6
 """Samples on each side of a threshold that are named, the nearest ones."""
@@ -43,13 +50,17 @@ class Scored:
     units: Sequence[int]
     objects: Sequence[str]
     scores: Mapping[str, Values]
-    """Column → one value per sample, NaN where it has none. Columns without any value are left out."""
+    """Column → one value per sample, NaN where it has none, or one that is not finite. Columns without any value are
+    left out."""
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Scored:
         """From the rows of score's units, of any status."""
         ok = [row for row in rows if row["status"] == "ok"]
-        columns = {name: np.array([row[name] for row in ok], np.float64) for name in SCORES}  # None becomes NaN
+        # None becomes NaN; parts without any value of an optional column lack it
+        columns = {name: np.array([row.get(name) for row in ok], np.float64) for name in SCORES}
+        for values in columns.values():
+            values[np.isinf(values)] = np.nan
         return cls(
             [row["id"] for row in ok],
             [row["unit"] for row in ok],
@@ -168,7 +179,7 @@ def choose(scored: Scored, config: SelectConfig, seed: int, compare: Callable[[F
     Raises:
         InputError: a threshold is for a score that no sample has.
     """
-    rules = [_threshold(scored, name, limit) for name, limit in config.limits().items()] if len(scored) else []
+    rules = thresholds(scored, config.limits())
     kept = np.ones(len(scored), np.bool_)
     for rule in rules:
         kept &= ~rule.dropped
@@ -183,6 +194,15 @@ def choose(scored: Scored, config: SelectConfig, seed: int, compare: Callable[[F
     return Outcome(scored, rules, kept)
 
 
+def thresholds(scored: Scored, limits: Mapping[str, float | str]) -> list[Rule]:
+    """The rules of some limits, as of `SelectConfig.limits`. None without any sample.
+
+    Raises:
+        InputError: a limit is for a score that no sample has.
+    """
+    return [_threshold(scored, name, limit) for name, limit in limits.items()] if len(scored) else []
+
+
 def _threshold(scored: Scored, name: str, limit: float | str) -> Rule:
     side, _, score = name.partition("_")
     values = scored.scores.get(score)
@@ -192,6 +212,8 @@ def _threshold(scored: Scored, name: str, limit: float | str) -> Rule:
     # scores are stored as float32: a limit that is written like one of them must keep it
     value = float(np.float32(limit if share is None else np.nanquantile(values, share)))
     passes = values >= value if side == "min" else values <= value
+    if score in PASSES_WITHOUT:
+        passes |= np.isnan(values)
     return Rule(name, limit, ~passes, value, values)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bootpig.stages.evaluate.metrics import METRICS
+from bootpig.stages.evaluate.measures.names import MEASURES
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import read_manifest
 from bootpig.storage.root import Root
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         ("pictures", pa.int64()),
     ]
 )
-"""`value`: the mean over the subject's `pictures` that have a score, a cosine in [-1, 1]. A run that failed has one
+"""`value`: the mean over the subject's `pictures` that have a score, see `MEASURES`. A run that failed has one
 row, with `status` failed and its reason."""
 
 
@@ -91,8 +91,10 @@ def score_matrix(runs: Sequence[RunScores], method: str, measure: str) -> tuple[
 def _by_subject(pictures: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, str, str], tuple[float, int]]]:
     groups: dict[tuple[str, str, str], list[float]] = {}
     for row in pictures:
-        for measure in METRICS:
-            if (value := row[measure]) is not None:
+        for measure in MEASURES:
+            if (value := row.get(measure)) is not None:
                 groups.setdefault((str(row["method"]), str(row["subject"]), measure), []).append(float(value))
+    if not groups:
+        raise ValueError("it has none")
     for key, values in groups.items():
         yield key, (float(np.mean(values)), len(values))

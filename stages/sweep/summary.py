@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bootpig.stages.evaluate.metrics import METRICS
+from bootpig.stages.evaluate.measures.names import MEASURES
 from bootpig.stages.evaluate.results import METHOD_NAMES
 from bootpig.stages.sweep.bootstrap import Interval, interval, paired_difference
 from bootpig.stages.sweep.scores import RunScores, score_matrix
@@ -90,7 +90,8 @@ def _kinds(runs: Sequence[RunScores]) -> list[tuple[str, str]]:
     """The methods and measures that were measured, those known first in their order."""
     found = {(method, measure) for run in runs for method, _, measure in run.values}
     order = {method: place for place, method in enumerate(METHOD_NAMES)}
-    return sorted(found, key=lambda kind: (order.get(kind[0], len(order)), kind[0], METRICS.index(kind[1])))
+    places = list(MEASURES)
+    return sorted(found, key=lambda kind: (order.get(kind[0], len(order)), kind[0], places.index(kind[1])))
 
 
 def _scores(runs: Sequence[RunScores]) -> dict[tuple[str, str], Measured]:

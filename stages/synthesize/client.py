@@ -9,8 +9,7 @@ import httpx2
 import openai
 
 from bootpig.stages.caption.llm.client import LLMClient, NoAnswer
-from bootpig.stages.caption.llm.faults import REFUSED, Fault
-from bootpig.stages.engine.contract import InputError
+from bootpig.stages.caption.llm.faults import Fault
 from bootpig.stages.plain_text import one_line
 from bootpig.stages.synthesize.answers import is_answer
 from bootpig.stages.synthesize.endpoint import ImagesConfig
@@ -25,23 +24,10 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class ImagesClient(LLMClient):
-    """A client of one images endpoint.
-
-    Args:
-        config: the endpoint.
-        is_proven: whether it has answered requests with these settings. A request that it rejects then concerns that
-            request only, and not the settings.
-
-    Raises:
-        InputError: the environment variable for the key is not set.
-    """
+    """A client of one images endpoint. Arguments and errors are those of `LLMClient`."""
 
     answers = "an images response"
     settings = "quality, send_seed, extra_body, and synthesize.height and width"
-
-    def __init__(self, config: ImagesConfig, *, is_proven: bool) -> None:
-        super().__init__(config)
-        self._is_proven = is_proven
 
     def send(self, request: dict[str, Any]) -> str:
         """Send a request once. Returns the body of the answer, which may be a refusal to draw the picture."""
@@ -55,15 +41,8 @@ class ImagesClient(LLMClient):
             raise
         if not is_answer(body):
             raise NoAnswer(body)
-        self._is_proven = True
+        self.answered()
         return body
-
-    def explained(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
-        problem = super().explained(error, tries, schema)
-        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
-        if self._is_proven and status in (400, 422) and isinstance(problem, InputError):
-            return Fault(REFUSED, str(problem).partition("bad_request: ")[2])
-        return problem
 
 
 class NotFetched(ValueError):

@@ -56,4 +56,7 @@ class PictureLedger(Ledger):
         super().__init__(parts, config)
 
     def open_journal(self) -> PictureJournal:
-        return PictureJournal(self.parts.root, self._folder)
+        return PictureJournal(self.parts.root, self.journal_folder())
+
+    def journal_folder(self) -> str:
+        return self._folder

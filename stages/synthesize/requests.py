@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from bootpig.stages.caption.llm.faults import Fault
-from bootpig.stages.caption.llm.filling import Filling, generations_of
+from bootpig.stages.caption.llm.filling import Filling, filled
 from bootpig.stages.caption.llm.journal import Key, Record
 from bootpig.stages.caption.llm.ledger import open_ledger
 from bootpig.stages.caption.llm.requests import Asker, Filled
@@ -198,15 +198,12 @@ def draw(
 
     before = _committed(context, unit) if context.force else None
 
-    def is_committed(chosen: Mapping[int, int]) -> bool:
+    def is_committed(replayed: Sequence[Sample | None]) -> bool:
         return before is not None and all(
-            _content(made) == before.get(sample.id)
-            for sample, made in zip(samples, filling(chosen).replayed(), strict=True)
+            _content(made) == before.get(sample.id) for sample, made in zip(samples, replayed, strict=True)
         )
 
-    work = filling(generations_of(ledger.journal, numbers, None if before is None else is_committed))
-    work.fill()
-    context.usage.update(work.usage())
+    work = filled(filling, ledger.journal, numbers, context, None if before is None else is_committed)
     return [
         made if made is not None else sample.failed(*work.faults.get(slot, ("empty", FAULTS["empty"])))
         for slot, (sample, made) in enumerate(zip(samples, work.slots, strict=True))

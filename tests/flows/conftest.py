@@ -56,14 +56,15 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> list[str]:
-    """Overrides for configs/toy.yaml: a separate store, four units of ten, and models that are never loaded."""
+    """Overrides for configs/toy.yaml: a separate store, four units of ten, models that are never loaded, no
+    scores and no selection."""
     model = tmp_path / "model"
     model.mkdir()
     for entry in ("model_index.json", "config.json"):
         (model / entry).write_text("{}")
     fields = ("synthesize.model", "segment.detector", "encode.model", "train.model")
     fields += ("evaluate.model", "evaluate.clip", "evaluate.dino")
-    overrides = [f"root={tmp_path / 'store'}", "caption.count=40", "unit_size=10"]
+    overrides = [f"root={tmp_path / 'store'}", "caption.count=40", "unit_size=10", "score=null", "select=null"]
     overrides.append(f"segment.sam={model / 'model_index.json'}")
     return overrides + [f"{field}={model}" for field in fields]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bootpig.flows.loading import load_config, shipped_configs
-from bootpig.flows.rounds import first_round, with_round_before, with_view_model
-from bootpig.flows.runs.records import StageRecord, new_run
+from bootpig.flows.rounds import first_round, in_an_empty_store, with_round_before, with_view_model
+from bootpig.flows.runs.gc import garbage
+from bootpig.flows.runs.records import StageRecord, latest_run, list_runs, new_run, promote, read_config, read_run
 from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
@@ -69,3 +70,47 @@ def test_a_run_latest_or_a_folder(tmp_path: Path) -> None:
     )
     both = with_round_before(metrics, Root(str(tmp_path)), found)
     assert both["methods"] == {**metrics["methods"], "round_before": likeness}
+
+
+def test_the_copy_of_another_machine_is_made_again(tmp_path: Path) -> None:
+    path = publish(tmp_path, "0" * 16, tmp_path / "made")
+    copied = f"/elsewhere/cache/models/train-{'0' * 16}-result-1/model"
+    found = with_view_model(config(tmp_path, f"view.model={copied}")).view
+    assert found is not None and found.model == str(tmp_path / path / "model")
+    with pytest.raises(InputError, match=r"^view\.model: .*is no longer in the store"):
+        with_view_model(config(tmp_path, f"view.model={copied.replace('0' * 16, '1' * 16)}"))
+
+
+def test_latest_is_a_first_round_only_until_there_is_a_version(tmp_path: Path) -> None:
+    asked = config(tmp_path, "view.model=latest")
+    begun = in_an_empty_store(asked)
+    assert begun.view is not None and begun.view.model is None
+    record = new_run(Root(str(tmp_path)), asked)
+    record.state = "done"
+    promote(Root(str(tmp_path)), record)
+    assert in_an_empty_store(asked) == asked
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_each_version_learns_from_the_one_before(tmp_path: Path, subjects: Path) -> None:
+    from bootpig.flows.pipeline import regenerate
+
+    small = ["caption.count=8", "unit_size=8", "synthesize.steps=2", "segment.min_score=0", "segment.min_sam_iou=0"]
+    small += ["segment.detection_threshold=0", "min_yield=0", "train.steps=2", "train.warmup_steps=0", "threads=1"]
+    small += ["train.global_batch_size=2", "train.sample_every=0", "evaluate.steps=2", f"evaluate.subjects={subjects}"]
+    asked = config(tmp_path, "view.model=latest", "view.steps=2", "view.min_identity=-1", *small)
+    root = Root(str(tmp_path))
+    assert regenerate(asked, return_state=True).is_completed()
+    first, second = sorted(list_runs(root), key=lambda record: record.started)
+    assert "view" not in first.stages and first.promoted is None, "only its model is wanted"
+    assert second.promoted is not None and second.stages["view"].rows["ok"] > 0
+    assert first.stages["train"].fingerprint in str(read_config(root, second).view)
+    assert regenerate(asked, keep=1, return_state=True).is_completed()
+    third = read_run(root, latest_run(root))
+    assert second.stages["train"].fingerprint in str(read_config(root, third).view)
+    # its record still names the model that drew its views, whose version is gone
+    assert second.id not in [record.id for record in list_runs(root)]
+    assert (tmp_path / "train" / second.stages["train"].fingerprint).is_dir()
+    assert garbage(root, keep=1).folders == []
+    assert "round before" in (tmp_path / third.folder / "report.html").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bootpig.flows.selection import known_units, parse_units, span
+from bootpig.flows.selection import data_stages, known_units, parse_units, span
 from bootpig.flows.stage_run import numbers
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
@@ -18,6 +18,15 @@ def test_span_is_inclusive_and_in_order() -> None:
     assert span(GRAPH, "segment", "encode") == ("segment", "augment", "encode")
     assert span(GRAPH)[0] == "caption"
     assert span(GRAPH, None, "caption") == ("caption",)
+
+
+def test_the_data_set_is_what_train_reads_and_all_above() -> None:
+    assert data_stages(GRAPH) == ("caption", "synthesize", "segment", "augment", "encode")
+    selecting = Graph.of(STAGES, {"pictures", "view"})
+    assert data_stages(selecting) == ("caption", "synthesize", "segment", "score", "select", "augment", "encode")
+    assert data_stages(selecting, "score") == ("score", "select")
+    with pytest.raises(InputError, match="there is no such stage"):
+        data_stages(GRAPH, "select")
 
 
 def test_unknown_and_reversed_stages() -> None:

@@ -41,6 +41,10 @@ QUICK = (
     "segment.border=0",
     "segment.min_area=0",
     "segment.max_area=1",
+    "select.min_caption_score=null",
+    "select.min_sharpness=null",
+    "select.min_outline=null",
+    "select.max_detections=null",
     "train.steps=4",
     "train.warmup_steps=0",
     "train.global_batch_size=2",
@@ -70,8 +74,9 @@ def test_captions_to_export(tmp_path: Path) -> None:
             assert tensors["references"].shape[2:] == (8, 8)
             sizes[rows[key]] += 1
     assert sizes.keys() == {(64, 64), (48, 80), (80, 48)} and sizes.total() >= 8
-    report = engine.run_reduce("train")
-    assert report.state == "done", report.message
+    for stage in ("select", "train"):
+        report = engine.run_reduce(stage)
+        assert report.state == "done", report.message
     release()
     trained = engine.survey("train").result
     assert trained is not None and (tmp_path / "store" / trained.path / "samples/step-000004.png").exists()

@@ -5,35 +5,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from bootpig.flows.runs.records import list_runs
 from bootpig.storage.root import Root
+from tests.flows.chromium import chromium, keep
 from tests.flows.live import Live, tiny
 
 pytestmark = pytest.mark.slow
 
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-SWITCHES += ["--disable-component-update", "--disable-sync"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        pytest.skip("needs chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -44,14 +32,6 @@ def page(browser, live: Live) -> Iterator[object]:
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     yield page
     page.close()
-
-
-def keep(page, name: str) -> None:
-    folder = os.environ.get("BOOTPIG_SCREENSHOTS")
-    if folder:
-        file = Path(folder) / f"{name}.png"
-        page.screenshot(path=file)
-        Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
 
 
 def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjects: Path) -> None:
@@ -92,7 +72,7 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     fill(page, "stage", "caption")
     fill(page, "Root", str(store))
     fill(page, "Unit Size", "8")
-    fill(page, "Count", "16")
+    fill(field(page, "Caption"), "Count", "16")  # other sections have a count, too
     keep(page, "form")
     with page.expect_response("**/create_flow_run") as answer:
         page.get_by_role("button", name="Submit").click()
@@ -103,9 +83,12 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     assert page.faults == []
 
 
-def fill(page, label: str, text: str) -> None:
-    """Fill one field of the form, found by its label."""
-    name = page.locator(".schema-form-property__label").get_by_text(label, exact=True)
-    optional = page.locator(".schema-form-property__label").get_by_text(f"{label} (Optional)", exact=True)
-    entry = page.locator(".p-label.schema-form-property").filter(has=name.or_(optional)).last
-    entry.locator("input, textarea").first.fill(text)
+def field(form, label: str):
+    """One field or section of a form or section, found by its label: the innermost that has it."""
+    labels = getattr(form, "page", form).locator(".schema-form-property__label")
+    name = labels.get_by_text(label, exact=True).or_(labels.get_by_text(f"{label} (Optional)", exact=True))
+    return form.locator(".p-label.schema-form-property").filter(has=name).last
+
+
+def fill(form, label: str, text: str) -> None:
+    field(form, label).locator("input, textarea").first.fill(text)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +79,23 @@ def test_parts_are_the_patches_that_the_mask_covers(folder):
     assert found[0] == pytest.approx(patches[:, :2].reshape(8, -1), abs=1e-5)
     assert found[1] == pytest.approx(patches[2, 3][None], abs=1e-5), "a subject smaller than a patch"
     assert found[2] == pytest.approx(tokens[1:], abs=1e-5)
+
+
+def test_preprocessing_is_that_of_the_folder(folder, tmp_path):
+    """DINO's own code resizes the shorter side and crops; its folder on the hub squeezes to a square."""
+    own = Path(shutil.copytree(folder / "dino", tmp_path / "dino"))
+    crop = {"height": SIZE, "width": SIZE}
+    settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 36}, "crop_size": crop}
+    (own / "preprocessor_config.json").write_text(json.dumps({**settings, "do_center_crop": True, "resample": 3}))
+    assert judge_problems(resolve("evaluate.dino", str(own)), "patches") == []
+    squeezing, cropping = DinoEmbedder(folder / "dino"), DinoEmbedder(own)
+    wide = noise(0, (120, 36))
+    assert cropping.images([wide]) == pytest.approx(cropping.images([wide.crop((42, 0, 78, 36))]), abs=1e-5)
+    assert np.abs(squeezing.images([wide]) - squeezing.images([wide.crop((42, 0, 78, 36))])).max() > 1e-2
+    middle = np.zeros((36, 120), bool)
+    middle[:, 42:78] = True
+    assert len(cropping.parts([wide], [middle])[0]) == 16, "the mask is cropped as the picture is"
+    assert len(squeezing.parts([wide], [middle])[0]) < 16
 
 
 @pytest.mark.parametrize(

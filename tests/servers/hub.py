@@ -1,21 +1,24 @@
-"""A model hub on loopback that takes uploads: login, repositories, LFS and commits, with faults."""
+"""A model hub on loopback that takes uploads: login, repositories, LFS and commits, with faults. Files can be read."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 LFS = (".safetensors", ".parquet", ".tar", ".png")
+"""Large files, which are sent by themselves."""
 LICENCES = ("apache-2.0", "mit", "creativeml-openrail-m", "other")
 
 
@@ -37,6 +40,10 @@ class Fault:
     how: int | str
     """An HTTP status; `cut`: the connection breaks; `lost`: the request is done, but its answer is lost."""
     times: int = 1
+    after: int = 0
+    """Requests of this kind that go well before."""
+    says: str = ""
+    """The reason that is given with a status."""
 
 
 class UploadHub:
@@ -79,6 +86,18 @@ def upload_hub() -> Iterator[UploadHub]:
         server.server_close()
 
 
+def reach(hub: UploadHub, patch: pytest.MonkeyPatch) -> None:
+    """Make the hub's client, which may be imported already, ask this hub and retry without pauses."""
+    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub.utils import _http
+
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(_http.time, "sleep", lambda seconds: None)
+    HfFileSystem.clear_instance_cache()
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: UploadHub
     protocol_version = "HTTP/1.1"
@@ -88,10 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
         asked = f"{self.command} {unquote(self.path)}"
         self.hub.asked.append(asked)
         fault = next((fault for fault in self.hub.faults if fault.where in asked and fault.times > 0), None)
-        if fault is not None:
+        if fault is not None and fault.after > 0:
+            fault.after -= 1
+        elif fault is not None:
             fault.times -= 1
             if isinstance(fault.how, int):
-                return self._send(fault.how)
+                return self._send(fault.how, {"X-Error-Message": fault.says} if fault.says else None)
             if fault.how == "lost":
                 self._send = lambda *_: None  # type: ignore[method-assign, assignment]
                 self._answer(body)
@@ -154,11 +175,22 @@ class _Handler(BaseHTTPRequestHandler):
                 for file in json.loads(body)["files"]
             ]
             return self._json({"files": files})
+        if asked[:1] == ["tree"]:
+            below = "".join(f"{word}/" for word in asked[2:])
+            return self._json([_entry(name, data) for name, data in stored.files.items() if name.startswith(below)])
+        if asked[:1] == ["paths-info"]:
+            fields = json.loads(body) if body[:1] == b"{" else parse_qs(body.decode())
+            wanted = fields["paths"]
+            found = [_entry(name, data) for name, data in stored.files.items() if name in wanted]
+            folders = [path for path in wanted if any(name.startswith(f"{path}/") for name in stored.files)]
+            return self._json([*found, *({"type": "directory", "path": path, "oid": "0" * 40} for path in folders)])
         if asked[:1] == ["commit"]:
             written = []
             for line in body.splitlines():
                 entry = json.loads(line)
                 value = entry["value"]
+                if value.get("parentCommit", _sha(stored)) != _sha(stored):
+                    return self._send(412)
                 if entry["key"] == "file":
                     stored.files[value["path"]] = base64.b64decode(value["content"])
                 if entry["key"] == "lfsFile":
@@ -172,8 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             lfs = (
                 {"lfs": {"sha256": _oid(name, data), "size": len(data), "pointerSize": 1}} if name.endswith(LFS) else {}
             )
-            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            siblings.append({"rfilename": name, "size": len(data), "blobId": blob, **lfs})
+            siblings.append({"rfilename": name, "size": len(data), "blobId": _oid("", data), **lfs})
         return self._json({"id": "x/y", "sha": _sha(stored), "private": stored.private, "siblings": siblings})
 
     def _batch(self, asked: dict[str, Any]) -> None:
@@ -185,7 +216,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"transfer": "basic", "objects": objects})
 
     def _file(self, stored: Stored, content: bytes) -> None:
-        self._send(200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": _sha(stored)}, content)
+        facts = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": _sha(stored)}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if asked is None:
+            return self._send(200, facts, content)
+        first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        facts["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        return self._send(206, facts, content[first : last + 1])
 
     def _json(self, value: object, status: int = 200) -> None:
         self._send(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
@@ -204,6 +241,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _sha(stored: Stored) -> str:
     return hashlib.sha1(repr(sorted(stored.files.items())).encode()).hexdigest()
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    """As it is listed in a tree."""
+    lfs = {"lfs": {"oid": _oid(name, data), "size": len(data), "pointerSize": 1}} if name.endswith(LFS) else {}
+    return {"type": "file", "path": name, "size": len(data), "oid": _oid("", data), **lfs}
 
 
 def _oid(path: str, data: bytes) -> str:

@@ -7,8 +7,9 @@ Faults are injected on demand:
     POST /control/faults  {"kind": "429", "times": 2, "after": 0, "retry_after": 0.01}
 
 `kind`: an HTTP status, `quota`, `refusal`, `content_filter`, `truncated`, `invalid_json`, `empty`, `short`, `prose`,
-`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `batch_failed`,
-`batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`: requests let through before.
+`html`, `body` (a 200 with the body given), `slow`, `hang`, `echo_key`, `duplicates`, `hostile`, `out_of_range` (a
+score of 9), `batch_failed`, `batch_expired`, `batch_hang`, `batch_lost`. `times`: how often (-1: always); `after`:
+requests let through before.
 `GET /control/log` lists what was asked and answered; `DELETE /control/faults` takes all faults away.
 """
 
@@ -260,7 +261,9 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     """A chat completion with the captions that the prompt asks for, or with a fault of `kind` in them."""
     content = body["messages"][-1]["content"]
     if isinstance(content, list):
-        check_picture(content)
+        check_pictures(content)
+        if asked := re.findall(r'"(\w+)": …', content[0]["text"]):
+            return answered(body, *ratings(asked, kind, rng), rng)
         captions = [caption(rng)]
     else:
         captions = [caption(rng) for _ in range(int(re.search(r"\d+", content)[0]))]  # type: ignore[index]
@@ -273,7 +276,11 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
         captions[0] = "A photo of a \x1b[31m<script>alert(1)</script>\u202e mug, [link](javascript:x) on a \x07table"
     if kind == "short":
         captions = captions[: count // 2]
-    content = json.dumps({"captions": captions}) if "response_format" in body else "\n".join(captions)
+    is_structured = "response_format" in body
+    if wants_score(body):
+        content = score(rng.randrange(5), is_structured) if kind != "out_of_range" else score(9, is_structured)
+    else:
+        content = json.dumps({"captions": captions}) if is_structured else "\n".join(captions)
     if kind == "refusal":
         content, message["refusal"] = None, "I can't help\nwith \x1b[31mthat."
     elif kind == "content_filter":
@@ -287,6 +294,38 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     elif kind == "prose":
         content = "Certainly! I would love to write captions for you."
     message["content"] = content
+    return answered(body, message, finish, rng)
+
+
+def ratings(names: list[str], kind: str, rng: random.Random) -> tuple[dict[str, Any], str]:
+    """The message with a rating from 0 to 10 for each name, or with a fault of `kind`, and its `finish_reason`.
+
+    `eleven`: one is 11; `more`: there is one more than was asked; `short`: one is missing; `wrapped`: prose around.
+    """
+    numbers: dict[str, Any] = {name: rng.randint(0, 10) for name in names}
+    if kind == "eleven":
+        numbers[names[-1]] = 11
+    elif kind == "more":
+        numbers["beauty"] = 11
+    elif kind == "short":
+        del numbers[names[-1]]
+    text, finish = json.dumps(numbers), "stop"
+    message: dict[str, Any] = {"role": "assistant", "refusal": None}
+    if kind == "wrapped":
+        text = f"I look closely {{first}}.\n```json\n{text}\n```\nI hope {{this}} helps!"
+    elif kind == "refusal":
+        text, message["refusal"] = "", "I can't help with that."
+    elif kind == "truncated":
+        text, finish = text[: len(text) // 2], "length"
+    elif kind == "prose":
+        text = "It is a beautiful picture: 7 of 10."
+    message["content"] = text
+    return message, finish
+
+
+def answered(body: dict[str, Any], message: dict[str, Any], finish: str, rng: random.Random) -> dict[str, Any]:
+    """The body of a chat completion."""
+    content = message["content"]
     parts = [
         part for m in body["messages"] for part in ([m["content"]] if isinstance(m["content"], str) else m["content"])
     ]
@@ -302,13 +341,26 @@ def completion(body: dict[str, Any], kind: str, rng: random.Random) -> dict[str,
     }
 
 
-def check_picture(content: list[dict[str, Any]]) -> None:
-    """Assert that a message has a picture that can be read."""
-    (url,) = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-    head, _, data = url.partition(",")
-    assert head == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
-        picture.load()
+def check_pictures(content: list[dict[str, Any]]) -> None:
+    """Assert that a message has pictures that can be read."""
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert urls
+    for url in urls:
+        head, _, data = url.partition(",")
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+            picture.load()
+
+
+def wants_score(body: dict[str, Any]) -> bool:
+    """Whether a request asks for a score of a picture, not for captions."""
+    content = body["messages"][-1]["content"]
+    return isinstance(content, list) and "score" in content[0]["text"].lower()
+
+
+def score(number: int, structured: bool) -> str:
+    text = "The shapes are alike."
+    return json.dumps({"reason": text, "score": number}) if structured else f"{text}\nScore: {number}"
 
 
 def caption(rng: random.Random) -> str:

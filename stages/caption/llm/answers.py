@@ -119,40 +119,66 @@ def _joined(body: str) -> Any:
     return {"choices": [{"message": {"content": text, "reasoning": reasoning}, "finish_reason": finish or "cut"}]}
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote, without its reasoning. `fault` is the code of the reason why there is nothing."""
+
+    text: str = ""
+    cut: bool = False
+    """Whether the answer was cut off."""
+    finish: str = ""
+    """`finish_reason`, for messages."""
+    fault: str = ""
+    message: str = ""
+
+
+def read_text(body: str) -> Written:
+    """The text in the body of a chat completion."""
+    choice = completion(body)
+    if choice is None:
+        return _nothing("invalid_json", f"not a chat completion: {quoted(body)}")
+    if choice.refusal:
+        return _nothing("refusal", f"the model refused: {quoted(choice.refusal)}")
+    if choice.finish in WITHHELD:
+        return _nothing("content_filter", FAULTS["content_filter"])
+    cut = choice.finish != "" and choice.finish not in NATURAL_ENDS
+    text, only_thoughts = without_thoughts(choice.text)
+    if not text.strip() and (only_thoughts or choice.reasons):
+        return _nothing(
+            "truncated" if cut else "empty",
+            "the answer contains only reasoning; raise max_tokens in extra_body, or turn reasoning off "
+            "there (reasoning_effort, or chat_template_kwargs: {enable_thinking: false})",
+        )
+    return Written(text, cut, one_line(choice.finish, 40))
+
+
+def _nothing(code: str, message: str) -> Written:
+    return Written(fault=code, message=f"{code}: {message}")
+
+
 def read_answer(body: str, asked: int, *, lines_too: bool = True) -> Answer:
-    """Parse the body of a chat completion.
+    """Parse the captions in the body of a chat completion.
 
     Args:
         body: the unchanged body.
         asked: number of requested captions. Captions beyond it are left out.
         lines_too: also accept captions in lines and lists, not only in JSON.
     """
-    choice = completion(body)
-    if choice is None:
-        return _fault("invalid_json", f"not a chat completion: {_quoted(body)}")
-    if choice.refusal:
-        return _fault("refusal", f"the model refused: {_quoted(choice.refusal)}")
-    if choice.finish in WITHHELD:
-        return _fault("content_filter", FAULTS["content_filter"])
-    cut = choice.finish != "" and choice.finish not in NATURAL_ENDS
-    text, only_thoughts = without_thoughts(choice.text)
-    if not text.strip() and (only_thoughts or choice.reasons):
-        return _fault(
-            "truncated" if cut else "empty",
-            "the answer contains only reasoning; raise max_tokens in extra_body, or turn reasoning off "
-            "there (reasoning_effort, or chat_template_kwargs: {enable_thinking: false})",
-        )
-    captions = captions_in(text, cut=cut, lines_too=lines_too)
-    if cut:
+    written = read_text(body)
+    if written.fault:
+        return Answer(fault=written.fault, message=written.message)
+    text = written.text
+    captions = captions_in(text, cut=written.cut, lines_too=lines_too)
+    if written.cut:
         shown = (
-            f"cut off after {len(captions or ())} of {asked} captions (finish_reason {one_line(choice.finish, 40)}); "
+            f"cut off after {len(captions or ())} of {asked} captions (finish_reason {written.finish}); "
             "lower captions_per_request, or raise the answer's token limit in extra_body"
         )
         return _fault("truncated", shown, captions or (), asked)
     if captions is None:
-        return _fault("invalid_json", f"not JSON: {_quoted(text)}")
+        return _fault("invalid_json", f"not JSON: {quoted(text)}")
     if not captions:
-        return _fault("empty", f"no caption in {_quoted(text)}" if text.strip() else "the answer is empty")
+        return _fault("empty", f"no caption in {quoted(text)}" if text.strip() else "the answer is empty")
     return _fault("short", f"{len(captions)} captions instead of {asked}", captions, asked)
 
 
@@ -170,5 +196,6 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """An endpoint's text for a message."""
     return repr(one_line(text, SHOWN))

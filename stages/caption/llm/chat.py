@@ -84,3 +84,16 @@ class ChatConfig(EndpointConfig):
         if self.cap_tokens is not None and spent.tokens > self.cap_tokens:
             return super().over_cap(spent) or f"cap_tokens {self.cap_tokens}"
         return super().over_cap(spent)
+
+
+class BatchedConfig(ChatConfig):
+    """An endpoint whose first requests can go through its batch API."""
+
+    batch: bool = Field(
+        default=False,
+        json_schema_extra=SPEED,
+        description="Send first requests through the endpoint's /batches: half the price, answers within 24 hours.",
+    )
+    batch_poll: float = Field(
+        default=30.0, gt=0, le=3600, json_schema_extra=SPEED, description="Seconds between status requests for a batch."
+    )

@@ -18,7 +18,7 @@ from tenacity.wait import wait_base
 
 from bootpig.stages.caption.llm.answers import completion
 from bootpig.stages.caption.llm.endpoint import EndpointConfig
-from bootpig.stages.caption.llm.faults import Fault, SchemaRefused
+from bootpig.stages.caption.llm.faults import REFUSED, Fault, SchemaRefused
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.plain_text import one_line
 from bootpig.storage.faults import is_transient_status
@@ -41,6 +41,11 @@ T = TypeVar("T")
 class LLMClient:
     """A client of one endpoint, for chat completions.
 
+    Args:
+        config: the endpoint.
+        is_proven: whether it has answered requests with these settings. A request that it rejects then concerns that
+            request only, and not the settings. None: what it rejects always concerns the settings.
+
     Raises:
         InputError: the environment variable for the key is not set.
     """
@@ -50,8 +55,9 @@ class LLMClient:
     settings = "model, temperature, extra_body"
     """The settings that make up a request, for messages."""
 
-    def __init__(self, config: EndpointConfig) -> None:
+    def __init__(self, config: EndpointConfig, *, is_proven: bool | None = None) -> None:
         self.config = config
+        self._is_proven = is_proven
         key = config.key()
         self._stopped = threading.Event()
         self._waiting = (0.0, 0.0)
@@ -85,7 +91,12 @@ class LLMClient:
         body: str = self.api.chat.completions.with_raw_response.create(**_arguments(request)).text
         if completion(body) is None:
             raise NoAnswer(body)
+        self.answered()
         return body
+
+    def answered(self) -> None:
+        """Note that the endpoint has answered a request with these settings."""
+        self._is_proven = None if self._is_proven is None else True
 
     def call(self, request: Callable[[], T], *, schema: bool = False) -> tuple[T, int]:
         """Call `request()`, retrying transient errors. Returns (result, number of retries). Raises like `ask`."""
@@ -108,6 +119,13 @@ class LLMClient:
 
     def explained(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
         """The exception to raise for an error after `tries` tries. `schema`: the request asked for a format."""
+        problem = self._problem(error, tries, schema)
+        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+        if self._is_proven and status in (400, 422) and isinstance(problem, InputError):
+            return Fault(REFUSED, str(problem).partition("bad_request: ")[2])
+        return problem
+
+    def _problem(self, error: openai.APIError | NoAnswer, tries: int, schema: bool) -> Exception:
         url, section = self.config.base_url, self.config.section
         tried = f"{tries} tries" if tries > 1 else "1 try"
         if isinstance(error, NoAnswer):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bootpig.stages.caption.llm.chat import ChatConfig
+from bootpig.stages.caption.llm.chat import BatchedConfig
 from bootpig.stages.engine.contract import SPEED
 
 PROMPT = (
@@ -22,7 +22,7 @@ PROMPT = (
 STEERING = "Choose objects other than these, which are covered already: {objects}."
 
 
-class OpenAIConfig(ChatConfig):
+class OpenAIConfig(BatchedConfig):
     """An endpoint that writes captions without pictures."""
 
     section: ClassVar[str] = "caption.openai"
@@ -45,14 +45,6 @@ class OpenAIConfig(ChatConfig):
         description="Two captions of one subject are near-duplicates if at least this fraction of their words is the "
         "same, in the same order. 1: only captions that are equal after normalisation are duplicates.",
     )
-    batch: bool = Field(
-        default=False,
-        json_schema_extra=SPEED,
-        description="Send first requests through the endpoint's /batches: half the price, answers within 24 hours.",
-    )
     batch_units: int = Field(
         default=50, ge=1, le=10_000, json_schema_extra=SPEED, description="Units whose requests share a batch."
-    )
-    batch_poll: float = Field(
-        default=30.0, gt=0, le=3600, json_schema_extra=SPEED, description="Seconds between status requests for a batch."
     )

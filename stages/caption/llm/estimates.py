@@ -26,17 +26,20 @@ def expected_spending(
     }
 
 
-def spending_assumptions(config: ChatConfig, expected: Mapping[str, Any], batch: bool = False) -> tuple[str, ...]:
-    """What `expected_spending` is based on, and which cap it is above; a line each."""
+def spending_assumptions(
+    config: ChatConfig, expected: Mapping[str, Any], batch: bool = False, what: str = "captions"
+) -> tuple[str, ...]:
+    """What `expected_spending` is based on, and which cap it is above; a line each. `what`: is asked for."""
     tokens = (
         f"{expected['requests']} requests, {expected['input_tokens']} prompt and {expected['output_tokens']} answer"
     )
-    line = f"captions: {tokens} tokens of {config.model!r}, {TOKENS_PER_CAPTION:g} tokens a caption, no answer twice"
+    each = f"{TOKENS_PER_CAPTION:g} tokens a {what.removesuffix('s')}"
+    line = f"{what}: {tokens} tokens of {config.model!r}, {each}, no answer twice"
     cost, section = expected["cost_usd"], config.section
     if cost is None:
-        return line, f"captions cost nothing, as {section}.price_input and price_output are not given"
+        return line, f"{what} cost nothing, as {section}.price_input and price_output are not given"
     share = ", half of it in a batch" if batch else ""
     line += f", {config.price_input:g} and {config.price_output:g} USD per million tokens{share}"
     if config.cap_usd is None or cost <= config.cap_usd:
         return (line,)
-    return line, f"captions: {section}.cap_usd {config.cap_usd:g} is less than that; units above it stay pending"
+    return line, f"{what}: {section}.cap_usd {config.cap_usd:g} is less than that; units above it stay pending"

@@ -14,7 +14,10 @@ FAULTS = {
 
 
 REFUSED = "refused"
-"""The code of a request that the endpoint rejects because of its own content: others may be answered."""
+"""The code of a request that the endpoint rejects because of its own content."""
+
+OF_ITS_OWN = (REFUSED, "content_filter")
+"""Codes of requests without an answer because of their own content: others may be answered."""
 
 
 class Fault(Exception):

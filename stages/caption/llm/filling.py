@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Generic
 
 from bootpig.stages.caption.llm.endpoint import EndpointConfig
-from bootpig.stages.caption.llm.faults import REFUSED, Fault, SchemaRefused
+from bootpig.stages.caption.llm.faults import OF_ITS_OWN, Fault, SchemaRefused
 from bootpig.stages.caption.llm.journal import Journal, Key, Record
 from bootpig.stages.caption.llm.ledger import Ledger
 from bootpig.stages.caption.llm.requests import Asker, Filled, S
@@ -201,7 +201,7 @@ class Filling(Generic[S]):
                         except Fault as fault:
                             lost[key] = (fault.code, str(fault))
                             # the endpoint is unreachable or the quota is used up: stop sending requests
-                            if fault.code == "quota" or not (answered or fault.code == REFUSED):
+                            if fault.code == "quota" or not (answered or fault.code in OF_ITS_OWN):
                                 lost |= {other: lost[key] for other, _ in waiting}
                                 waiting.clear()
                         else:
@@ -250,6 +250,35 @@ class Filling(Generic[S]):
         self._answers |= found
         self._asked += found.values()
         return lost
+
+
+def filled(
+    filling: Callable[[Mapping[int, int]], Filling[S]],
+    journal: Journal,
+    units: Sequence[int],
+    context: SourceContext,
+    is_committed: Callable[[Sequence[S | None]], bool] | None,
+) -> Filling[S]:
+    """Fill slots whose answers belong to samples, and note what that took in the context.
+
+    Args:
+        filling: makes the work for what answers belong to and its generation in the journal.
+        units: what the answers belong to, as in `Key.unit`.
+        is_committed: whether the slots as replayed are those of the committed unit. None if the unit is not forced, or
+            nothing is committed.
+
+    Raises:
+        Postponed, InputError: as in `Filling.fill`.
+    """
+
+    def is_replayed(generations: Mapping[int, int]) -> bool:
+        assert is_committed is not None
+        return is_committed(filling(generations).replayed())
+
+    work = filling(generations_of(journal, units, None if is_committed is None else is_replayed))
+    work.fill()
+    context.usage.update(work.usage())
+    return work
 
 
 def generations_of(

@@ -30,7 +30,11 @@ class Ledger:
         """Whether requests ask for a format of the answer. Set to False once the endpoint rejects that."""
 
     def open_journal(self) -> Journal:
-        return Journal(self.parts.root, f"{self.parts.folder}/journal")
+        return Journal(self.parts.root, self.journal_folder())
+
+    def journal_folder(self) -> str:
+        """Where the journal is in the store. By default it belongs to the fingerprint."""
+        return f"{self.parts.folder}/journal"
 
     def over_cap(self, expected: Sequence[Expected], batch: bool = False) -> str:
         """The cap that would be exceeded by requests that are expected to take this; empty if none."""

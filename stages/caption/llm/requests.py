@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LONGEST = 300
 """Maximum characters of a caption; no text encoder reads more."""
 
+CAPTIONS = ("captions", SCHEMA)
+"""Name and schema of the answers."""
 AS_JSON = 'Answer with a JSON object: {"captions": ["A photo of a …, …", …]}.'
 LIST = "This is list {name} of many; no caption of it stands in another."
 """Makes every request different, because a caching gateway would answer equal requests with the same text."""
@@ -89,14 +91,18 @@ class Asker(ABC, Generic[S]):
         """A request in the form that the journal stores."""
         return request
 
+    def sent(self, name: str, kept: dict[str, Any]) -> dict[str, Any]:
+        """The request that `kept` gave this form. `name`: its key's."""
+        return kept
+
     @staticmethod
     def tokens(request: dict[str, Any]) -> float:
         """About how many tokens a request's prompt has. 0 where they do not count."""
         return 0.0
 
 
-class ChatAsker(Asker[str]):
-    """Requests for captions as chat completions."""
+class ChatAsker(Asker[S]):
+    """Requests as chat completions."""
 
     config: ChatConfig
 
@@ -106,21 +112,23 @@ class ChatAsker(Asker[str]):
 
         return LLMClient(self.config)
 
-    def read(self, key: Key, record: Record, asked: int) -> Filled[str]:
-        answer = read_answer(record.body, asked, lines_too=self.config.format != "json")
-        return Filled([caption[:LONGEST] for caption in answer.captions], answer.fault, answer.message)
-
     @staticmethod
     def tokens(request: dict[str, Any]) -> float:
         return prompt_tokens(request["messages"])
 
 
-def chat_request(config: ChatConfig, content: Any, *, structured: bool) -> dict[str, Any]:
+def read_captions(config: ChatConfig, record: Record, asked: int) -> Filled[str]:
+    """The captions in an answer."""
+    answer = read_answer(record.body, asked, lines_too=config.format != "json")
+    return Filled([caption[:LONGEST] for caption in answer.captions], answer.fault, answer.message)
+
+
+def chat_request(config: ChatConfig, content: Any, schema: tuple[str, dict[str, Any]] | None) -> dict[str, Any]:
     """The body of a chat completion request.
 
     Args:
         content: of the user message: text, or a list of parts.
-        structured: whether the answer has to follow the JSON schema for captions.
+        schema: name and JSON schema that the answer has to follow. None: it is only told in words.
     """
     messages = [{"role": "system", "content": config.system}] if config.system else []
     request: dict[str, Any] = {
@@ -130,13 +138,13 @@ def chat_request(config: ChatConfig, content: Any, *, structured: bool) -> dict[
     }
     if config.temperature is not None:
         request["temperature"] = config.temperature
-    if structured:
-        schema = {"name": "captions", "strict": True, "schema": SCHEMA}
-        request["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if schema is not None:
+        named = {"name": schema[0], "strict": True, "schema": schema[1]}
+        request["response_format"] = {"type": "json_schema", "json_schema": named}
     return request
 
 
-class CaptionAsker(ChatAsker):
+class CaptionAsker(ChatAsker[str]):
     """Requests for many captions each. Their content depends only on config, seed and the committed captions."""
 
     config: OpenAIConfig
@@ -171,7 +179,10 @@ class CaptionAsker(ChatAsker):
             text.append(self.config.steering.format(objects=", ".join(named)))
         text.append(LIST.format(name="-".join(map(str, key))))
         text.append(AS_JSON if structured else AS_LINES)
-        return chat_request(self.config, "\n\n".join(text), structured=structured)
+        return chat_request(self.config, "\n\n".join(text), CAPTIONS if structured else None)
+
+    def read(self, key: Key, record: Record, asked: int) -> Filled[str]:
+        return read_captions(self.config, record, asked)
 
     def _named(self, key: Key, covered: Sequence[str]) -> list[str]:
         """The subjects to name: half are the most frequent, half drawn from the rest, so concurrent requests differ."""

@@ -87,7 +87,10 @@ class OpenAISource:
         def batch(client: LLMClient, missing: Sequence[Key], counts: Sequence[int]) -> Mapping[Key, tuple[str, str]]:
             from bootpig.stages.caption.llm import batch as llm_batch
 
-            return llm_batch.answer(client, asker, ledger, context, missing, counts)
+            scope = llm_batch.CaptionScope(
+                self.config, missing[0], context.units, counts, lambda group: asker.covered(below=group)
+            )
+            return llm_batch.answer(client, self.config, asker, ledger, context, scope, missing)
 
         return Filling(
             self.config,

@@ -20,7 +20,7 @@ from bootpig.storage.fingerprint import digest
 MODELS = ("clip", "dino", "dinov2", "siglip")
 """The models of measures, besides those that segment."""
 
-SETTINGS = ("metrics", "segment")
+SETTINGS = ("metrics", "segment", "judge")
 """Settings that decide what is measured, but not what is drawn."""
 
 
@@ -131,10 +131,10 @@ class Measured:
             return {}
         return {f"segment.{name}": source for name, source in self.segment().models().items()}
 
-    def segment(self) -> Segment:
-        """The segment stage that finds subjects. Its filters for training data, border and area, are off."""
+    def segment(self, device: str = "cpu") -> Segment:
+        """The segment stage, to find subjects on `device`. Its filters for training data, border and area, are off."""
         assert self.config.segment is not None, "PipelineConfig.section fills it in"
-        return Segment(of_photos(self.config.segment), seed=0)
+        return Segment(of_photos(self.config.segment).model_copy(update={"device": device}), seed=0)
 
     def problems(self, sources: Mapping[str, ModelSource]) -> list[str]:
         """What would prevent the models from being loaded, one line each, without reading weights.

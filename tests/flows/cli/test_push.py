@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
-from huggingface_hub.utils import _http
 from PIL import Image
 
 from bootpig.flows.cli.main import main
@@ -20,7 +19,7 @@ from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
 from bootpig.storage.folders import publish_folder
 from bootpig.storage.root import Root
-from tests.servers.hub import Fault, Stored, UploadHub, upload_hub
+from tests.servers.hub import Fault, Stored, UploadHub, reach, upload_hub
 
 BASE = PROJECT / "models/toy/checkpoints/stable-diffusion"
 SECRET = "sk-this-must-not-be-seen"
@@ -58,9 +57,7 @@ def run(model: Path, config: PipelineConfig) -> list[str]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
     with upload_hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        reach(running, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", "hf_writes_all_of_it")
         monkeypatch.setenv("BOOTPIG_LLM_KEY", SECRET)
         yield running

@@ -58,7 +58,7 @@ def test_a_grid_is_crossed_with_cells_and_the_baseline_keeps_what_it_leaves_out(
 
 def test_a_section_can_be_null_and_names_can_be_any_text(tmp_path: Path) -> None:
     cells = [{"name": "ohne Auswahl 🐷", "set": {"select": None}}, {"name": "豚", "set": {}}]
-    runs = expand(parse_sweep(sweep(base="toy-select", cells=cells, root=str(tmp_path))))
+    runs = expand(parse_sweep(sweep(base="toy", cells=cells, root=str(tmp_path))))
     assert runs[0].config.select is None and runs[1].config.select is not None
     assert [run.config.name for run in runs] == ["references-ohne-auswahl", "references-cell-2"]
     assert {run.config.root for run in runs} == {str(tmp_path)}
@@ -126,7 +126,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"baseline": "two"}, "baseline: 'two' → names no cell; choose from 'one', 'three'"),
     ({"baseline": {"set": {"train.steps": 5}}}, "baseline.set: train.steps=5 → is no value of grid"),
     ({"baseline": {}}, "baseline: → names no cell; give a name in cells"),
-    ({"report": ["dino", "fid"]}, "no cell makes the measure 'fid'; choose from clip_t, clip_i, dino"),
+    ({"report": ["dino", "fid"]}, "there is no metric 'fid'; use some of clip_t"),
+    ({"report": ["dino", "identity"]}, "report: 'identity' → no cell measures it; put it into evaluate.metrics"),
     ({"report": []}, "report: [] → "),
     ({"report": ["dino", "dino"]}, "a measure is given twice"),
     ({"name": "With Blanks"}, "name: 'With Blanks' → must match pattern"),

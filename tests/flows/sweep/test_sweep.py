@@ -17,6 +17,9 @@ import yaml
 from bootpig.flows.cli.main import main
 from bootpig.flows.loading import dump_config
 from bootpig.flows.runs.records import latest_run, list_runs
+from bootpig.flows.sweep.file import load_sweep
+from bootpig.flows.sweep.prepared import prepare_sweep
+from bootpig.flows.sweep.results import write_results
 from bootpig.stages.engine.contract import InputError
 from bootpig.storage.root import Root
 from tests.flows.live import tiny
@@ -143,15 +146,17 @@ def test_a_dry_run_counts_what_is_shared_once(swept: Swept, capsys: pytest.Captu
 
 
 def test_an_edited_file_reuses_what_did_not_change(swept: Swept) -> None:
-    """Also: a name, a measure and the baseline change no run; the new table has no cell that is gone."""
-    swept.write(cells=[{"name": "1", "set": {"evaluate.references": 1}}], seeds={"train.seed": [1]}, baseline=None)
-    third = swept.start("third.log")
-    assert third.wait(600) == 0, third.log.read_text()
-    before = len(list_runs(swept.root))
-    (name,) = [name for name in swept.root.folders("sweeps") if name not in third.log.read_text()]
+    """Names, measures and baseline change no run. The new table has no cell that is gone, and nothing is drawn."""
+    cells = [{"name": "1", "set": {"evaluate.references": 1}}, {"name": "2", "set": {"evaluate.references": 2}}]
+    swept.write(cells=cells, seeds={"train.seed": [1]}, baseline=None, report=["clip_t"])
+    ready = prepare_sweep(load_sweep(swept.file))
+    before = {run["seed"]: run["run"] for run in swept.records() if run["cell"] == "one"}
+    assert [run.complete.id if run.complete else None for run in ready.runs] == [before[SEEDS[1]], None]
+    page = write_results(ready)
+    assert [(cell.name, len(cell.scores) > 0, cell.failed) for cell in page.cells] == [
+        ("1", True, {}),
+        ("2", False, {SEEDS[1]: "it did not end"}),
+    ]
+    assert ready.record.folder.removeprefix("sweeps/") in swept.root.folders("sweeps")
     assert len(swept.root.folders("sweeps")) == 2
-    (edited,) = set(swept.root.folders("sweeps")) - {name}
-    facts = json.loads(swept.root.read(f"sweeps/{edited}/results.json"))
-    assert [cell["cell"] for cell in facts["cells"]] == ["1"]
-    assert [run["state"] for run in facts["runs"]] == ["cached"]
-    assert len(list_runs(swept.root)) == before
+    swept.root.remove(ready.record.folder, recursive=True)

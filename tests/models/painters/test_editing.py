@@ -10,12 +10,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import FluxKontextPipeline, QwenImageEditPlusPipeline
 from PIL import Image
+from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
 from bootpig.models.painters.editing import Editor, editing_problem
 from bootpig.models.pretrained.source import ModelError
-from tests.models.painters.more_pipelines import flux2, klein_distilled
+from tests.models.painters import parts
+from tests.models.painters.more_pipelines import flux2, klein_distilled, qwen_image
 from tests.models.painters.pipelines import flux_dev
 
 
@@ -24,7 +26,27 @@ def kontext(folder: Path) -> Any:
     return FluxKontextPipeline(**{name: part for name, part in parts.items() if part is not None})
 
 
-@pytest.mark.parametrize("make", [kontext, klein_distilled, flux2], ids=["Kontext", "FLUX.2 klein", "FLUX.2"])
+def qwen_edit(folder: Path) -> Any:
+    tokenizer = parts.tokenizer(length=1024)
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=28**2, max_pixels=56**2),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=tokenizer.chat_template,
+    )
+    return QwenImageEditPlusPipeline(**qwen_image(folder).components, processor=processor)
+
+
+# Qwen-Image-Edit encodes its picture at a megapixel, whatever size is asked for
+EDITORS = [
+    pytest.param(kontext, id="Kontext"),
+    pytest.param(klein_distilled, id="FLUX.2 klein"),
+    pytest.param(flux2, id="FLUX.2"),
+    pytest.param(qwen_edit, id="Qwen-Image-Edit", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("make", EDITORS)
 def test_the_picture_and_the_prompt_act(make: Callable[[Path], Any], tmp_path: Path) -> None:
     pipeline = make(tmp_path)
     pipeline.set_progress_bar_config(disable=True)

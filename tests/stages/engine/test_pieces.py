@@ -46,3 +46,12 @@ def test_another_key_removes_them_and_checkpoints_stay(stored: StoredCheckpoints
     stored.clear()
     assert not [name for name in stored.root.folders("evaluate/abc") if name.startswith("pieces-")]
     assert stored.latest() is None and stored.pieces("k" * 64).get("a") is None
+
+
+def test_kept_pieces_are_of_the_stage_and_stay(stored: StoredCheckpoints, tmp_path: Path) -> None:
+    stored.kept("masks").put("FLUX.1 a", b"one")
+    stored.pieces("0" * 64).put("x", b"two")
+    stored.clear()
+    other = StoredCheckpoints(stored.root, "evaluate/def", tmp_path)
+    assert other.kept("masks").get("FLUX.1 a") == b"one"
+    assert other.kept("others").get("FLUX.1 a") is None

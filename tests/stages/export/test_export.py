@@ -83,8 +83,8 @@ def test_all_formats_hold_the_same(whole: Path) -> None:
                 yield row["id"], row["caption"], row["image"]["bytes"], row["mask"]["bytes"], references
 
     def folders() -> Iterator[tuple[str, str, bytes, bytes, list[bytes]]]:
-        for path in sorted((whole / "folder/data").rglob("metadata.jsonl")):
-            for line in map(json.loads, path.read_text().splitlines()):
+        for path in sorted((whole / "folder/data").rglob("metadata.parquet")):
+            for line in pq.read_table(path).to_pylist():
                 names = [line["file_name"], line["mask_file_name"], *line["references_file_names"]]
                 image, mask, *references = [(path.parent / name).read_bytes() for name in names]
                 yield line["id"], line["caption"], image, mask, references
@@ -135,12 +135,12 @@ def test_a_killed_export_leaves_no_half_shard_and_goes_on(made, whole: Path, tmp
     kill = (
         "import os, signal, sys\n"
         "from bootpig.stages.export import formats, target\n"
-        "add, done = target.Target.add, []\n"
+        "add, done = target.FolderTarget.add, []\n"
         "def dying(self, shard):\n"
         "    done.append(shard)\n"
         "    if len(done) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    add(self, shard)\n"
-        "target.Target.add = dying\n"
+        "target.FolderTarget.add = dying\n"
         "from bootpig.flows.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -277,7 +277,9 @@ def test_splits_depend_on_the_id_alone() -> None:
         (["--split", "a=0.6", "--split", "b=0.4"], "the fractions add up to 1"),
         (["--format", "csv"], "--format: 'csv' → choose from parquet, webdataset, folder"),
         (["--shard-bytes", "3"], "--shard-bytes: 3 → must be from"),
-        (["--to", "hf://datasets/a/b"], "is not written directly"),
+        (["--to", "hf://a/b"], "is not the repository of a data set; write hf://datasets/owner/name"),
+        (["--private"], "--private: → is for a repository"),
+        (["--to", "hf://datasets/a/b", "--shard-bytes", "60000000000"], "the hub takes files of at most 50000000000"),
         (["--to", "nofs://x"], "--to: 'nofs://x' cannot be opened"),
         (["--to", "s3://user:secret@bucket/x"], "contains credentials"),
         (["--to", "{file}"], "is a file; choose an empty folder"),

@@ -20,9 +20,10 @@ from bootpig.stages.export.formats import FORMATS
 from bootpig.stages.pictures import decode_png
 from bootpig.stages.real_pictures import shards, source, tables
 from bootpig.storage.shards import read_shard
+from tests.servers.hub import reach, upload_hub
 from tests.servers.s3 import s3_bucket
 from tests.stages.doubles import STAGES, Cutter, Encoder, Painter, image_bytes
-from tests.stages.export.data import data_set, exported, finished
+from tests.stages.export.data import OPTIONS, data_set, exported, finished
 from tests.stages.real_pictures.sets import configured, rows, run, states, write_pictures
 
 
@@ -118,6 +119,40 @@ def test_an_export_is_a_source_with_the_same_pictures(finished_run, format: str,
     kept = {row["caption"] for marker in engine.survey("caption").markers.values() for row in marker.rows}
     assert {row["caption"] for row in rows(config)} == kept
     assert new_run(Engine(config).root, config).units == [0, 1]
+
+
+def test_a_split_of_an_export_is_a_source(finished_run, tmp_path: Path) -> None:
+    engine, record = finished_run
+    for format in FORMATS:
+        exported(data_set(engine, record), tmp_path / format, format)
+    split = {"parquet": "data/train-*.parquet", "webdataset": "data/train-*.tar", "folder": "data/train"}
+    captions = []
+    for format, below in split.items():
+        config = configured(tmp_path / f"{format}-store", tmp_path / format / below, 3, 3, format=format)
+        run(config)
+        captions.append([row["caption"] for row in rows(config) if row["status"] == "ok"])
+    train = [key for unit in data_set(engine, record).units for key in data_set(engine, record).ids(unit)]
+    train = [key for key in train if OPTIONS["parquet"].splits.of(key) == "train"]
+    kept = {row["id"]: row["caption"] for marker in engine.survey("caption").markers.values() for row in marker.rows}
+    assert 3 <= len(train) < 6 and all(found == [kept[key] for key in train[:3]] for found in captions)
+    with pytest.raises(InputError, match="there is no such file"):
+        run(configured(tmp_path / "none", tmp_path / "parquet/data/test-*.parquet", 3, format="parquet"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_on_the_hub_is_a_source(
+    finished_run, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, record = finished_run
+    with upload_hub() as server:
+        reach(server, monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", "hf_writes_all_of_it")
+        exported(data_set(engine, record), "hf://datasets/me/set", format)
+        config = configured(tmp_path / "store", "hf://datasets/me/set", 6, format=format)
+        run(config)
+    assert pixels(tmp_path / "store") == pixels(Path(engine.root.path) / "segment")
+    kept = {row["caption"] for marker in engine.survey("caption").markers.values() for row in marker.rows}
+    assert {row["caption"] for row in rows(config)} == kept
 
 
 def test_a_set_on_s3_is_read_as_one_on_a_disk(tmp_path: Path) -> None:

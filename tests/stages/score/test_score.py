@@ -17,10 +17,17 @@ from safetensors.numpy import load, save_file
 
 from bootpig.models.toy.world import Scene, render_scene
 from bootpig.stages.engine.contract import Sample
+from bootpig.stages.engine.engine import Engine
 from bootpig.stages.pictures import decode_png, encode_mask, encode_png
+from bootpig.stages.registry import STAGES
 from bootpig.stages.score.config import NEEDS, ScoreConfig
 from bootpig.stages.score.measures import outline, sharpness
 from bootpig.stages.score.stage import Score
+from bootpig.stages.select.stage import read_selected
+from bootpig.stages.view.config import ViewConfig
+from bootpig.stages.view.stage import View
+from tests.stages.doubles import _Double, doubles  # noqa: F401
+from tests.stages.doubles import config as small_config
 from tests.stages.samples import cut_out
 
 WIDTH = 96
@@ -128,6 +135,47 @@ def test_without_models_only_what_can_be_measured(scenes: list[Scene]) -> None:
         stage.process([empty])
 
 
+class Viewer(_Double):
+    """Replaces view: every third subject lost all of its views, and of every other one the second."""
+
+    name, upstream, config_class = "view", ("segment",), ViewConfig
+    columns = View.columns
+
+    def make(self, sample: Sample) -> Sample:
+        place = int(sample.id, 16) % 3
+        identity: list[float | None] = [[0.9, 0.7], [0.9, 0.1], [None, 0.1]][place]
+        dropped = [["", ""], ["", "other_subject"], ["no_detection", "other_subject"]][place]
+        return sample.ok(files=sample.files, views=2 - place, scenes=["a", "b"], identity=identity, dropped=dropped)
+
+
+@pytest.mark.usefixtures("doubles")
+def test_the_identity_of_kept_views_is_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "view", Viewer)
+    sections: dict[str, Any] = {
+        "view": {"model": "none", "dino": "none", "count": 2},
+        "augment": {"references_from": "both"},
+        "caption__other_scenes": 2,
+        "score": {"clip": None, "dino": None},
+        "select": {"min_view_identity": 0.8},
+    }
+    engine = Engine(small_config(tmp_path, **sections))
+    for stage in ("caption", "synthesize", "segment", "view", "score"):
+        for unit in engine.units():
+            assert engine.run_unit(stage, unit).state == "done"
+    markers = engine.survey("score").markers
+    found = {row["id"]: row.get("view_identity") for marker in markers.values() for row in marker.rows}
+    assert found == {id: pytest.approx([0.7, 0.9, None][int(id, 16) % 3]) for id in found}
+    assert len(set(found.values())) == 3
+    assert engine.run_reduce("select").state == "done"
+    result = engine.survey("select").result
+    assert result is not None
+    assert read_selected(tmp_path / result.path) == [id for id in found if int(id, 16) % 3]
+    with pytest.raises(
+        ValidationError, match=r"select\.min_view_identity: 0.8 → there are no views; add the stage view"
+    ):
+        small_config(tmp_path, score={}, select={"min_view_identity": 0.8})
+
+
 def test_sharpness_is_between_0_and_1_and_ignores_contrast() -> None:
     rng = np.random.default_rng(0)
     noise = rng.random((64, 64)) * 255
@@ -183,6 +231,7 @@ def test_a_damaged_or_missing_head_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"safety_revision": "main"}, "safety_revision: no effect without its model"),
         ({"query": "a mug"}, r"no \{object\}; insert it"),
         ({"clip": None, "head": "x"}, "head: reads CLIP's embeddings, but clip is null"),
         ({"detector": None, "detection_threshold": 0.5}, "detection_threshold: no effect without its model"),

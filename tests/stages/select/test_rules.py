@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from bootpig.stages.engine.contract import InputError
+from bootpig.stages.report.selection import MEANINGS
+from bootpig.stages.score.stage import Score
 from bootpig.stages.select.config import SelectConfig
 from bootpig.stages.select.duplicates import Nearest
 from bootpig.stages.select.rules import NEAREST, SCORES, Flags, Outcome, Scored, choose
@@ -109,6 +112,47 @@ def test_a_score_that_no_sample_has_and_a_selection_of_nothing_are_one_line() ->
     assert select(min_sharpness=0.9).nothing_left() is None
 
 
+def of_values(**scores: list[float | None]) -> Scored:
+    """Samples with these scores and no others."""
+    count = len(next(iter(scores.values())))
+    rows = [
+        {
+            "id": f"{i:04d}",
+            "unit": 0,
+            "object": "a mug",
+            "status": "ok",
+            **{name: row[i] for name, row in scores.items()},
+        }
+        for i in range(count)
+    ]
+    return Scored.of_rows(rows)
+
+
+def test_only_a_sample_without_views_passes_a_limit_for_what_it_lacks() -> None:
+    data = of_values(view_identity=[0.9, None, 0.4], rubric=[8.0, 2.0, None], sharpness=[0.5, 0.5, float("nan")])
+    assert places(select(data, min_view_identity=0.6)) == [0, 1]
+    assert places(select(data, max_view_identity=0.6)) == [1, 2]
+    assert places(select(data, min_view_identity="50%")) == [0, 1]
+    assert places(select(data, min_rubric=1)) == places(select(data, max_rubric=9)) == [0, 1]
+    assert places(select(data, min_sharpness=0.1)) == [0, 1]
+    nothing = of_values(view_identity=[None, None], area=[0.1, 0.2])
+    with pytest.raises(InputError, match=r"^select\.min_view_identity: 0.6 → no sample has view_identity"):
+        select(nothing, min_view_identity=0.6)
+
+
+def test_scores_that_are_not_finite_are_missing_ones() -> None:
+    data = of_values(head_score=[float("inf"), 1.0, float("-inf")], area=[float("inf")] * 3)
+    assert list(data.scores) == ["head_score"]
+    assert places(select(data, min_head_score="50%")) == [1]
+
+
+def test_a_quantile_of_three_samples() -> None:
+    data = of_values(sharpness=[0.1, 0.2, 0.4])
+    assert places(select(data, min_sharpness="34%")) == [1, 2]
+    assert select(data, min_sharpness="75%").rules[0].value == pytest.approx(0.3)
+    assert places(select(data, min_sharpness="99.9%")) == [2]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -138,3 +182,5 @@ def test_every_score_has_its_limits() -> None:
     names = {f"{side}_{score}" for side in ("min", "max") for score in SCORES}
     assert names < set(SelectConfig.model_fields)
     assert set(SelectConfig(**dict.fromkeys(names, 0.5)).limits()) == names
+    numbers = [field.name for field in [*Score.columns, *Score.optional_columns] if pa.types.is_primitive(field.type)]
+    assert sorted(numbers) == sorted(SCORES) == sorted(MEANINGS)

@@ -126,9 +126,9 @@ def test_the_page_shows_every_cell_and_escapes_what_it_shows() -> None:
     assert hostile not in html
     shown = Page(html)
     assert shown.open == []
-    for text in ("Scores", "Differences to the baseline", "Failed runs", "Contact sheet", "0 of 1 seeds", "minus a"):
+    for text in ("Scores", "Differences to the baseline", "Failed runs", "Contact sheet", "0 of 1 runs", "minus a"):
         assert text in shown.text, text
     lines = page.rows()
     assert [line["cell"] for line in lines] == ["a", hostile, "c", "c, 0"]
-    assert lines[0]["DINO − baseline"] == "–" and lines[1]["DINO − baseline"].startswith("+0.100 [")
+    assert lines[0]["DINO ↑ − baseline"] == "–" and lines[1]["DINO ↑ − baseline"].startswith("+0.100 [")
     assert lines[0]["CLIP-T"] == "–"

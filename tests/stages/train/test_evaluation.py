@@ -175,7 +175,7 @@ def test_a_failure_is_only_a_warning(
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(evaluation, "draw", draw)
-    monkeypatch.setattr(evaluation, "load_judges", lambda sources: sources)
+    monkeypatch.setattr(evaluation, "Judges", lambda sources, names: sources)
     config = recipe(world, keep="best", evaluate_every=3)
     failed = train(config, data, tmp_path / "failed")
     assert caplog.text.count("train.evaluation: no scores at step") == 4  # 0 twice, 3, 4
@@ -190,7 +190,9 @@ def test_judges_do_not_stay_on_the_device() -> None:
     places: list[str] = []
     model = types.SimpleNamespace(to=lambda device: places.append(device.type), cpu=lambda: places.append("cpu"))
     judge: Any = types.SimpleNamespace(model=model)
-    with suppress(RuntimeError), Judges(judge, judge).on(torch.device("meta")):
+    judges = Judges({}, ())
+    judges.encoders = {"clip": judge, "dino": judge, "other": None}
+    with suppress(RuntimeError), judges.on(torch.device("meta"), "clip", "dino"):
         raise RuntimeError
     assert places == ["meta", "meta", "cpu", "cpu"]
 

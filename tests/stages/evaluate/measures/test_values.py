@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from bootpig.models.pipelines.card import METRICS
 from bootpig.stages.evaluate.drawing import Drawing
+from bootpig.stages.evaluate.gallery import NOT_FINITE
 from bootpig.stages.evaluate.measures.background import scene_of, without_subject
 from bootpig.stages.evaluate.measures.copying import CopyPaste
 from bootpig.stages.evaluate.measures.diversity import Diversity
 from bootpig.stages.evaluate.measures.fidelity import Fidelity
 from bootpig.stages.evaluate.measures.identity import match, subject_square
 from bootpig.stages.evaluate.measures.likeness import Likeness
-from bootpig.stages.evaluate.measures.measure import Features, RealVectors, TextVectors
+from bootpig.stages.evaluate.measures.measure import REASONS, Features, RealVectors, TextVectors
+from bootpig.stages.evaluate.measures.names import DIRECTION, MEASURES
+from bootpig.stages.evaluate.results import measure_groups, results_table
 from bootpig.stages.evaluate.subjects import Subject
 
 ROOT_HALF = 0.5**0.5
@@ -60,7 +66,8 @@ def test_likeness_is_the_mean_over_real_pictures(tmp_path):
     assert found.values[:2] == pytest.approx([0.5, ROOT_HALF])
     assert np.isnan(found.values[2]) and found.reasons == ("", "", "no_detection")
     assert measure.real(one) == pytest.approx(0.0)
-    assert measure.real(subject(tmp_path, ["blue"], ["red"])) is None, "one picture has no pair"
+    alone = Likeness(RealVectors(Colours())).real(subject(tmp_path, ["blue"], ["red"]))
+    assert alone is None, "one picture has no pair"
 
 
 def test_fidelity_is_a_cosine_with_the_caption(tmp_path):
@@ -162,3 +169,42 @@ def test_features_are_stored_with_their_reasons():
     joined = Features.join([none, Features.unpack(none.pack()), some])
     assert joined.vectors.shape == (6, 3)
     assert joined.reasons == ("no_mask", "é", "no_mask", "é", "", "no_detection")
+
+
+def test_every_measure_and_reason_is_documented_and_on_the_card():
+    text = (Path(__file__).parents[4] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, facts in MEASURES.items():
+        assert f"| `{name}` | {DIRECTION[facts.higher_is_better]} |" in text
+        assert METRICS[name] == f"{facts.title} {DIRECTION[facts.higher_is_better]}"
+    assert list(METRICS) == list(MEASURES)
+    for reason in (*REASONS, NOT_FINITE, "error", "no_detection", "low_score", "no_mask", "low_sam_quality"):
+        assert f"`{reason}`" in text
+
+
+@pytest.mark.parametrize("count", range(1, 11))
+def test_measures_are_shown_in_tables_of_at_most_four(count):
+    names = list(MEASURES)[:count]
+    value = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    methods = {"bootpig": dict.fromkeys(names, value), "real": {names[0]: None, "of_a_later_version": value}}
+    groups = measure_groups({"subjects": 2, "images": 4, "methods": methods})
+    assert [place for places, _ in groups for place in places] == list(range(count))
+    assert all(1 <= len(facts) == len(places) <= 4 for places, facts in groups)
+    assert [facts.title for _, group in groups for facts in group] == [MEASURES[name].title for name in names]
+
+
+def test_the_tables_say_what_is_missing_and_which_way_is_better():
+    value = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    metrics = {
+        "subjects": 2,
+        "images": 8,
+        "not_finite": {"bootpig": 1},
+        "unscored": {"identity": {"bootpig": {"no_detection": 2}, "text_only": {"no_detection": 1, "no_mask": 1}}},
+        "methods": {method: {"identity": value, "copy_paste": value} for method in ("text_only", "bootpig")},
+    }
+    console = Console(width=100, file=io.StringIO())
+    console.print(results_table(metrics))
+    text = console.file.getvalue()
+    assert "identity ↑" in text and "copy-paste ↓" in text
+    assert "0.500 ± 0.100 (5 of 8)" in text and "(6 of 8)" in text
+    assert "identity: not measured in some pictures (3 no_detection, 1 no_mask)" in text
+    assert text.count("of 8)") == 2

@@ -1,0 +1,1 @@
+"""Ratings of samples by a vision model behind an OpenAI-compatible endpoint."""
