@@ -44,7 +44,7 @@ def written(results: Results, folder: Path) -> str:
 def test_a_page_without_results_has_no_numbers(tmp_path: Path) -> None:
     cells = {"trained-parts": {"RSA / all": cell("RSA / all", None, None)}}
     text = written(Results(cells, {"rivals": "evaluate.rivals: wrong"}), tmp_path)
-    assert "Of 2 runs, 0 are in the store" in text
+    assert "Of 2 runs, 0 are in\nthe store" in text
     assert "- trained-parts: RSA / all, seed 0; RSA / all, seed 1" in text
     assert "- rivals: evaluate.rivals: wrong" in text
     assert "Not measured yet" in text
