@@ -32,7 +32,7 @@ PHRASE = "a sks {class}"
 PRIOR_PICTURES = 64
 PRIOR_STEPS = 12
 PRIOR_GUIDANCE = 4.0
-BATCH = 4
+BATCH = 2
 """Pictures of the subject in an update, beside as many of its class."""
 RANK = 8
 

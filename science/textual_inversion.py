@@ -21,7 +21,7 @@ TOKEN = "<sks>"
 PHRASE = "a <sks>"
 """What names a subject in a prompt, as in `evaluate.rivals`."""
 FILE = "learned_embeds.safetensors"
-BATCH = 4
+BATCH = 2
 SENTENCES = (
     "A photo of a {}", "A photo of the {}", "A photo of my {}", "A photo of one {}", "A photo of a clean {}",
     "A photo of a nice {}", "A photo of a small {}", "A photo of a large {}", "A good photo of a {}",
