@@ -177,7 +177,7 @@ def _problem_of(path: Path, is_reference: bool, section: str, size: int, mtime_n
 
 
 def _split(
-    name: str, pictures: list[Path], references: References, section: str, compared: int | None
+    name: str, pictures: list[Path], references: References, section: str, compared: int | None = None
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if references == "all":
         chosen, real = tuple(pictures), tuple(pictures)
