@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 EXTRAS := dev,s3,ray,dask,heif,8bit
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: run demo-server test test-fast lint bench soak install install-dev
+.PHONY: run demo-server test test-fast lint bench soak science install install-dev
 
 run: install
 	$(BIN)/bootpig run configs/toy.yaml
@@ -27,6 +27,9 @@ lint: install-dev
 
 bench: install-dev
 	$(BIN)/python -m benchmarks
+
+science: install
+	$(BIN)/python -m science
 
 soak: install-dev
 	BOOTPIG_FUZZ_SECONDS=60 $(BIN)/python -m pytest -q tests/outside/test_fuzz.py tests/outside/test_picture_fuzz.py

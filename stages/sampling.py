@@ -28,6 +28,9 @@ class Sampling:
     """Pictures per batch. Halved when memory runs out."""
     reference_refresh_steps: int = 1
     """Run the Reference UNet every N steps and reuse its features in between."""
+    pooling: str | None = None
+    """How the outputs for several references are combined, see `bootpig.models.core.rsa.Pooling`. None: as the model
+    was trained. Remains set in the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def draw_pictures(
     import numpy as np
     import torch
 
+    if sampling.pooling is not None:
+        pipeline.register_to_config(pooling=sampling.pooling)
     total = len(seeds) * sampling.steps
     options: dict[str, Any] = {} if size is None else {"height": size[0], "width": size[1]}
     furthest = 0

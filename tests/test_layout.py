@@ -76,5 +76,5 @@ def test_a_file_is_not_too_long(module: str) -> None:
 
 
 def test_tests_and_benchmarks_import_the_package() -> None:
-    for path in (*(PROJECT / "tests").rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")):
+    for path in (path for name in ("tests", "benchmarks", "science") for path in (PROJECT / name).rglob("*.py")):
         assert not {name for name in imports_of(path) if name.split(".")[0] in LAYERS}, path

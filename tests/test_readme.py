@@ -21,7 +21,7 @@ from bootpig.stages.registry import STAGES
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-PACKAGES = ("benchmarks", "flows", "models", "stages", "storage")
+PACKAGES = ("benchmarks", "science", "flows", "models", "stages", "storage")
 
 
 def shell_lines() -> list[str]:
@@ -40,7 +40,8 @@ def test_commands_parse(line: str) -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z-]+)", README)) | {"run", "test", "test-fast", "lint", "bench", "soak"}
+    named = set(re.findall(r"\bmake ([a-z-]+)", README))
+    named |= {"run", "test", "test-fast", "lint", "bench", "soak", "science"}
     assert named <= targets
 
 
@@ -119,7 +120,7 @@ def test_packaging_links_every_package_and_pins_every_dependency() -> None:
     import tomllib
 
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    for package in (*PACKAGES[1:], "configs"):
+    for package in (*PACKAGES[2:], "configs"):
         assert (PROJECT / "bootpig" / package).resolve() == PROJECT / package
     assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["bootpig*"]
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in _constraints()}

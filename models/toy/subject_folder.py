@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -31,13 +32,32 @@ VALIDATION = FOLDER.with_name("subjects_validation")
 VALIDATION_SUBJECTS, VALIDATION_SEED = 24, 1
 
 
-def write_subject(folder: Path, index: int, seed: int = 0) -> dict[str, object]:
-    """Render subject `index` of `seed` to a new folder `folder`, and return its entry for subjects.yaml."""
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn at random about a subject."""
+
+    kind: str
+    identity: int
+    scenes: tuple[str, ...]
+    """Those of its pictures, and then those of its prompts."""
+    draws: str
+    """The seed of all further draws."""
+    rng: random.Random
+
+
+def draw_subject(index: int, seed: int = 0) -> Drawn:
+    """Draw subject `index` of `seed`."""
     kind = KINDS[index % len(KINDS)]
     draws = f"subject folder/{index}" if seed == 0 else f"subject folder/seed {seed}/{index}"
     rng = random.Random(draws)
     identity = draw_identity(rng, kind, "held_out")
-    scenes = rng.sample(SCENES, PICTURES + CAPTIONS)
+    return Drawn(kind, identity, tuple(rng.sample(SCENES, PICTURES + CAPTIONS)), draws, rng)
+
+
+def write_subject(folder: Path, index: int, seed: int = 0) -> dict[str, object]:
+    """Render subject `index` of `seed` to a new folder `folder`, and return its entry for subjects.yaml."""
+    drawn = draw_subject(index, seed)
+    kind, identity, scenes, draws = drawn.kind, drawn.identity, drawn.scenes, drawn.draws
     folder.mkdir(parents=True)
     render_reference(kind, identity, FILL).save(folder / "00.png", optimize=True)
     captions = {}
@@ -45,7 +65,7 @@ def write_subject(folder: Path, index: int, seed: int = 0) -> dict[str, object]:
         render = render_scene(f"{draws}/{number}", "held_out", kind=kind, identity=identity, scene=scene)
         Image.fromarray(render.image).save(folder / f"{number:02d}.png", optimize=True)
         captions[f"{number:02d}.png"] = render.caption
-    prompts = [caption(kind, rng.choice(POSITIONS), scene) for scene in scenes[PICTURES:]]
+    prompts = [caption(kind, drawn.rng.choice(POSITIONS), scene) for scene in scenes[PICTURES:]]
     return {"class": kind, "prompts": prompts, "captions": captions}
 
 

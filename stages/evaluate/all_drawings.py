@@ -21,11 +21,11 @@ from bootpig.stages.engine.contract import Pieces, Progress
 from bootpig.stages.engine.earlier import Earlier
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.benchmarks.cut_outs import CutOut
+from bootpig.stages.evaluate.config import ComparedConfig
 from bootpig.stages.evaluate.drawing import METHODS, Drawing, prepared_references
 from bootpig.stages.evaluate.drawn import FILE, describe, find_earlier
 from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
 from bootpig.stages.evaluate.methods import Easel, draw_methods
-from bootpig.stages.evaluate.protocol import ProtocolConfig
 from bootpig.stages.evaluate.rivals.draw import draw_rivals
 from bootpig.stages.evaluate.rivals.models import Rival
 from bootpig.stages.evaluate.subjects import Subject
@@ -33,7 +33,7 @@ from bootpig.stages.sampling import latent_shape
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
-_OWN_SETTINGS = ("scheduler", "steps", "guidance_scale", "reference_guidance_scale", "references")
+_OWN_SETTINGS = ("scheduler", "steps", "guidance_scale", "reference_guidance_scale", "references", "pooling")
 """Settings that change the pictures of our own methods."""
 
 
@@ -41,7 +41,7 @@ _OWN_SETTINGS = ("scheduler", "steps", "guidance_scale", "reference_guidance_sca
 class Evaluation:
     """What is drawn, and with which models."""
 
-    config: ProtocolConfig
+    config: ComparedConfig
     dtype: str
     model: Path
     """The folder of the trained model."""

@@ -11,7 +11,7 @@ from bootpig.models.pipelines.base_rules import SCHEDULERS, scheduler_rule
 from bootpig.models.pretrained.inspection import judge_problems
 from bootpig.models.pretrained.source import JUDGE, TRANSFORMER, ModelSource, local_path
 from bootpig.models.pretrained.sources import resolve
-from bootpig.stages.engine.contract import MODEL, InputError, StageConfig
+from bootpig.stages.engine.contract import ADDED, MODEL, InputError, StageConfig
 from bootpig.stages.engine.fields import BatchSize, ModelName, Revision, Scheduler
 from bootpig.stages.evaluate.prompts import OBJECT
 from bootpig.stages.evaluate.subjects import Benchmark, Subject, benchmark_subjects, read_subjects, unusable_pictures
@@ -41,6 +41,13 @@ class ProtocolConfig(StageConfig):
         default=1,
         description="Number of a subject's pictures, the first by name, that are references and not compared with. "
         "all: every picture is a reference and is also compared with, as in the paper's table.",
+    )
+    compared: int | None = Field(
+        default=None,
+        ge=2,
+        json_schema_extra=ADDED,
+        description="Number of a subject's pictures, the last by name, that drawn pictures are compared with, so that "
+        "results with different numbers of references are comparable. null: all that are not references.",
     )
     images_per_prompt: int = Field(default=4, ge=1, le=100, description="Pictures per caption and method.")
     scheduler: Scheduler = None
@@ -110,7 +117,7 @@ class Protocol:
             )
         if self.benchmark is not None:
             return benchmark_subjects(folder, self.benchmark, self.config.references, self.section)
-        return read_subjects(folder, self.config.prompts, self.config.references, self.section)
+        return read_subjects(folder, self.config.prompts, self.config.references, self.section, self.config.compared)
 
     def decodable_subjects(self) -> list[Subject]:
         """The same, after decoding every picture.

@@ -65,7 +65,11 @@ class _Entry(BaseModel):
 
 
 def read_subjects(
-    folder: Path, prompts: Sequence[str], references: References, section: str = "evaluate"
+    folder: Path,
+    prompts: Sequence[str],
+    references: References,
+    section: str = "evaluate",
+    compared: int | None = None,
 ) -> list[Subject]:
     """The subjects of `folder` by name. No picture is opened, see `unusable_pictures`.
 
@@ -74,6 +78,7 @@ def read_subjects(
         references: how many pictures of a subject are references; the others are compared with. `"all"`: every picture
             is both, as in the paper's table.
         section: section of the configuration that names the folder, for messages.
+        compared: compare with only so many of them, the last by name. None: with all.
 
     Raises:
         InputError: an unreadable folder, no subject, too few pictures or no prompt for a subject; one line.
@@ -101,7 +106,7 @@ def read_subjects(
                 f"{section}.prompts: subject {name!r} has no prompt; list some in subjects.yaml or in {section}.prompts"
                 f"{hint}"
             )
-        chosen, real = _split(name, found[name][0], references, section)
+        chosen, real = _split(name, found[name][0], references, section, compared)
         templates = tuple(with_object(prompt, noun) for prompt in entry.prompts or prompts)
         subjects.append(Subject(name, noun, own, chosen, real, entry.captions, section, templates))
     if others := [path for _, left_out in found.values() for path in left_out]:
@@ -172,18 +177,20 @@ def _problem_of(path: Path, is_reference: bool, section: str, size: int, mtime_n
 
 
 def _split(
-    name: str, pictures: list[Path], references: References, section: str
+    name: str, pictures: list[Path], references: References, section: str, compared: int | None = None
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if references == "all":
         chosen, real = tuple(pictures), tuple(pictures)
-        need = "at least 2 are needed"
+        need = f"at least {compared or 2} are needed"
     else:
         chosen, real = tuple(pictures[:references]), tuple(pictures[references:])
-        need = f"{references} as reference and 2 or more to compare with are needed"
-    if len(real) < 2:
-        mend = "" if references in ("all", 1) else f", or lower {section}.references"
+        need = f"{references} as reference and {compared or 2} or more to compare with are needed"
+    if len(real) < (compared or 2):
+        lower = [] if references in ("all", 1) else [f"{section}.references"]
+        lower += [] if compared is None else [f"{section}.compared"]
+        mend = f", or lower {' or '.join(lower)}" if lower else ""
         raise InputError(f"{section}.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{mend}")
-    return chosen, real
+    return chosen, real if compared is None else real[-compared:]
 
 
 @lru_cache(maxsize=1024)

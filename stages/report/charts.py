@@ -54,7 +54,7 @@ def curve(points: Sequence[tuple[int, float]]) -> Curve | None:
     smooth = [(step, _mean([v for _, v in near])) for (step, _), near in zip(thinned, windows, strict=True)]
     ordered = sorted(value for _, value in thinned)
     top = ordered[math.ceil(len(ordered) * 0.98) - 1]
-    y = _ticks(ordered[0], top)
+    y = ticks(ordered[0], top)
     low, high = y[0], y[-1]
     first, last = finite[0][0], finite[-1][0]
 
@@ -65,7 +65,7 @@ def curve(points: Sequence[tuple[int, float]]) -> Curve | None:
         )
         return "M" + " L".join(places)
 
-    x = [tick for tick in _ticks(first, last) if first <= tick <= last]
+    x = [tick for tick in ticks(first, last) if first <= tick <= last]
     return Curve(
         raw=path(thinned),
         smooth=path(smooth),
@@ -85,7 +85,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to six evenly spaced round numbers that enclose [low, high]."""
     span = high - low or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))

@@ -231,6 +231,41 @@ def test_all_pictures_as_references_as_in_the_paper(tmp_path):
     assert subject.references == subject.real == (tmp_path / "cat" / "00.png", tmp_path / "cat" / "01.png")
 
 
+@pytest.mark.parametrize("references", [1, 2, 3, "all"])
+def test_any_number_of_references_can_be_compared_with_the_same_pictures(tmp_path, references):
+    photos(tmp_path / "cat", [f"{n:02d}.png" for n in range(5)])
+    (subject,) = read_subjects(tmp_path, PROMPTS, references, compared=2)
+    assert [path.name for path in subject.real] == ["03.png", "04.png"]
+    assert len(subject.references) == (5 if references == "all" else references)
+
+
+@pytest.mark.parametrize(
+    ("references", "compared", "says"),
+    [
+        (3, 3, r"5 pictures; 3 as reference and 3 .* or lower evaluate.references or evaluate.compared"),
+        (1, 5, r"1 as reference and 5 .* or lower evaluate.compared"),
+        ("all", 6, r"at least 6 .* or lower evaluate.compared"),
+    ],
+)
+def test_references_are_not_compared_with(tmp_path, references, compared, says):
+    photos(tmp_path / "cat", [f"{n:02d}.png" for n in range(5)])
+    with pytest.raises(InputError, match=says):
+        read_subjects(tmp_path, PROMPTS, references, compared=compared)
+
+
+def test_pooling_of_one_reference_is_refused(world):
+    with pytest.raises(ValidationError, match="pooling: no effect on one reference"):
+        evaluate_config(world, pooling="argmax")
+
+
+def test_references_are_pooled_as_the_setting_says(world, tmp_path):
+    one, other = (run(world, tmp_path / name, references=2, pooling=name) for name in ("average", "concat"))
+    assert one["methods"]["text_only"] == other["methods"]["text_only"]
+    assert one["methods"]["bootpig_no_reference"] == other["methods"]["bootpig_no_reference"]
+    for method in ("untrained", "bootpig"):
+        assert one["methods"][method] != other["methods"][method]
+
+
 def test_the_article_follows_the_class():
     assert fill("A {object} and a {object}", "umbrella") == "An umbrella and an umbrella"
     assert fill("a {object} on a table", "mug") == "a mug on a table"

@@ -1,0 +1,71 @@
+"""Settings of the other methods, and the grids that `python -m science tune` tries on validation subjects.
+
+Everything else is each method's usual recipe, as in diffusers' and the authors' examples, with learning rates and
+numbers of updates for networks of the toy world's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+BASE = "models/toy/checkpoints/stable-diffusion"
+CLIP = "models/toy/checkpoints/clip"
+DINO = "models/toy/checkpoints/dino"
+RUN = "configs/toy.yaml"
+"""The run whose triplets the IP-Adapter is trained on."""
+
+DRAWING = ("guidance_scale", "scale")
+"""Settings of a recipe that change pictures, not training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is tuned."""
+
+    updates: int
+    learning_rate: float
+    guidance_scale: float
+    """At inference, as in science/rivals.yaml."""
+    scale: float | None = None
+    """At inference, the weight of the IP-Adapter."""
+
+    def of_training(self) -> dict[str, Any]:
+        """What the trained weights depend on."""
+        return {name: value for name, value in asdict(self).items() if name not in DRAWING}
+
+    def __str__(self) -> str:
+        values = {name.replace("_", " "): value for name, value in asdict(self).items() if value is not None}
+        return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "dreambooth": Recipe(200, 5e-5, 4.0),
+    "dreambooth-lora": Recipe(200, 1e-3, 4.0),
+    "textual-inversion": Recipe(300, 5e-3, 4.0),
+    "ip-adapter": Recipe(500, 3e-4, 4.0, 1.0),
+}
+"""Method → the recipe in use. Where science/tuning.json has a choice, it is that one; a test checks it."""
+
+RATES = {
+    "dreambooth": (2e-5, 5e-5, 1.5e-4),
+    "dreambooth-lora": (3e-4, 1e-3, 3e-3),
+    "textual-inversion": (2e-3, 5e-3, 2e-2),
+    "ip-adapter": (3e-4,),
+}
+UPDATES = {"ip-adapter": (500,)}
+GUIDANCE = (2.0, 4.0, 7.0)
+SCALES = {"ip-adapter": (0.6, 0.8, 1.0)}
+
+
+def grid(method: str) -> Sequence[Recipe]:
+    """The recipes to try. Those that differ only in drawing follow each other."""
+    base = RECIPES[method]
+    return [
+        replace(base, updates=updates, learning_rate=rate, guidance_scale=guidance, scale=scale)
+        for updates in UPDATES.get(method, (100, 200, 400))
+        for rate in RATES[method]
+        for guidance in GUIDANCE
+        for scale in SCALES.get(method, (None,))
+    ]
