@@ -115,7 +115,7 @@ def _serve(folder: Path, found: Study, listener: socket.socket, host: str) -> in
     except OSError as error:
         raise not_written(folder, error) from None
     try:
-        votes = Votes(folder, found, repair=True)
+        votes = Votes(folder, found)
         votes.save_table()
         server = uvicorn.Server(
             uvicorn.Config(

@@ -206,7 +206,7 @@ def ask(
         FatalError: the spending cap would be exceeded, or the endpoint does not work. Paid answers are kept.
         InputError: the endpoint rejects the key, the model or the request.
     """
-    listed = list(dict.fromkeys(questions))
+    listed = list(questions)
     digests = {path: file_digest(path) for q in listed for path in (q.picture, q.reference) if path is not None}
     numbers = {question: _journal_number(question, digests) for question in listed}
     slots = {number: question for question, number in numbers.items()}  # equal pictures are asked about once

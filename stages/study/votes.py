@@ -1,8 +1,8 @@
 """The judges and votes of a study: a journal on disk, and a table made from it.
 
 `votes.jsonl` has a line for every judge and every vote. A line is on disk before the judge is told that the vote
-counts. A line that a crash cut off is removed when the study is served again; that judge was never told. Votes can be
-changed: the newest one counts, and the earlier ones stay in the journal.
+counts. A line that a crash cut off does not count, and the next vote replaces it; that judge was never told. Votes can
+be changed: the newest one counts, and the earlier ones stay in the journal.
 """
 
 from __future__ import annotations
@@ -103,13 +103,12 @@ class Votes:
     Args:
         folder: of the study.
         study: the study itself.
-        repair: remove a last line that a crash cut off. Only the process that writes may do so.
 
     Raises:
         InputError: the journal is of another study, or is damaged.
     """
 
-    def __init__(self, folder: Path, study: Study, *, repair: bool = False) -> None:
+    def __init__(self, folder: Path, study: Study) -> None:
         self.folder = folder
         self.study = study
         self.judges: dict[str, Judge] = {}
@@ -119,8 +118,6 @@ class Votes:
         try:
             data = self._path.read_bytes() if self._path.exists() else b""
             whole = data.rpartition(b"\n")[0] + b"\n" if b"\n" in data else b""
-            if repair and whole != data:
-                os.truncate(self._path, len(whole))
         except OSError as error:
             raise not_written(self._path, error) from None
         self._size = len(whole)
@@ -201,7 +198,7 @@ class Votes:
                 there = os.fstat(descriptor).st_size
                 if there < self._size:
                     raise OSError(0, "the journal was changed by something else")
-                if there > self._size:  # the rest of a vote that could not be written
+                if there > self._size:  # a line that could not be written, or that a crash cut off
                     os.ftruncate(descriptor, self._size)
                 written = 0
                 while written < len(data):

@@ -21,7 +21,7 @@ from bootpig.stages.study.votes import Votes
 @contextmanager
 def serving(folder: Path, study: Study, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve from a thread, with the votes as they are on disk. Yields the base URL."""
-    votes = Votes(folder, study, repair=True)
+    votes = Votes(folder, study)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(

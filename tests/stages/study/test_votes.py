@@ -155,7 +155,7 @@ def join(votes: Votes, name: str) -> Judge:
 
 
 def test_votes_are_there_after_a_restart_and_the_newest_counts(tmp_path: Path, study: Study) -> None:
-    votes = Votes(tmp_path / "study", study, repair=True)
+    votes = Votes(tmp_path / "study", study)
     token = votes.join("Ada")
     judge = votes.of_token(token)
     assert judge is not None
@@ -167,7 +167,7 @@ def test_votes_are_there_after_a_restart_and_the_newest_counts(tmp_path: Path, s
     assert (tmp_path / "study" / "votes.jsonl").read_bytes() == before
     assert token.encode() not in before
 
-    again = Votes(tmp_path / "study", study, repair=True)
+    again = Votes(tmp_path / "study", study)
     found = again.of_token(token)
     assert found == judge
     assert again.of_token(judge.token) is None
@@ -183,21 +183,21 @@ def test_votes_are_there_after_a_restart_and_the_newest_counts(tmp_path: Path, s
 
 def test_a_line_that_a_crash_cut_off_is_removed(tmp_path: Path, study: Study) -> None:
     journal = tmp_path / "study" / "votes.jsonl"
-    votes = Votes(tmp_path / "study", study, repair=True)
+    votes = Votes(tmp_path / "study", study)
     votes.vote(join(votes, "Ada"), Vote(0, "first", "first", "first"))
     whole = journal.read_bytes()
     for cut in (1, 20, len(whole.splitlines()[-1])):
         journal.write_bytes(whole[:-cut])
         assert len(Votes(tmp_path / "study", study).rows()) == 0  # a reader changes nothing
         assert journal.read_bytes() == whole[:-cut]
-        again = Votes(tmp_path / "study", study, repair=True)
+        again = Votes(tmp_path / "study", study)
         (judge,) = again.judges.values()
         again.vote(judge, Vote(0, "other", "first", "first"))
         assert [row["truer"] for row in Votes(tmp_path / "study", study).rows()] == ["other"]
 
 
 def test_votes_of_another_study_and_damaged_ones_are_one_line(tmp_path: Path, study: Study) -> None:
-    votes = Votes(tmp_path / "study", study, repair=True)
+    votes = Votes(tmp_path / "study", study)
     votes.vote(join(votes, "Ada"), Vote(0, "first", "first", "first"))
     journal = tmp_path / "study" / "votes.jsonl"
     good = journal.read_text()
@@ -215,7 +215,7 @@ def test_votes_of_another_study_and_damaged_ones_are_one_line(tmp_path: Path, st
 
 
 def test_names_of_judges(tmp_path: Path, study: Study) -> None:
-    votes = Votes(tmp_path / "study", study, repair=True)
+    votes = Votes(tmp_path / "study", study)
     names = ["Ada", "<b>Ada</b>", "Zoë 🐷", "李", "A" * 80, "ad\x1b[31ma\x07 2\u202e"]
     assert [join(votes, name).name for name in names] == [*names[:-1], "ada 2"]
     for name in ("", " \n\t", "\u200b\u202e", "A" * 81, "x" * 10_000, "ADA", " ada ", "\ud800"):
@@ -228,7 +228,7 @@ def test_names_of_judges(tmp_path: Path, study: Study) -> None:
 
 
 def test_results_against_counts_by_hand(tmp_path: Path, study: Study) -> None:
-    votes = Votes(tmp_path / "study", study, repair=True)
+    votes = Votes(tmp_path / "study", study)
     empty = study_results(study, votes)
     assert (empty["votes"], empty["results"][0]["win_rate"], empty["results"][0]["alpha"]) == (0, None, None)
     answers = {"Ada": "ffffoofn", "Bob": "fffooofo"}
