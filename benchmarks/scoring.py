@@ -56,7 +56,8 @@ def measure(count: int, metrics: list[str]) -> dict[str, Any]:
         }
     )
     subjects = read_subjects(FOLDER, (), 1)
-    rows = drawings(subjects, -(-count // sum(len(subject.prompts) for subject in subjects)), seed=0)[:count]
+    each = max(2, -(-count // sum(len(subject.prompts) for subject in subjects)))
+    rows = drawings(subjects, each, seed=0)[:count]
     subjects = list({row.subject.name: row.subject for row in rows}.values())
     measured = Measured(config, "evaluate")
     sources = measured.segmenters() | {
@@ -95,7 +96,7 @@ def main() -> None:
         found.append(json.loads(answer.splitlines()[-1]))
         print(f"{count:6} pictures of {SIDE} px: {found[-1]}", flush=True)
     few, many = found
-    growth = (many["peak_mib"] - few["peak_mib"]) / (many["count"] - few["count"])
+    growth = max(0.0, (many["peak_mib"] - few["peak_mib"]) / (many["count"] - few["count"]))
     whole = many["peak_mib"] + growth * (WHOLE - many["count"])
     print(f"{growth * 1024:.0f} KiB more per picture; {WHOLE} pictures: {whole:.0f} MiB of {LIMIT_MIB}")
 
