@@ -73,6 +73,13 @@ class SweepFile(StageConfig):
         default=METRICS, min_length=1, description="Measures in the table: columns of evaluate's scores."
     )
 
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _name_or_settings(cls, baseline: Any) -> Any:
+        if not isinstance(baseline, str | Mapping | SweepBaseline | None):
+            raise ValueError("must be the name of a cell, or have `name` and `set`")
+        return baseline
+
     @field_validator("report")
     @classmethod
     def _measured(cls, report: tuple[str, ...]) -> tuple[str, ...]:
