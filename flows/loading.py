@@ -203,7 +203,7 @@ def _mend(problem: ErrorDetails, model: type[BaseModel] | None) -> str:
         if close:
             return f"there is no such setting; did you mean {close[0]!r}?"
         return "there is no such setting" + (f"; valid settings: {', '.join(known)}" if known else "; remove it")
-    message = _one_line(problem["msg"])
+    message = _one_line(problem["msg"]).replace("valid tuple", "valid list")  # YAML has no tuples
     if kind == "string_type" and isinstance(problem["input"], int | float):
         return f"{message.replace('Input should', 'must', 1)}; write it in quotes, so that YAML sees text in it"
     if kind in ("value_error", "assertion_error"):

@@ -74,6 +74,8 @@ def expand(sweep: SweepFile) -> list[CellRun]:
         raise InputError("\n".join(problems))
     cells = _cells(sweep)
     base = read_settings("base", sweep.base)
+    if "base" in base:
+        raise InputError(f"base: {sweep.base!r} → is the file of a sweep; give the configuration of a run")
     repeats = [dict(zip(sweep.seeds, values, strict=True)) for values in zip(*sweep.seeds.values(), strict=True)] or [
         {}
     ]
@@ -88,7 +90,7 @@ def expand(sweep: SweepFile) -> list[CellRun]:
                 runs.append(CellRun(cell, seeds, config_with(base, {**cell.settings, **seeds, **own})))
             except InputError as error:
                 for line in str(error).splitlines():
-                    lines.setdefault(line, []).append(cell.name)
+                    lines.setdefault(line + _hint(line, cell.settings), []).append(cell.name)
     if lines:
         raise InputError("\n".join(named_lines(lines, len(cells))))
     problems = _alike(runs)
@@ -231,6 +233,15 @@ def _run_name(sweep: str, number: int, cell: str, seeds: Mapping[str, int]) -> s
     """The name of a run's configuration, which has letters, digits and dashes only."""
     words = re.sub(r"[^a-z0-9]+", "-", cell.lower()).strip("-")[:60].strip("-")
     return "-".join([sweep, *([words] if words else [f"cell-{number + 1}"]), *map(str, seeds.values())])
+
+
+def _hint(line: str, settings: Mapping[str, Any]) -> str:
+    """What to add to a problem of a section that a cell has replaced, maybe without meaning to."""
+    section = line.partition(".")[0]
+    if ": missing →" not in line or not isinstance(settings.get(section), Mapping):
+        return ""
+    field = next(iter(settings[section]), "…")
+    return f"; a cell replaces a section as a whole, so write `{section}.{field}: …`"
 
 
 def _alike(runs: Sequence[CellRun]) -> list[str]:

@@ -75,6 +75,13 @@ class SweepFile(StageConfig):
         description="Measures in the table, of those in evaluate.metrics. null: all that any cell measures.",
     )
 
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _name_or_settings(cls, baseline: Any) -> Any:
+        if not isinstance(baseline, str | Mapping | SweepBaseline | None):
+            raise ValueError("must be the name of a cell, or have `name` and `set`")
+        return baseline
+
     @field_validator("report")
     @classmethod
     def _measured(cls, report: tuple[str, ...] | None) -> tuple[str, ...] | None:

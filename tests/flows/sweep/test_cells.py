@@ -125,6 +125,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seeds": {"train.seed": 3}}, "seeds.train.seed: 3 → must be a valid list"),
     ({"baseline": "two"}, "baseline: 'two' → names no cell; choose from 'one', 'three'"),
     ({"baseline": {"set": {"train.steps": 5}}}, "baseline.set: train.steps=5 → is no value of grid"),
+    ({"baseline": ["one"]}, "baseline: ['one'] → must be the name of a cell, or have `name` and `set`"),
+    ({"cells": {"one": {}}}, "cells: {'one': {}} → must be a valid list"),
+    ({"cells": [{"name": "x", "set": {"evaluate": {"references": 2}}}]}, "so write `evaluate.references: …`"),
+    ({"cells": [{**ONE, "name": "{x}"}, {**THREE, "name": "{0.y}"}], "baseline": "y"}, "choose from '{x}', '{0.y}'"),
     ({"baseline": {}}, "baseline: → names no cell; give a name in cells"),
     ({"report": ["dino", "fid"]}, "there is no metric 'fid'; use some of clip_t"),
     ({"report": ["dino", "identity"]}, "report: 'identity' → no cell measures it; put it into evaluate.metrics"),
@@ -169,6 +173,13 @@ def test_a_file_that_is_no_sweep(
     assert main(["sweep", str(file)]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_sweep_is_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep(base=str(tmp_path / "sweep.yaml"))))
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "→ is the file of a sweep; give the configuration of a run" in said and said.count("\n") == 1
 
 
 def test_a_problem_of_the_base_is_said_once_and_others_with_their_cells(
