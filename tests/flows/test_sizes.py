@@ -87,7 +87,7 @@ def test_captions_to_export(tmp_path: Path) -> None:
 
     assert len(collect_examples(payload, [0, 1])) == 6
     record = new_run(engine.root, engine.config)
-    record.stages |= {name: StageRecord(fingerprint=survey.fingerprint) for name, survey in surveys.items()}
+    record.stages |= {name: StageRecord(fingerprint=made.fingerprint) for name, made in engine.survey_all().items()}
     assert exported(data_set(engine, record), tmp_path / "out", "parquet").done
     rows = [row for file in (tmp_path / "out/data").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
     assert len(rows) == sizes.total()

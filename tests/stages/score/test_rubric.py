@@ -122,6 +122,15 @@ def test_an_answer_without_ratings_is_asked_again_then_a_row_without_a_score(
 
 
 @pytest.mark.usefixtures("doubles")
+def test_a_filtered_request_does_not_stop_the_others(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
+    endpoint.fault(kind="body", body='{"choices": []}', times=1)  # for the first one
+    config = configured(tmp_path, url, count=5)
+    assert [report.state for report in run(config)] == ["done"]
+    reasons = [row.get("rubric_reason") for row in rows(config)]
+    assert reasons == ["content_filter", *[None] * (len(reasons) - 1)] and len(reasons) > 2
+
+
+@pytest.mark.usefixtures("doubles")
 def test_a_request_that_the_endpoint_rejects_does_not_end_the_stage(
     endpoint: Endpoint, url: str, tmp_path: Path
 ) -> None:
