@@ -47,7 +47,7 @@ class StoredResult:
         self._root = root
         self._published = published
         self._scratch = scratch
-        self.files = {name: str(facts["sha256"]) for name, facts in published.files.items()}
+        self.files: Mapping[str, str] = {name: str(facts["sha256"]) for name, facts in published.files.items()}
 
     def fetch(self, names: Iterable[str]) -> Path:
         files = {name: self._published.files[name] for name in names}

@@ -102,9 +102,7 @@ def results_table(metrics: Mapping[str, Any]) -> Group:
             cells = [cell_text(row.cells[place]) or "–" for place in places]
             table.add_row(Text(row.name), *cells, style="bold" if row.method == "bootpig" else "")
         tables.append(table)
-    if tables:
-        tables[-1].caption, tables[-1].caption_justify = Text(caption), "left"
-    return Group(*tables)
+    return Group(*tables, Text(caption))
 
 
 def cell_text(cell: Cell | None) -> str:

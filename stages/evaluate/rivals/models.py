@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from bootpig.models.painters.adapters import IPAdapterFiles
     from bootpig.models.painters.family import Configs
 
-PER_SUBJECT = ("model", "lora", "textual_inversion")
-"""Settings whose path may have `{subject}`."""
-
 _NAMED = 5
 """Maximum number of subjects that one message names."""
 
@@ -41,7 +38,8 @@ class Rival:
 
     def per_subject(self) -> dict[str, str]:
         """The settings with a path for each subject."""
-        values = {name: getattr(self.config, name) for name in PER_SUBJECT}
+        c = self.config
+        values = {"model": c.model, "lora": c.lora, "textual_inversion": c.textual_inversion}
         return {name: value for name, value in values.items() if value is not None and SUBJECT in value}
 
     def sources(self, subjects: Sequence[Subject]) -> dict[str, ModelSource]:

@@ -20,6 +20,7 @@ from bootpig.models.toy.subject_folder import FOLDER, VALIDATION, VALIDATION_SEE
 from bootpig.models.toy.subject_folder import SUBJECTS as SHIPPED
 from bootpig.models.toy.world import KINDS
 from bootpig.stages.engine.contract import FatalError, InputError, ReduceInput
+from bootpig.stages.evaluate.all_drawings import Evaluation
 from bootpig.stages.evaluate.drawing import METHODS, drawings, prepared_references
 from bootpig.stages.evaluate.metrics import mean_cosine
 from bootpig.stages.evaluate.prompts import fill
@@ -400,6 +401,6 @@ def test_a_judge_with_nan_is_named_before_anything_is_drawn(judge, world, tmp_pa
     name = max(state, key=lambda name: state[name].numel())
     state[name].view(-1)[0] = float("nan")
     save_file(state, spoiled / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(Evaluate, "_draw", lambda *_: pytest.fail("it drew"))
+    monkeypatch.setattr(Evaluation, "draw", lambda *_: pytest.fail("it drew"))
     with pytest.raises(ModelError, match=rf"^evaluate\.{judge}: '.*': the weights '.*' hold NaN or infinity; download"):
         run(world, tmp_path / "out", **{judge: str(spoiled)})
