@@ -1,4 +1,4 @@
-"""Lets one process at a time write to a folder on a local disk. The lock is freed when the process ends, however."""
+"""Lets one process at a time write to a folder on a local disk. The lock ends with its process, also after a kill."""
 
 from __future__ import annotations
 

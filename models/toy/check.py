@@ -31,7 +31,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from bootpig.models.toy.clip import judge
+from bootpig.models.toy.clip_judge import subject_auc
 from bootpig.models.toy.dino import identity_auc, views
+from bootpig.models.toy.looks import COLOURS, FACTS, colour_phrases, facts_of
 from bootpig.models.toy.pretrain import CHECKPOINTS
 from bootpig.models.toy.renders import Renders, scenes
 from bootpig.models.toy.sam_model import build_sam_vit_toy
@@ -65,6 +67,10 @@ BARS = {
     "detector_recall_50": Bar("detector", 0.95),
     "sam_mean_iou": Bar("sam", 0.90),
     "clip_kind_accuracy": Bar("clip", 0.97),
+    "judge_kind_accuracy": Bar("clip_judge", 0.95),
+    "judge_scene_accuracy": Bar("clip_judge", 0.97),
+    "judge_colour_accuracy": Bar("clip_judge", 0.60),
+    "judge_subject_auc": Bar("clip_judge", 0.75),
     "dino_identity_auc": Bar("dino", 0.97),
     "megabytes": Bar("size", 40, at_most=True),
 }
@@ -89,6 +95,7 @@ class Check:
             "detector": self.detector,
             "sam": self.sam,
             "clip": self.clip,
+            "clip_judge": self.clip_judge,
             "dino": self.dino,
             "size": self.size,
         }
@@ -129,13 +136,17 @@ class Check:
             "t2i_position_accuracy": float((seen == positions).mean()),
         }
 
-    def judged(self, pictures: list[Image.Image]) -> dict[str, np.ndarray]:
-        """The kind and scene of each picture according to the toy CLIP."""
-        model = CLIPModel.from_pretrained(self.checkpoints / "clip", dtype=torch.float32)
-        processor = CLIPProcessor.from_pretrained(self.checkpoints / "clip")
-        inputs = processor(text=all_captions(), images=pictures, padding=True, return_tensors="pt")
-        output = model(**inputs)
-        return {axis: judge(output.image_embeds, output.text_embeds, axis).numpy() for axis in ("kind", "scene")}
+    def judged(self, pictures: list[Image.Image], clip: str = "clip") -> dict[str, np.ndarray]:
+        """The kind and scene of each picture according to one of the toy CLIPs."""
+        image_embeds, text_embeds = self.embedded(clip, pictures, all_captions())
+        return {axis: judge(image_embeds, text_embeds, axis).numpy() for axis in ("kind", "scene")}
+
+    def embedded(self, clip: str, pictures: list[Image.Image], texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures and texts in the space of the toy CLIP in folder `clip`: N×D and M×D float32, normalised."""
+        model = CLIPModel.from_pretrained(self.checkpoints / clip, dtype=torch.float32)
+        processor = CLIPProcessor.from_pretrained(self.checkpoints / clip)
+        output = model(**processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
+        return output.image_embeds, output.text_embeds
 
     def detections(self, pictures: list[Image.Image], kinds: np.ndarray) -> list[np.ndarray | None]:
         """The best box (xyxy, pixels) in each picture for its kind, with a phrase such as `a mug`; None if none."""
@@ -179,6 +190,28 @@ class Check:
         data = self.held_out()
         judged = self.judged([Image.fromarray(image) for image in data.images])
         return {"clip_kind_accuracy": float((judged["kind"] == data.kinds).mean())}
+
+    def clip_judge(self) -> dict[str, float]:
+        """The CLIP that scores drawn pictures: of kinds and scenes by the pipeline's captions, of the subject's first
+        colour by captions such as `A photo of a red mug`, and of one subject in two scenes against two subjects of a
+        kind in one scene (384 held-out subjects)."""
+        data = self.held_out()
+        pictures = [Image.fromarray(image) for image in data.images]
+        judged = self.judged(pictures, "clip-judge")
+        facts = facts_of(data.kinds, data.positions, data.scenes, data.identities)
+        image_embeds, text_embeds = self.embedded("clip-judge", pictures, colour_phrases())
+        by_kind = text_embeds.view(len(KINDS), len(COLOURS), -1)[torch.from_numpy(data.kinds)]
+        colours = torch.einsum("nd,ncd->nc", image_embeds, by_kind).argmax(1).numpy()
+        pairs = scenes("check-pairs", 768, "held_out", self.work, paired=True)
+        embeds, _ = self.embedded("clip-judge", [Image.fromarray(image) for image in pairs.images], ["a"])
+        return {
+            "judge_kind_accuracy": float((judged["kind"] == data.kinds).mean()),
+            "judge_scene_accuracy": float((judged["scene"] == data.scenes).mean()),
+            "judge_colour_accuracy": float((colours == facts[:, FACTS.index("colour")]).mean()),
+            "judge_subject_auc": subject_auc(
+                embeds.view(len(pairs) // 2, 2, -1), pairs.kinds[::2], pairs.scenes.reshape(-1, 2)
+            ),
+        }
 
     def dino(self) -> dict[str, float]:
         """AUC over 384 held-out identities, each in two scenes and once on white."""

@@ -25,12 +25,13 @@ MAX_TOKENS = 32
 MEAN = STD = [0.5, 0.5, 0.5]
 
 
-def build_processor() -> CLIPProcessor:
+def build_processor(texts: list[str]) -> CLIPProcessor:
+    """A processor for pictures of the toy world, with a vocabulary for `texts`."""
     size = {"height": SIZE, "width": SIZE}
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": SIZE}, crop_size=size, image_mean=MEAN, image_std=STD, do_convert_rgb=True
     )
-    return CLIPProcessor(image_processor, build_tokenizer(all_captions(), MAX_TOKENS))
+    return CLIPProcessor(image_processor, build_tokenizer(texts, MAX_TOKENS))
 
 
 def build(tokens: int) -> CLIPModel:
@@ -88,7 +89,7 @@ def train(work: Path, out: Path, device: torch.device) -> tuple[CLIPModel, CLIPP
     torch.manual_seed(2)
     data = scenes("base", 24_000, "train", work)
     held_out = scenes("check", 512, "held_out", work)
-    processor = build_processor()
+    processor = build_processor(all_captions())
     tokens = processor.tokenizer(all_captions(), padding=True, return_tensors="pt").to(device)
     ids, attention = tokens["input_ids"], tokens["attention_mask"]
     captions = caption_indices(data)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-PARTS = ("vae", "diffusion", "detector", "sam", "clip", "dino")
-"""Training order: the diffusion model needs the VAE, and CLIP is initialised from the detector's vision model."""
+PARTS = ("vae", "diffusion", "detector", "sam", "clip", "clip_judge", "dino")
+"""Training order: the diffusion model needs the VAE, and both CLIPs start from the detector's vision model."""
 
 
 def main() -> None:

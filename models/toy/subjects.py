@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,6 +19,19 @@ Colour = tuple[int, int, int]
 
 HUES = 12
 NEAR_WHITE, NEAR_BLACK = HUES, HUES + 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """An identity's colours and pattern. A colour is a hue, counted from 0, or `NEAR_WHITE` or `NEAR_BLACK`."""
+
+    colour: int
+    second: int
+    """The pattern's colour; not visible if the pattern is `plain`."""
+    accent: int
+    """The colour of handles, roofs, fins; a ball has none."""
+    pattern: str
+    """One of `PATTERNS`."""
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Colour:
@@ -54,10 +68,12 @@ class Sketch:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         first, self.colour = _draw_colour(rng)
-        _, self.second = _draw_colour(rng, away_from=first)
-        _, self.accent = _draw_colour(rng)
+        second, self.second = _draw_colour(rng, away_from=first)
+        accent, self.accent = _draw_colour(rng)
         self.dark: Colour = tuple(int(channel * 0.35) for channel in self.colour)  # type: ignore[assignment]
-        self.texture = self._pattern(rng.choice(PATTERNS), CANVAS // rng.choice((4, 5)))
+        pattern = rng.choice(PATTERNS)
+        self.look = Look(first, second, accent, pattern)
+        self.texture = self._pattern(pattern, CANVAS // rng.choice((4, 5)))
         self.image = Image.new("RGBA", (CANVAS, CANVAS), (0, 0, 0, 0))
 
     def _pattern(self, name: str, period: int) -> Image.Image:
@@ -232,6 +248,15 @@ DRAWERS: dict[str, Callable[[Sketch], None]] = {
 KINDS = tuple(DRAWERS)
 
 
+def look_of(kind: str, identity: int) -> Look:
+    """The look of an identity that `render_subject` draws. `kind` is one of `KINDS`."""
+    return Sketch(_draws(kind, identity)).look
+
+
+def _draws(kind: str, identity: int) -> random.Random:
+    return random.Random(f"subject/{kind}/{identity}")
+
+
 def render_subject(kind: str, identity: int) -> Image.Image:
     """Draw one identity on a transparent canvas, lit from the upper left.
 
@@ -247,7 +272,7 @@ def render_subject(kind: str, identity: int) -> Image.Image:
     """
     if kind not in DRAWERS:
         raise ValueError(f"kind: {kind!r} is not a kind of the toy world; choose one of {', '.join(KINDS)}")
-    sketch = Sketch(random.Random(f"subject/{kind}/{identity}"))
+    sketch = Sketch(_draws(kind, identity))
     DRAWERS[kind](sketch)
     pixels = np.asarray(sketch.image).astype(np.float32)
     y, x = np.mgrid[0:CANVAS, 0:CANVAS] / CANVAS

@@ -1,4 +1,4 @@
-"""The base classes of stages, and what the engine passes to them: configs, samples, workloads, checkpoints."""
+"""The base classes of stages, and what the engine passes to them: configs, samples, inputs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 
 from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.engine.yaml_values import takes_numbers, words_of_choices
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import holds_credentials
@@ -318,41 +319,6 @@ class UnitRef:
     """Digest of the unit's marker, see `storage.parts`."""
     samples: int
     """Number of `ok` rows, which is the number of samples in the shard."""
-
-
-class Pieces(Protocol):
-    """Stores pieces of an unfinished result. In names, characters other than letters, digits, `-` and `_` are alike."""
-
-    def put(self, name: str, data: bytes) -> None:
-        """Store a piece."""
-
-    def get(self, name: str) -> bytes | None:
-        """Read a piece and verify its checksum. None if it is missing or damaged."""
-
-
-class Checkpoints(Protocol):
-    """Where a reduce stage saves its progress: whole folders under its fingerprint, with the manifest written last."""
-
-    def save(self, step: int, folder: Path) -> None:
-        """Publish `folder` as `checkpoint-<step>`, then remove all but the last two."""
-
-    def latest(self) -> tuple[int, Path] | None:
-        """The newest complete checkpoint as (step, local folder), or None. Damaged ones are skipped with a message."""
-
-    def pieces(self, key: str) -> Pieces:
-        """The pieces of this result from earlier runs and this one. Removed when the result is published.
-
-        Args:
-            key: digest of what changes the pieces but is not part of the fingerprint, such as the batch size. Pieces
-                with any other key are removed.
-        """
-
-    def kept(self, name: str) -> Pieces:
-        """Pieces that all results of the stage share, and that stay. The name of a piece must say all it depends on."""
-
-    @property
-    def parts(self) -> Parts:
-        """The stage's folder, for what outlives the result, such as paid answers of an endpoint."""
 
 
 def _no_rows(unit: int) -> list[dict[str, Any]]:

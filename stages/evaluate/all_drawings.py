@@ -17,8 +17,9 @@ from bootpig.models.painters.loading import set_scheduler
 from bootpig.models.pipelines.bases import load_base
 from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.source import ModelSource, content_digest
-from bootpig.stages.engine.contract import Pieces, Progress
+from bootpig.stages.engine.contract import Progress
 from bootpig.stages.engine.earlier import Earlier
+from bootpig.stages.engine.saved import Pieces
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.benchmarks.cut_outs import CutOut
 from bootpig.stages.evaluate.config import ComparedConfig

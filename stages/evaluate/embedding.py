@@ -8,7 +8,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from bootpig.stages.engine.contract import FatalError, Pieces
+from bootpig.stages.engine.contract import FatalError
+from bootpig.stages.engine.saved import Pieces
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.gallery import DrawnPictures, PictureFiles
 from bootpig.stages.evaluate.measures.masks import MaskFiles, Masks

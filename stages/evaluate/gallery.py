@@ -9,7 +9,8 @@ from typing import overload
 
 from PIL import Image
 
-from bootpig.stages.engine.contract import FatalError, Pieces
+from bootpig.stages.engine.contract import FatalError
+from bootpig.stages.engine.saved import Pieces
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.drawing import Drawing, is_blank
 from bootpig.storage.errors import CorruptPart

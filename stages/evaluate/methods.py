@@ -11,7 +11,8 @@ from PIL import Image
 
 from bootpig.models.pretrained.finite import check_trained
 from bootpig.models.pretrained.source import loading
-from bootpig.stages.engine.contract import Pieces, Progress
+from bootpig.stages.engine.contract import Progress
+from bootpig.stages.engine.saved import Pieces
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.drawing import METHODS, WITH_REFERENCE, Drawing, draw, warn_of_blank
 from bootpig.stages.evaluate.gallery import DrawnPictures, Picture

@@ -24,22 +24,13 @@ from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.caption.llm.estimates import expected_spending
 from bootpig.stages.caption.llm.spending import TOKENS_PER_PICTURE
-from bootpig.stages.engine.contract import (
-    ADDED,
-    MODEL,
-    SPEED,
-    Checkpoints,
-    InputError,
-    Pieces,
-    Progress,
-    ReduceInput,
-    ReduceStage,
-)
+from bootpig.stages.engine.contract import ADDED, MODEL, SPEED, InputError, Progress, ReduceInput, ReduceStage
 from bootpig.stages.engine.device_lock import MAX_PROCESSES, devices, too_many_processes
 from bootpig.stages.engine.earlier import Earlier, no_earlier
 from bootpig.stages.engine.estimates import Estimate, Workload
 from bootpig.stages.engine.fields import Device, Dtype, ModelName, Revision
 from bootpig.stages.engine.memory import Memory
+from bootpig.stages.engine.saved import Checkpoints, Pieces
 from bootpig.stages.engine.share import Share
 from bootpig.stages.evaluate.config import ComparedConfig
 from bootpig.stages.evaluate.measures.config import Measured

@@ -64,6 +64,7 @@ class ScoreConfig(StageConfig):
     )
     safety: ModelName | None = Field(
         default=None,
+        json_schema_extra=MODEL,
         description="A StableDiffusionSafetyChecker, for safety, such as CompVis/stable-diffusion-safety-checker. "
         "null: leave it out.",
     )

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bootpig.stages.engine.contract import Checkpoints, InputError, Progress, ReduceInput, ReduceStage
+from bootpig.stages.engine.contract import InputError, Progress, ReduceInput, ReduceStage
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.score.config import Embedding
 from bootpig.stages.select.config import SelectConfig
 from bootpig.stages.select.duplicates import Nearest, nearest_kept

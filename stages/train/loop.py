@@ -18,7 +18,8 @@ from torch.nn.utils import get_total_norm
 
 from bootpig.models.core.bootpig import BootPIG
 from bootpig.models.memory import free_memory, is_out_of_memory
-from bootpig.stages.engine.contract import Checkpoints, FatalError, InputError, Interrupted, Progress
+from bootpig.stages.engine.contract import FatalError, InputError, Interrupted, Progress
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.engine.slices import TOO_LARGE
 from bootpig.stages.train.best import Best
 from bootpig.stages.train.config import TrainConfig, micro_batch

@@ -16,9 +16,10 @@ from bootpig.models.pretrained.lora_sizes import lora_parameters
 from bootpig.models.pretrained.source import BASE, PIPELINE, ModelSource, loading, local_path
 from bootpig.models.pretrained.sources import resolve, resolve_all
 from bootpig.stages.engine.checkpoints import CHECKPOINTS_KEPT
-from bootpig.stages.engine.contract import Checkpoints, InputError, Progress, ReduceInput, ReduceStage
+from bootpig.stages.engine.contract import InputError, Progress, ReduceInput, ReduceStage
 from bootpig.stages.engine.device_lock import too_many_processes
 from bootpig.stages.engine.estimates import Estimate, Workload
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.train.chosen import selected_samples
 from bootpig.stages.train.config import TrainConfig, micro_batch
 from bootpig.stages.train.lora import lora_of, lora_problems, start_from, start_problem

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from bootpig.stages.engine.contract import Checkpoints
+from bootpig.stages.engine.saved import Checkpoints
 
 
 class Uploads:

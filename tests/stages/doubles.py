@@ -21,7 +21,8 @@ import bootpig.stages.engine.loaded
 from bootpig.models.toy.world import KINDS, POSITIONS, SCENES, render_scene, with_article
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.encode import EncodeConfig
-from bootpig.stages.engine.contract import Checkpoints, MapStage, Progress, ReduceInput, ReduceStage, Sample
+from bootpig.stages.engine.contract import MapStage, Progress, ReduceInput, ReduceStage, Sample
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.evaluate.stage import EvaluateConfig
 from bootpig.stages.pictures import encode_mask
 from bootpig.stages.registry import STAGES

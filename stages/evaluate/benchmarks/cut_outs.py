@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from bootpig.stages.engine.contract import Pieces, Sample
+from bootpig.stages.engine.contract import Sample
+from bootpig.stages.engine.saved import Pieces
 from bootpig.stages.engine.slices import Slices
 from bootpig.stages.evaluate.subjects import Subject
 from bootpig.stages.picture_files.reader import read_picture

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from bootpig.flows.runs.status import status, status_table
-from bootpig.stages.engine.contract import Checkpoints, FatalError, Progress, ReduceInput
+from bootpig.stages.engine.contract import FatalError, Progress, ReduceInput
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.saved import Checkpoints
 from tests.stages.doubles import Counter, config, doubles  # noqa: F401
 
 

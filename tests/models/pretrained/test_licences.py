@@ -34,7 +34,9 @@ def test_the_licence_in_a_card(tmp_path: Path, card: str, licence: str | None) -
     assert licence_of(str(tmp_path)) == licence
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "owlvit", "clip", "dino", "sam/sam_vit_toy.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["stable-diffusion", "owlvit", "clip", "clip-judge", "dino", "sam/sam_vit_toy.safetensors"]
+)
 def test_the_toy_checkpoints_have_one(name: str) -> None:
     assert licence_of(str(PROJECT / "models/toy/checkpoints" / name)) == "apache-2.0"
 

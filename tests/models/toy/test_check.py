@@ -49,6 +49,10 @@ def test_the_keys_are_those_of_the_project() -> None:
         "detector_recall_50",
         "sam_mean_iou",
         "clip_kind_accuracy",
+        "judge_kind_accuracy",
+        "judge_scene_accuracy",
+        "judge_colour_accuracy",
+        "judge_subject_auc",
         "dino_identity_auc",
         "megabytes",
     }

@@ -26,10 +26,13 @@ from transformers import (
 )
 
 from bootpig.models.toy.check import Check, box_iou
+from bootpig.models.toy.clip_judge import subject_auc
 from bootpig.models.toy.dino import identity_auc
+from bootpig.models.toy.looks import COLOURS, colour_phrases
 from bootpig.models.toy.pretrain import CHECKPOINTS
 from bootpig.models.toy.renders import white_reference
 from bootpig.models.toy.sam_model import build_sam_vit_toy
+from bootpig.models.toy.subjects import look_of
 from bootpig.models.toy.world import KINDS, SCENES, SIZE, Scene, draw_identity, render_scene
 
 
@@ -101,6 +104,44 @@ def test_clip_names_kind_and_scene(check: Check, images: list[Image.Image], held
 
 
 @torch.inference_mode()
+def test_the_clip_judge_names_kind_and_scene(check: Check, images: list[Image.Image], held_out: list[Scene]) -> None:
+    judged = check.judged(images, "clip-judge")
+    assert np.mean([KINDS[k] == scene.kind for k, scene in zip(judged["kind"], held_out, strict=True)]) >= 0.93
+    assert np.mean([SCENES[k] == scene.scene for k, scene in zip(judged["scene"], held_out, strict=True)]) >= 0.93
+
+
+@torch.inference_mode()
+def test_the_clip_judge_weighs_the_subject_over_the_scene(check: Check) -> None:
+    """One subject in two scenes is closer than two of a kind in one scene. For the pipeline's CLIP it is not."""
+    rng, pictures = random.Random(0), []
+    kinds = np.repeat(np.arange(4), 12)
+    backdrops = np.array([rng.sample(range(4), 2) for _ in kinds])
+    for kind, pair in zip(kinds, backdrops, strict=True):
+        identity = draw_identity(rng, KINDS[kind], "held_out")
+        for scene in pair:
+            picture = render_scene(rng.random().hex(), kind=KINDS[kind], identity=identity, scene=SCENES[scene])
+            pictures.append(Image.fromarray(picture.image))
+    auc = {}
+    for clip in ("clip", "clip-judge"):
+        embeds, _ = check.embedded(clip, pictures, ["a"])
+        auc[clip] = subject_auc(embeds.view(len(kinds), 2, -1), kinds, backdrops)
+    assert auc["clip-judge"] >= 0.8
+    assert auc["clip"] < 0.2
+
+
+@torch.inference_mode()
+def test_the_clip_judge_reads_colours(check: Check, images: list[Image.Image], held_out: list[Scene]) -> None:
+    """The true first colour is nearest among the captions of a kind's fourteen colours."""
+    image_embeds, text_embeds = check.embedded("clip-judge", images, colour_phrases())
+    cosines = (image_embeds @ text_embeds.T).view(len(images), len(KINDS), len(COLOURS))
+    right = [
+        cosines[row, KINDS.index(scene.kind)].argmax() == look_of(scene.kind, scene.identity).colour
+        for row, scene in enumerate(held_out)
+    ]
+    assert np.mean(right) >= 0.5  # a fourteenth by chance
+
+
+@torch.inference_mode()
 def test_dino_tells_identities_apart_even_blurred() -> None:
     model = AutoModel.from_pretrained(CHECKPOINTS / "dino", dtype=torch.float32)
     processor = AutoImageProcessor.from_pretrained(CHECKPOINTS / "dino")
@@ -119,10 +160,10 @@ def test_dino_tells_identities_apart_even_blurred() -> None:
 
 def test_weights_are_float16_and_every_tensor_is_used() -> None:
     """No warning about missing or unexpected weights, and nothing stored wider than needed."""
-    for part in ("owlvit", "clip", "dino"):
+    for part in ("owlvit", "clip", "clip-judge", "dino"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            loader = {"owlvit": OwlViTForObjectDetection, "clip": CLIPModel, "dino": Dinov2Model}[part]
+            loader = {"owlvit": OwlViTForObjectDetection, "dino": Dinov2Model}.get(part, CLIPModel)
             _, info = loader.from_pretrained(CHECKPOINTS / part, output_loading_info=True)
         assert not info["missing_keys"] | info["unexpected_keys"], part
     for file in CHECKPOINTS.rglob("*.safetensors"):

@@ -17,7 +17,6 @@ import pytest
 
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import (
-    Checkpoints,
     InputError,
     MapStage,
     Progress,
@@ -29,6 +28,7 @@ from bootpig.stages.engine.contract import (
 )
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.graph import Graph
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.storage.shards import read_shard
 from tests.stages import doubles
 

@@ -18,8 +18,9 @@ import torch
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.toy.subject_folder import write_folder
 from bootpig.stages.caption.stage import Caption
-from bootpig.stages.engine.contract import Checkpoints, Progress, ReduceInput, ReduceStage
+from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.evaluate.stage import Evaluate, EvaluateConfig
 from bootpig.stages.train.config import TrainConfig
 from tests.models.tiny import save_clip, save_vit

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +23,14 @@ from PIL import Image
 from bootpig.flows.cli.main import main
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.export import formats
 from bootpig.stages.export.formats import FORMATS, Shard
 from bootpig.stages.export.records import DataSet
 from bootpig.stages.export.run import open_target
 from bootpig.stages.export.splits import Splits
 from bootpig.stages.export.target import SCRATCH
 from bootpig.stages.pictures import decode_mask
-from bootpig.storage.errors import CorruptPart
+from bootpig.storage.errors import CorruptPart, StoreFull
 from bootpig.storage.shards import read_shard
 from tests.servers.s3 import s3_bucket
 from tests.stages import doubles as small
@@ -154,6 +157,37 @@ def test_a_killed_export_leaves_no_half_shard_and_goes_on(made, whole: Path, tmp
     assert (tmp_path / "to" / SCRATCH).is_dir(), "a kill cannot clean up"
     assert main(arguments) == 0
     assert files(tmp_path / "to") == uninterrupted
+
+
+def test_a_full_disk_keeps_the_finished_shards(
+    made, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, copied = shutil.copyfileobj, []
+
+    def full(source, stream, length: int) -> None:
+        copied.append(stream)
+        if len(copied) > 2:
+            stream.write(source.read(1000))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copy(source, stream, length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(StoreFull, match=r"^--to: .* finished shards are kept$"):
+            exported(data_set(*made), tmp_path / "to", "webdataset")
+    left, uninterrupted = files(tmp_path / "to"), files(whole / "webdataset")
+    shards = {name: data for name, data in left.items() if name.startswith("data/")}
+    assert len(shards) == 2 and shards.items() <= uninterrupted.items()
+    assert exported(data_set(*made), tmp_path / "to", "webdataset").done
+    assert files(tmp_path / "to") == uninterrupted
+
+
+def test_no_folder_has_more_files_than_the_hub_takes(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "FILES_PER_FOLDER", 9)
+    data = data_set(*made)
+    exported(data, tmp_path / "to", "folder")
+    counts = [len(list(folder.iterdir())) for folder in (tmp_path / "to/data").rglob("reference")]
+    assert max(counts) == 8 and sum(counts) == 4 * data.total, "two samples with four references"
 
 
 def test_a_complete_export_is_left_alone_and_a_lost_shard_is_made_again(made, whole: Path, tmp_path: Path) -> None:

@@ -139,6 +139,22 @@ def test_a_split_of_an_export_is_a_source(finished_run, tmp_path: Path) -> None:
         run(configured(tmp_path / "none", tmp_path / "parquet/data/test-*.parquet", 3, format="parquet"))
 
 
+def test_a_table_of_a_folder_is_not_trusted(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "set", range(2))
+
+    def refused(message: str, table: pa.Table | bytes) -> None:
+        path = tmp_path / "set/metadata.parquet"
+        path.write_bytes(table) if isinstance(table, bytes) else pq.write_table(table, path)
+        with pytest.raises(InputError, match=message):
+            run(configured(tmp_path / "store", tmp_path / "set", 1))
+
+    refused("'metadata.parquet' → is not a readable Parquet file", b"PAR1 cut off")
+    refused("line 1 → has no file_name", pa.table({"caption": ["A photo of a boot, on a table"]}))
+    refused("line 2 → has no file_name", pa.table({"file_name": ["000.png", None]}))
+    refused("leads outside of its folder", pa.table({"file_name": ["../000.png"]}))
+    refused("names '000.png' again", pa.table({"file_name": ["000.png", "000.png"]}))
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_export_on_the_hub_is_a_source(
     finished_run, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from bootpig.flows.runs.plan import plan
+from bootpig.stages.caption.llm.journal import Record
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine, UnitReport
@@ -159,13 +160,20 @@ def test_a_sample_without_an_answer_fails_and_is_asked_about_again(
     assert report.state == "failed" and "unreachable: http://127.0.0.1:9/v1" in report.message
 
 
+def journal(root: Path) -> list[Record]:
+    return [Record(**json.loads(path.read_text())) for path in (root / "score").glob("journal-*/*.json")]
+
+
 @pytest.mark.usefixtures("doubles")
 def test_the_cap_leaves_units_pending_and_plan_tells_the_costs(endpoint: Endpoint, url: str, tmp_path: Path) -> None:
     prices = {"price_input": 1.0, "price_output": 1.0}
-    capped = configured(tmp_path, url, cap_usd=0.004, **prices)
+    (count,) = {report.rows["ok"] for report in run(configured(tmp_path / "a", url, count=5, **prices))}
+    took = [sum(record.tokens()) for record in journal(tmp_path / "a")]
+    assert len(took) == count and max(took) < 1.1 * min(took)
+    capped = configured(tmp_path, url, cap_usd=(sum(took) + 400) / 1e6, **prices)  # a request is expected to take more
     states = run(capped)
     assert [report.state for report in states] == ["done", "pending"]
-    assert states[1].message.startswith("score unit 1: the spending cap score.rubric.cap_usd 0.004 would be exceeded (")
+    assert states[1].message.startswith("score unit 1: the spending cap score.rubric.cap_usd 0.00")
     assert [report.state for report in run(configured(tmp_path, url, **prices))] == ["cached", "done"]
     facts = plan(configured(tmp_path / "b", url, **prices))
     stage = facts["stages"]["score"]

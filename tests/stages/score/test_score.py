@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 from pydantic import ValidationError
 from safetensors.numpy import load, save_file
+from scipy import ndimage
 
 from bootpig.models.toy.world import Scene, render_scene
 from bootpig.stages.engine.contract import Sample
@@ -181,6 +182,8 @@ def test_sharpness_is_between_0_and_1_and_ignores_contrast() -> None:
     noise = rng.random((64, 64)) * 255
     assert 0.8 < sharpness(noise) <= 1
     assert sharpness(noise / 4 + 30) == pytest.approx(sharpness(noise))
+    moved = ndimage.uniform_filter1d(noise, 9, axis=1)
+    assert sharpness(moved) == pytest.approx(sharpness(moved.T)) < 0.85 * sharpness(noise), "in one direction only"
     assert sharpness(np.full((64, 64), 7.0)) == sharpness(np.zeros((1, 1))) == 0
     assert sharpness(np.add.outer(np.arange(64.0), np.arange(64.0))) < 0.1
 
