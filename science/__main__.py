@@ -80,9 +80,16 @@ def main() -> int:
 
 
 def run_sweeps(names: Sequence[str], root: str | None) -> bool:
-    """Run sweeps one after the other, each in a process of its own. Returns whether one failed."""
+    """Run sweeps one after the other, each in a process of its own, without those of which all runs are in the store.
+    Returns whether one failed."""
+    from science.results import read_results
+
     failed = False
     for name in names:
+        found = read_results([HERE / f"{name}.yaml"], root)
+        if not found.unreadable and not found.missing():
+            print(f"science: {name}: all {found.count()[1]} runs are in the store", flush=True)
+            continue
         command = [sys.executable, "-m", "bootpig", "sweep", str(sweep_file(name, root))]
         print(f"science: {' '.join(command[2:])}", flush=True)
         failed |= subprocess.run(command, check=False).returncode != 0

@@ -1,0 +1,70 @@
+"""`python -m science`: what it refuses, and the files of sweeps for another store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bootpig.flows.sweep.file import load_sweep
+from science import __main__ as command
+from science.inpainting import another
+from science.recipes import RECIPES
+from science.subjects import FOLDER
+from science.tune import choose, subjects_of
+
+
+@pytest.mark.parametrize("asked", [["sweeps", "datas"], ["train", "ours"], ["page", "ours"], ["draw"]])
+def test_unknown_names_end_with_code_2(asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["science", *asked])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_a_sweep_can_have_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "WORK", tmp_path)
+    for name in command.SWEEPS:
+        shipped, moved = (load_sweep(command.sweep_file(name, root)) for root in (None, str(tmp_path / "store")))
+        assert shipped.root is None
+        assert moved == shipped.model_copy(update={"root": str(tmp_path / "store")})
+
+
+def test_every_sweep_and_method_runs_once() -> None:
+    assert len(set(command.SWEEPS)) == len(command.SWEEPS)
+    assert set(command.FIRST).isdisjoint(command.AFTER_TRAINING + command.LAST)
+    assert set(RECIPES) == {"dreambooth", "dreambooth-lora", "textual-inversion", "ip-adapter"}
+
+
+def test_a_choice_prefers_the_subject_among_those_that_follow_the_caption() -> None:
+    rows = [
+        {"setting": "copies", "dino": 0.9, "clip_t_ratio": 0.7},
+        {"setting": "fair", "dino": 0.6, "clip_t_ratio": 0.98},
+        {"setting": "weak", "dino": 0.1, "clip_t_ratio": 1.0},
+    ]
+    assert choose(rows)["setting"] == "fair"
+    assert choose(rows[:1])["setting"] == "copies"
+    assert choose([rows[0], {**rows[0], "setting": "less", "clip_t_ratio": 0.8}])["setting"] == "less"
+
+
+def test_inpainting_repaints_another_subject_of_the_kind() -> None:
+    from bootpig.stages.evaluate.subjects import read_subjects
+
+    for subject in read_subjects(FOLDER, (), 1)[:4]:
+        picture, mask, caption = another(subject)
+        assert picture.size == mask.size == (64, 64)
+        assert subject.object in caption
+        assert 0.02 < sum(mask.histogram()[255:]) / 64**2 < 0.6
+        assert another(subject)[0].tobytes() == picture.tobytes()
+
+
+def test_subjects_for_tuning_are_spread_over_all_kinds(tmp_path: Path) -> None:
+    from science.subjects import VALIDATION, VALIDATION_SEED, write_folder
+
+    write_folder(tmp_path / "validation", VALIDATION, VALIDATION_SEED)
+    chosen = subjects_of(tmp_path / "validation", 6)
+    assert len({subject.object for subject in chosen}) == 6
+    held_out = {path.read_bytes() for path in FOLDER.rglob("*.png")}
+    assert not held_out & {path.read_bytes() for subject in chosen for path in subject.references + subject.real}
