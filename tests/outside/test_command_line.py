@@ -78,22 +78,24 @@ def test_a_name_that_yaml_sees_something_else_in_wants_quotes(word: str) -> None
 
 
 def floats(model: type[StageConfig], prefix: str = "") -> list[str]:
-    """The fields of a configuration that take a number."""
+    """The fields of a configuration that take a number. In a list of sections, that of the first."""
     found = []
     for name, field in model.model_fields.items():
+        first = ".0" if getattr(field.annotation, "__origin__", None) in (list, tuple) else ""
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if kind is float:
                 found.append(f"{prefix}{name}")
             elif isinstance(kind, type) and issubclass(kind, StageConfig):
-                found += floats(kind, f"{prefix}{name}.")
+                found += floats(kind, f"{prefix}{name}{first}.")
     return found
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
 @pytest.mark.parametrize("field", floats(PipelineConfig))
 def test_no_number_is_nan_or_infinite(field: str, value: str) -> None:
+    section, in_list, name = field.partition(".0.")
     with pytest.raises(InputError) as told:
-        load_config(TOY, [f"{field}={value}"])
+        load_config(TOY, [f"{section}=[{{{name}: {value}}}]" if in_list else f"{field}={value}"])
     assert field in str(told.value)
 
 

@@ -69,7 +69,7 @@ def test_the_shorter_side_is_resized(base: Path) -> None:
 def test_without_a_list_the_fingerprint_is_as_before(base: Path) -> None:
     assert "sizes" not in config(base).hashed()
     listed = config(base, **ONE, sizes=SIZES).hashed()
-    assert listed["sizes"] == SIZES
+    assert tuple(listed["sizes"]) == SIZES
     assert config(base, **ONE, sizes=SIZES[::-1]).hashed() != listed
 
 

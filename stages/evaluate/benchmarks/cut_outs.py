@@ -19,6 +19,7 @@ from bootpig.stages.picture_files.reader import read_picture
 from bootpig.stages.pictures import decode_mask, encode_png
 from bootpig.stages.segment.stage import Segment
 from bootpig.storage.fingerprint import digest, file_digest
+from bootpig.storage.jsonio import parse_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def cut_out_references(subjects: Sequence[Subject], stage: Segment, kept: Pieces
             name = digest({**made_by, "picture": file_digest(path), "phrase": subject.object})[:32]
             known = None if kept is None else kept.get(name)
             if known is not None:
-                found[path] = CutOut(**json.loads(known))
+                found[path] = CutOut(**parse_json(known))
                 continue
             picture = read_picture(path, f"{subject.section}.subjects")
             if picture.mode == "RGB":
@@ -84,7 +85,7 @@ def cut_out_references(subjects: Sequence[Subject], stage: Segment, kept: Pieces
                 (judged,) = Slices(stage, 0).process(stage, [sample])
                 mask = judged.files.get("mask.json") if judged.status == "ok" else None
                 score = judged.columns.get("score")
-                made = CutOut(judged.status, judged.reason, score, None if mask is None else json.loads(mask))
+                made = CutOut(judged.status, judged.reason, score, None if mask is None else parse_json(mask))
                 found[path] = made
                 if kept is not None and made.status != "failed":
                     kept.put(name, json.dumps(asdict(made)).encode())

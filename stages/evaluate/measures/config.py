@@ -187,6 +187,6 @@ def drawn_by(identity: Mapping[str, object]) -> dict[str, object]:
         "models": {
             name: value
             for name, value in models.items()
-            if name not in MODELS and (cut or not name.startswith("segment."))
+            if name not in (*MODELS, "ratings") and (cut or not name.startswith("segment."))
         },
     }

@@ -18,6 +18,7 @@ from bootpig.stages.evaluate.gallery import PictureFiles
 from bootpig.stages.evaluate.metrics import aligned_cosine
 from bootpig.stages.evaluate.subjects import Subject
 from bootpig.stages.picture_files.reader import on_white, read_picture
+from bootpig.storage.jsonio import parse_json
 
 Vectors = NDArray[np.float32]
 
@@ -82,7 +83,7 @@ class Features:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         members = load(data)
-        return cls(members["vectors"], tuple(json.loads(members["reasons"].tobytes())))
+        return cls(members["vectors"], tuple(parse_json(members["reasons"].tobytes())))
 
 
 @dataclass(frozen=True)

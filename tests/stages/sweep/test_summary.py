@@ -131,4 +131,4 @@ def test_the_page_shows_every_cell_and_escapes_what_it_shows() -> None:
     lines = page.rows()
     assert [line["cell"] for line in lines] == ["a", hostile, "c", "c, 0"]
     assert lines[0]["DINO ↑ − baseline"] == "–" and lines[1]["DINO ↑ − baseline"].startswith("+0.100 [")
-    assert lines[0]["CLIP-T"] == "–"
+    assert lines[0]["CLIP-T ↑"] == "–"
