@@ -12,6 +12,8 @@ from typing import Any
 
 BASE = "models/toy/checkpoints/stable-diffusion"
 CLIP = "models/toy/checkpoints/clip"
+"""The IP-Adapter's image encoder. Not the judge, whose space would then be learned."""
+CLIP_JUDGE = "models/toy/checkpoints/clip-judge"
 DINO = "models/toy/checkpoints/dino"
 RUN = "configs/toy.yaml"
 """The run whose triplets the IP-Adapter is trained on."""

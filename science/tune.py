@@ -25,7 +25,7 @@ from bootpig.stages.picture_files.reader import on_white, read_picture
 from bootpig.stages.sampling import Sampling
 from science import WORK, dreambooth, ip_adapter, textual_inversion
 from science.per_subject import Base
-from science.recipes import BASE, CLIP, DINO, DRAWING, RUN, Recipe, grid
+from science.recipes import BASE, CLIP_JUDGE, DINO, DRAWING, RUN, Recipe, grid
 from science.subjects import PICTURES, REFERENCES
 
 RIVALS = Path(__file__).with_name("rivals.yaml")
@@ -126,7 +126,7 @@ class Judge:
     """Scores pictures of subjects, as evaluate does: mean CLIP-T and DINO."""
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
-        self.clip, self.dino = ClipEmbedder(CLIP), DinoEmbedder(DINO)
+        self.clip, self.dino = ClipEmbedder(CLIP_JUDGE), DinoEmbedder(DINO)
         self.real = {each.name: self.dino.images([_photo(path) for path in each.real]) for each in subjects}
 
     def __call__(self, rows: Sequence[Drawing], pictures: Sequence[Image.Image]) -> dict[str, float]:

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bootpig.flows.loading import load_config
 from bootpig.flows.sweep.cells import expand
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.evaluate.rivals.config import RivalConfig
 from bootpig.stages.sweep.bootstrap import Interval
 from science.__main__ import HERE, SWEEPS
 from science.page import BASELINES, RIVALS, TITLES, TUNING
-from science.recipes import RECIPES, grid
+from science.recipes import BASE, CLIP, CLIP_JUDGE, DINO, RECIPES, RUN, grid
 from science.results import Cell, Evaluation, Results
 from science.statements import OUR_STATEMENTS, STATEMENTS, Side, Statement, difference, paired, verdict
+from science.tune import STEPS, TEXT_ONLY_GUIDANCE
 
 PROJECT = Path(__file__).parents[2]
 METHODS = ("bootpig", "text_only", "untrained", "bootpig_no_reference", *RIVALS)
@@ -66,6 +68,14 @@ def test_recipes_are_those_that_tuning_chose() -> None:
         assert len({str(each) for each in grid(method)}) == len(grid(method))
         if TUNING.exists() and (tuned := json.loads(TUNING.read_text(encoding="utf-8")).get(method)):
             assert str(recipe) == tuned["chosen"]
+
+
+def test_tuning_judges_as_the_sweeps_do() -> None:
+    config = load_config(RUN)
+    assert (config.evaluate.clip, config.evaluate.dino) == (CLIP_JUDGE, DINO)
+    assert config.evaluate.steps == STEPS
+    assert (config.train.model, config.evaluate.guidance_scale) == (BASE, TEXT_ONLY_GUIDANCE)
+    assert CLIP != CLIP_JUDGE
 
 
 def evaluation(**scores: float) -> Evaluation:
