@@ -137,7 +137,7 @@ def test_a_dry_run_counts_what_is_shared_once(swept: Swept, capsys: pytest.Captu
     assert main(["sweep", str(swept.file), "--dry-run", "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     due = [{name: stage["due"] for name, stage in run["stages"].items() if stage["due"]} for run in runs]
-    done, lost = {}, {"augment": 2, "encode": 2, "train": 1, "evaluate": 1}
+    done, lost = {}, {"score": 2, "select": 1, "augment": 2, "encode": 2, "train": 1, "evaluate": 1}
     assert due == [done, done, lost, done, done, {"train": 1, "evaluate": 1}]
     assert runs[0]["stages"]["caption"] == {"total": 2, "cached": 2, "due": 0, "shared": 0}
     assert runs[5]["stages"]["encode"] == {"total": 2, "cached": 0, "due": 0, "shared": 2}
