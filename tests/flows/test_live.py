@@ -89,7 +89,7 @@ def test_a_triggered_run_shows_its_stages_and_artifacts(live: Live, done: tuple[
     assert all(rows[name] == record.stages[name].rows["ok"] for name in MAPS)
     metrics = json.loads(artifacts["toy-metrics"]["data"])
     assert "text only" in [line["method"] for line in metrics]
-    assert all(-1 <= float(line["DINO"].split()[0]) <= 1 for line in metrics if line["DINO"])
+    assert all(-1 <= float(line["DINO ↑"].split()[0]) <= 1 for line in metrics if line["DINO ↑"])
     assert "data:image/jpeg;base64," in artifacts["toy-contact-sheet"]["data"]
     assert (store / record.folder / "report.html").as_uri() in artifacts["toy-report"]["data"]
     (progress,) = live.artifacts(stages["train"]["id"]).values()
