@@ -18,7 +18,7 @@ _BEFORE_A_PHRASE = re.compile(
 
 
 def fill(prompt: str, noun: str) -> str:
-    """`prompt` with `{object}` replaced, its article mended: `a {object}` → `an umbrella`."""
+    """`prompt` with `{object}` replaced, its article corrected: `a {object}` → `an umbrella`."""
 
     def replacement(match: re.Match[str]) -> str:
         article = match["article"] or ""
