@@ -1,8 +1,8 @@
 """Copy-paste: how much nearer a picture is to its reference than other real pictures of the subject are.
 
 A model that repeats the reference, with its pose and its light, gets a high CLIP-I and DINO without having drawn the
-subject again. Real pictures of one subject say how near to each other pictures of it are that nobody copied. The measure
-is defined here; DreamBooth (arXiv 2208.12242) and IP-Adapter (arXiv 2308.06721) show the problem.
+subject again. Real pictures of one subject say how near to each other pictures of it are that nobody copied. The
+measure is defined here; DreamBooth (arXiv 2208.12242) and IP-Adapter (arXiv 2308.06721) show the problem.
 """
 
 from __future__ import annotations
