@@ -117,11 +117,11 @@ def problem_lines(error: ValidationError, data: Any, of: type[BaseModel] = Pipel
     lines = []
     for problem in error.errors(include_url=False):
         place, model = _place(problem["loc"], data, of)
-        value, mend = _value(problem), _mend(problem, model)
+        value, fix = _value(problem), _mend(problem, model)
         if value:
-            lines.append(f"{place or 'config'}: {value} → {mend}")
+            lines.append(f"{place or 'config'}: {value} → {fix}")
         else:
-            lines.append(f"{place}: {mend}" if place else mend)
+            lines.append(f"{place}: {fix}" if place else fix)
     return lines
 
 

@@ -235,8 +235,8 @@ def runs(asked: argparse.Namespace) -> int:
     if asked.action == "promote":
         record = read_run(root, asked.id)
         if record.state == "done" and not record.uses.get("encode"):
-            mend = f"continue it with bootpig run --run {record.id}"
-            raise InputError(f"run: {record.id!r} → did not make a complete data set; {mend}")
+            fix = f"continue it with bootpig run --run {record.id}"
+            raise InputError(f"run: {record.id!r} → did not make a complete data set; {fix}")
         promote(root, record)
         print(f"latest: {record.id}")
         return 0

@@ -188,8 +188,8 @@ def _split(
     if len(real) < (compared or 2):
         lower = [] if references in ("all", 1) else [f"{section}.references"]
         lower += [] if compared is None else [f"{section}.compared"]
-        mend = f", or lower {' or '.join(lower)}" if lower else ""
-        raise InputError(f"{section}.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{mend}")
+        fix = f", or lower {' or '.join(lower)}" if lower else ""
+        raise InputError(f"{section}.subjects: {name!r} has {len(pictures)} pictures; {need}; add pictures{fix}")
     return chosen, real if compared is None else real[-compared:]
 
 

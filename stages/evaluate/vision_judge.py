@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import json_repair
 
+from bootpig.stages.caption.llm.about_pictures import AGAIN
 from bootpig.stages.caption.llm.answers import read_text
 from bootpig.stages.caption.llm.faults import FAULTS
 from bootpig.stages.caption.llm.filling import Filling
@@ -51,8 +52,6 @@ SCHEMA: dict[str, Any] = {
 }
 AS_JSON = 'Answer with a JSON object: {"reason": "one sentence", "score": N}, where N is 0, 1, 2, 3 or 4.'
 AS_TEXT = "Give your reason in one sentence. Then, on a line of its own, write Score: N, where N is 0, 1, 2, 3 or 4."
-AGAIN = "This is attempt {number}."
-"""Makes a repeated request different, because a caching gateway would answer an equal one with the same text."""
 
 _SCORE = r"(-?[0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|of|out\s+of)\s*([0-9]+))?"
 _NAMED = re.compile(rf"\bscore\b[\W_]*?(?:(?:is|of|would\s+be)\b[\W_]*?)?{_SCORE}", re.IGNORECASE)

@@ -145,8 +145,8 @@ class LLMClient:
         if status in (401, 403):
             code = "unauthorized" if status == 401 else "forbidden"
             name = self.config.api_key_env
-            mend = f"export a valid key in {name}" if name else "set it to the name of a variable that holds a key"
-            return InputError(f"{section}.api_key_env: {name!r} → {code}: {url} refuses the key ({status}); {mend}")
+            fix = f"export a valid key in {name}" if name else "set it to the name of a variable that holds a key"
+            return InputError(f"{section}.api_key_env: {name!r} → {code}: {url} refuses the key ({status}); {fix}")
         if status == 404:
             return InputError(f"{section}.model: {self.config.model!r} → no_model: {url} answers 404; {self._models()}")
         if status == 429:
