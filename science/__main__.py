@@ -1,7 +1,8 @@
 """`python -m science`: runs all experiments that are not in the store yet, and writes docs/science.md.
 
     python -m science                    # everything but tuning, as `make science` does
-    python -m science page               # only the page, from what is in the store
+    python -m science --jobs 1           # not several parts at a time
+    python -m science page               # only the page, from the store and what was recorded before
     python -m science sweeps data views  # these sweeps
     python -m science train dreambooth   # the models of these other methods
     python -m science tune dreambooth    # their settings, on validation subjects; into science/tuning.json
@@ -13,38 +14,42 @@ Every part can be killed and run again: it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from bootpig.stages.engine.contract import InputError
 from science import WORK
-from science.recipes import RECIPES
+from science.parts import Part, run_parts
+from science.recipes import RECIPES, RUN
 from science.subjects import FOLDERS, write_folder
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
-FIRST = (
-    "ours",
-    "trained-parts",
-    "references",
-    "dropping",
-    "guidance",
-    "updates",
-    "data",
-    "selection",
-    "table-1",
-    "views",
-)
-"""Sweeps in the order in which they run; those that share a training follow each other."""
-AFTER_TRAINING = ("rivals",)
-"""Sweeps that read what `train` makes."""
-LAST = ("updates-long",)
-SWEEPS = FIRST + AFTER_TRAINING + LAST
+SWEEPS = {
+    "trained-parts": (85, ["samples"]),
+    "ours": (45, ["samples"]),
+    "references": (10, ["trained-parts"]),
+    "guidance": (10, ["trained-parts"]),
+    "dropping": (35, ["trained-parts"]),
+    "table-1": (5, ["trained-parts", "ours"]),
+    "selection": (12, ["ours"]),
+    "updates": (5, ["ours"]),
+    "data": (30, ["ours"]),
+    "views": (22, ["ours"]),
+    "updates-long": (45, ["ours"]),
+    "rivals": (3, ["ours"]),
+}
+"""Sweep → its minutes on one core, and what comes before it: the data, sweeps that share its trainings."""
+
+METHODS = {"dreambooth": 20, "dreambooth-lora": 20, "textual-inversion": 20, "ip-adapter": 6}
+"""Other method → the minutes of its training on one core."""
 
 VALIDATION_SUBJECTS = 6
 """Of `tune`."""
@@ -58,28 +63,48 @@ def main() -> int:
     parser.add_argument("part", nargs="?", default="all", choices=["all", "sweeps", "train", "tune", "inpaint", "page"])
     parser.add_argument("names", nargs="*", help="sweeps, or methods; default: all")
     parser.add_argument("--root", help="the store; default: that of the configurations")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=min(2, cores), help="parts at a time; default: 2, or 1 on one core")
+    parser.add_argument("--threads", type=int, help="of each part; default: as many as there are cores for it")
     asked = parser.parse_args()
-    known = {"sweeps": SWEEPS, "train": tuple(RECIPES), "tune": tuple(RECIPES)}.get(asked.part, ())
+    for option in ("jobs", "threads"):
+        if (value := getattr(asked, option)) is not None and value < 1:
+            parser.error(f"--{option}: {value} → must be at least 1")
+    known = {"sweeps": tuple(SWEEPS), "train": tuple(RECIPES), "tune": tuple(RECIPES)}.get(asked.part, ())
     if unknown := [name for name in asked.names if name not in known]:
         parser.error(f"{unknown[0]!r} is not known to {asked.part}; choose from {', '.join(known) or 'nothing'}")
     for target, (shipped, seed) in FOLDERS.items():
         write_folder(target, shipped, seed)
     names, failed = asked.names or known, False
     if asked.part == "sweeps":
-        failed = run_sweeps(names, asked.root)
+        failed = run_sweeps(names, asked.root, asked.threads)
     elif asked.part in ("train", "tune", "inpaint"):
         failed = not run_part(asked.part, names, asked.root)
     elif asked.part == "all":
-        failed = run_sweeps(FIRST, asked.root)
-        failed |= not run_part("train", tuple(RECIPES), asked.root)
-        failed |= not run_part("inpaint", (), asked.root)
-        failed |= run_sweeps(AFTER_TRAINING + LAST, asked.root)
+        threads = asked.threads or max(1, cores // asked.jobs)
+        failed = bool(run_parts(all_parts(asked.root, threads), asked.jobs, threads))
     if asked.part in ("all", "page"):
         write(asked.root)
     return int(failed)
 
 
-def run_sweeps(names: Sequence[str], root: str | None) -> bool:
+def all_parts(root: str | None, threads: int) -> list[Part]:
+    """Everything but tuning and the page, in the order in which it is to begin."""
+    store = [] if root is None else ["--root", root]
+    data = ["bootpig", "run", RUN, "--until", "encode", "--set", f"threads={threads}"]
+    parts = [Part("samples", [*data, *([] if root is None else ["--set", f"root={root}"])], 4)]
+    for name, (minutes, after) in SWEEPS.items():
+        if name == "rivals":
+            after = [*after, *METHODS]
+        arguments = ["science", "sweeps", name, "--threads", str(threads), *store]
+        parts.append(Part(name, arguments, minutes, after))
+    for name, minutes in METHODS.items():
+        parts.append(Part(name, ["science", "train", name, *store], minutes, ["samples"]))
+    parts.append(Part("inpaint", ["science", "inpaint", *store], 2, ["ours"]))
+    return parts
+
+
+def run_sweeps(names: Sequence[str], root: str | None, threads: int | None = None) -> bool:
     """Run sweeps one after the other, each in a process of its own, without those of which all runs are in the store.
     Returns whether one failed."""
     from science.results import read_results
@@ -90,21 +115,25 @@ def run_sweeps(names: Sequence[str], root: str | None) -> bool:
         if not found.unreadable and not found.missing():
             print(f"science: {name}: all {found.count()[1]} runs are in the store", flush=True)
             continue
-        command = [sys.executable, "-m", "bootpig", "sweep", str(sweep_file(name, root))]
+        command = [sys.executable, "-m", "bootpig", "sweep", str(sweep_file(name, root, threads))]
         print(f"science: {' '.join(command[2:])}", flush=True)
         failed |= subprocess.run(command, check=False).returncode != 0
     return failed
 
 
-def sweep_file(name: str, root: str | None) -> Path:
-    """The file of a sweep. With another store, a copy that names it."""
+def sweep_file(name: str, root: str | None, threads: int | None = None) -> Path:
+    """The file of a sweep. With another store or number of threads, a copy that names it."""
     file = HERE / f"{name}.yaml"
-    if root is None:
+    if root is None and threads is None:
         return file
     copy = WORK / "sweeps" / file.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    copy.write_text(yaml.safe_dump({**settings, "root": root}, sort_keys=False), encoding="utf-8")
+    if root is not None:
+        settings["root"] = root
+    if threads is not None:  # changes no result, so no fingerprint
+        settings["grid"] = {**settings.get("grid", {}), "threads": [threads]}
+    copy.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return copy
 
 
@@ -112,7 +141,6 @@ def run_part(part: str, names: Sequence[str], root: str | None) -> bool:
     """Train or tune other methods, or measure inpainting. Returns whether it was done."""
     from science import inpainting
     from science.page import TUNING
-    from science.recipes import RECIPES
     from science.tune import subjects_of, train, tune
 
     try:
@@ -130,14 +158,20 @@ def run_part(part: str, names: Sequence[str], root: str | None) -> bool:
 
 
 def write(root: str | None) -> None:
-    """Write docs/science.md and its pictures."""
-    from science.page import write_page
+    """Write docs/science.md, its pictures and the record, and show table 1 and the verdicts."""
+    from science.page import provenance, write_page
+    from science.record import read_others, read_record, write_record
     from science.results import read_results
+    from science.tables import measured_others
+    from science.terminal import show
 
-    results = read_results([HERE / f"{name}.yaml" for name in SWEEPS], root)
+    results = read_results([HERE / f"{name}.yaml" for name in SWEEPS], root, read_record(), provenance())
+    results = replace(results, others={**read_others(), **measured_others()})
+    write_record(results)
     page = write_page(results, DOCS)
+    show(results)
     there, wanted = results.count()
-    print(f"{page}: {there} of {wanted} runs")
+    print(f"{page}: {there} of {wanted} runs are measured")
 
 
 if __name__ == "__main__":

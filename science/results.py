@@ -1,11 +1,13 @@
-"""Reads the results of sweeps from the store: the scores of each cell, seed, method and subject that exists."""
+"""Reads the results of sweeps: the scores of each cell, seed, method and subject, from the store or from the record."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from bootpig.flows.sweep.cells import CellRun, expand, meaning
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.sweep.scores import read_run_scores
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -36,9 +39,15 @@ class Evaluation:
     seconds: Mapping[str, tuple[str, float]]
     """Stage → its path and the seconds that its last run took, for `TRAINED_OR_EVALUATED`, as far as known."""
     root: str
-    """The store."""
+    """The store. Empty: from the record, see `science.record`."""
     folder: str
     """Of the result, relative to the store."""
+    key: str = ""
+    """Digest of the run's settings."""
+    fingerprint: str = ""
+    """Of its evaluate stage."""
+    provenance: str = ""
+    """The commit and the versions of the libraries that it was measured with."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ class Results:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Sweep → why it could not be read, in one line."""
     plan: Plan = Plan(0, 0, 0)
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """What is not the score of a run, see `science.tables.measured_others`."""
 
     def missing(self) -> dict[str, list[str]]:
         """Sweep → the runs that are not in the store, as `cell, seed`."""
@@ -98,13 +109,21 @@ class Results:
         return sum(each is not None for each in runs), len(runs)
 
 
-def read_results(files: Sequence[Path], root: str | None = None) -> Results:
-    """Read what the store has of the sweeps in `files`. Runs nothing.
+def read_results(
+    files: Sequence[Path],
+    root: str | None = None,
+    recorded: Mapping[str, Evaluation] | None = None,
+    provenance: str = "",
+) -> Results:
+    """Read what has been measured of the sweeps in `files`. Runs nothing.
 
     Args:
         files: files of sweeps.
         root: the store. None: that of each sweep's configuration.
+        recorded: key → evaluation, for runs that are not in the store, see `science.record`.
+        provenance: of what is in the store and not in `recorded`.
     """
+    recorded = recorded or {}
     cells: dict[str, dict[str, Cell]] = {}
     unreadable = {}
     trained: dict[str, int] = {}
@@ -120,22 +139,34 @@ def read_results(files: Sequence[Path], root: str | None = None) -> Results:
         settings = {}
         for run in runs:
             settings[run.cell.name] = run.cell.settings
-            seeds[run.cell.name][run.seed] = read_run(run)
             wanted = {name: value for name, value in meaning(run.config).items() if name not in ("name", "root")}
-            evaluated.add(digest(wanted))
+            key = digest(wanted)
+            seeds[run.cell.name][run.seed] = _measured(run, key, recorded.get(key), provenance)
+            evaluated.add(key)
             trained[digest({**wanted, "evaluate": None})] = run.config.train.steps
         cells[sweep.name] = {name: Cell(name, settings[name], each) for name, each in seeds.items()}
     return Results(cells, unreadable, Plan(len(trained), sum(trained.values()), len(evaluated)))
 
 
-def read_run(run: CellRun) -> Evaluation | None:
-    """The evaluation of a run. None if it is not in the store, or cannot be read."""
-    try:
+def _measured(run: CellRun, key: str, recorded: Evaluation | None, provenance: str) -> Evaluation | None:
+    """The evaluation of a run, from the store if it is there. One in the record counts unless it is known to be of
+    other code or models: where the models of other methods are gone, the fingerprint cannot be computed."""
+    found = surveys = None
+    with suppress(InputError, KeyError, OSError, ValueError):
         engine = Engine(with_view_model(run.config))
         surveys = engine.survey_all()
-        evaluated = surveys["evaluate"]
-    except (InputError, KeyError, OSError, ValueError):
-        return None  # such as models of other methods that are not trained yet
+        found = read_run(run, engine, surveys)
+    if found is None:
+        known = surveys is None or recorded is None or surveys["evaluate"].fingerprint == recorded.fingerprint
+        return recorded if known else None
+    same = recorded is not None and recorded.fingerprint == found.fingerprint
+    measured = recorded.provenance if recorded is not None and same else provenance
+    return replace(found, key=key, provenance=measured)
+
+
+def read_run(run: CellRun, engine: Engine, surveys: Mapping[str, StageSurvey]) -> Evaluation | None:
+    """The evaluation of a run. None if it is not in the store, or cannot be read."""
+    evaluated = surveys["evaluate"]
     if evaluated.result is None:
         return None
     found = read_run_scores(engine.root, run.cell.name, run.seed, evaluated.fingerprint)
@@ -151,7 +182,9 @@ def read_run(run: CellRun) -> Evaluation | None:
     means = {metric: facts["mean"] for metric, facts in real.items() if facts}
     seconds = {name: (surveys[name].path, _seconds(engine.root, surveys[name].path)) for name in TRAINED_OR_EVALUATED}
     known = {name: (path, value) for name, (path, value) in seconds.items() if value is not None}
-    return Evaluation(run.config.train.steps, scores, means, known, engine.root.url, found.folder)
+    return Evaluation(
+        run.config.train.steps, scores, means, known, engine.root.url, found.folder, fingerprint=evaluated.fingerprint
+    )
 
 
 def _seconds(root: Root, path: str) -> float | None:

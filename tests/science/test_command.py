@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bootpig.flows.sweep.cells import expand
 from bootpig.flows.sweep.file import load_sweep
 from science import __main__ as command
 from science.inpainting import another
@@ -30,12 +31,14 @@ def test_a_sweep_can_have_another_store(tmp_path: Path, monkeypatch: pytest.Monk
         shipped, moved = (load_sweep(command.sweep_file(name, root)) for root in (None, str(tmp_path / "store")))
         assert shipped.root is None
         assert moved == shipped.model_copy(update={"root": str(tmp_path / "store")})
+        with_threads = load_sweep(command.sweep_file(name, None, 1))
+        assert with_threads == shipped.model_copy(update={"grid": {**shipped.grid, "threads": [1]}})
+        assert [run.cell.name for run in expand(with_threads)] == [run.cell.name for run in expand(shipped)]
 
 
 def test_every_sweep_and_method_runs_once() -> None:
-    assert len(set(command.SWEEPS)) == len(command.SWEEPS)
-    assert set(command.FIRST).isdisjoint(command.AFTER_TRAINING + command.LAST)
-    assert set(RECIPES) == {"dreambooth", "dreambooth-lora", "textual-inversion", "ip-adapter"}
+    assert {path.stem for path in command.HERE.glob("*.yaml")} == set(command.SWEEPS)
+    assert set(RECIPES) == set(command.METHODS) == {"dreambooth", "dreambooth-lora", "textual-inversion", "ip-adapter"}
 
 
 def test_a_choice_prefers_the_subject_among_those_that_follow_the_caption() -> None:

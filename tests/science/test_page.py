@@ -33,7 +33,6 @@ def cell(name: str, *seeds: Evaluation | None, **settings: object) -> Cell:
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(science_page, "WORK", tmp_path / "work")
     monkeypatch.setattr(science_page, "TUNING", tmp_path / "tuning.json")
 
 
@@ -44,7 +43,7 @@ def written(results: Results, folder: Path) -> str:
 def test_a_page_without_results_has_no_numbers(tmp_path: Path) -> None:
     cells = {"trained-parts": {"RSA / all": cell("RSA / all", None, None)}}
     text = written(Results(cells, {"rivals": "evaluate.rivals: wrong"}), tmp_path)
-    assert "Of 2 runs, 0 are in\nthe store" in text
+    assert "Of 2 runs, 0 are\nmeasured." in text
     assert "- trained-parts: RSA / all, seed 0; RSA / all, seed 1" in text
     assert "- rivals: evaluate.rivals: wrong" in text
     assert "Not measured yet" in text

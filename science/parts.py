@@ -1,0 +1,121 @@
+"""Runs the parts of `python -m science` as processes, several at a time.
+
+A training of the toy world uses one core well and two badly, so two parts at a time finish sooner than one after the
+other. Parts that share trainings follow each other; what they share is then in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from science import WORK
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process."""
+
+    name: str
+    arguments: Sequence[str]
+    """Of `python -m`."""
+    minutes: float
+    """What it takes on one core beside another part, measured; for the time left."""
+    after: Sequence[str] = ()
+    """Parts that end before it begins, whether or not they succeed."""
+
+
+def run_parts(parts: Sequence[Part], jobs: int, threads: int) -> list[str]:
+    """Run all parts, `jobs` at a time, each with `threads` threads. Their output goes to `WORK/logs`.
+
+    Returns:
+        The names of those that failed. If this process is interrupted, the parts are interrupted too, and what they
+        finished stays.
+    """
+    logs = WORK / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, running, ended, failed = list(parts), dict[str, _Running](), set[str](), list[str]()
+    begin, worked = time.monotonic(), 0.0
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        while waiting or running:
+            for part in [each for each in waiting if ended.issuperset(each.after)][: jobs - len(running)]:
+                waiting.remove(part)
+                running[part.name] = _Running(part, logs / f"{part.name}.log", threads)
+                _say(f"{part.name} begins, {len(ended) + len(running)} of {len(parts)}")
+            time.sleep(POLL_SECONDS)
+            for name, each in list(running.items()):
+                if (code := each.process.poll()) is None:
+                    continue
+                del running[name]
+                ended.add(name)
+                worked += each.part.minutes
+                speed = worked / ((time.monotonic() - begin) / 60)  # planned minutes per minute, of all jobs together
+                left = sum(part.minutes for part in waiting) + sum(other.part.minutes for other in running.values())
+                _say(f"{name} {'ended' if code == 0 else 'failed'}, {_about(left / speed)}")
+                if code != 0:
+                    failed.append(name)
+                    _say(f"{name}: {each.last_line()} ({each.log})")
+    except KeyboardInterrupt:
+        for each in running.values():
+            os.killpg(each.process.pid, signal.SIGINT)  # its own processes too
+        for each in running.values():
+            each.end()
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+class _Running:
+    """A part that runs."""
+
+    def __init__(self, part: Part, log: Path, threads: int) -> None:
+        self.part, self.log = part, log
+        with log.open("ab") as output:
+            # in a session of its own, so that ctrl-c in a terminal reaches it once, from here
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *part.arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        """Wait for it, but not for ever."""
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def last_line(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M')} science: {what}", flush=True)
+
+
+def _about(minutes: float) -> str:
+    if minutes < 1:
+        return "less than a minute left"
+    hours, rest = divmod(round(minutes), 60)
+    return f"about {hours} h {rest:02d} min left" if hours else f"about {rest} min left"

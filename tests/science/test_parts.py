@@ -1,0 +1,96 @@
+"""Parts of `python -m science` as processes: order, failures, and an interrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from science import parts as science_parts
+from science.__main__ import METHODS, SWEEPS, all_parts
+from science.parts import Part, _about, run_parts
+
+MODULE = """
+import os, pathlib, sys, time
+name, seconds, code = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+log = pathlib.Path(sys.argv[4])
+with log.open("a") as file:
+    file.write(f"+{name} {os.environ['OMP_NUM_THREADS']}\\n")
+try:
+    time.sleep(seconds)
+finally:
+    with log.open("a") as file:
+        file.write(f"-{name}\\n")
+print("the last line")
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "one_part.py").write_text(MODULE.replace("\\\\", "\\"), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setattr(science_parts, "WORK", tmp_path / "work")
+    monkeypatch.setattr(science_parts, "POLL_SECONDS", 0.02)
+    return tmp_path / "events.txt"
+
+
+def part(events: Path, name: str, seconds: float = 0.0, code: int = 0, after: tuple[str, ...] = ()) -> Part:
+    return Part(name, ["one_part", name, str(seconds), str(code), str(events)], 1.0, after)
+
+
+def test_two_run_at_a_time_and_each_after_those_that_it_needs(events: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [
+        part(events, "a", 0.6),
+        part(events, "after a", after=("a",)),
+        part(events, "b", 0.6, code=1),
+        part(events, "after b", after=("b",)),
+    ]
+    assert run_parts(parts, 2, 3) == ["b"]
+    lines = events.read_text().splitlines()
+    assert set(lines[:2]) == {"+a 3", "+b 3"}
+    assert lines.index("-a") < lines.index("+after a 3")
+    assert lines.index("-b") < lines.index("+after b 3")
+    said = capsys.readouterr().out
+    assert "b failed" in said
+    assert "b: the last line" in said
+
+
+def test_an_interrupt_reaches_all_parts(events: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from science import parts; parts.WORK = Path(sys.argv[1]) / 'work'\n"
+        "events = sys.argv[2]\n"
+        "parts.run_parts([parts.Part(n, ['one_part', n, '60', '0', events], 1) for n in 'ab'], 2, 1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(events.parent), str(events)], cwd=Path.cwd())
+    deadline = time.monotonic() + 60
+    while not events.exists() or len(events.read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert {"-a", "-b"} <= set(events.read_text().splitlines())
+
+
+def test_everything_is_a_part_and_depends_on_parts() -> None:
+    parts = all_parts("/store", 2)
+    names = [each.name for each in parts]
+    assert len(set(names)) == len(names)
+    assert set(names) == {"samples", "inpaint", *SWEEPS, *METHODS}
+    assert {name for each in parts for name in each.after} <= set(names)
+    assert all("/store" in " ".join(each.arguments) for each in parts)
+    assert {*METHODS} <= {*next(each for each in parts if each.name == "rivals").after}
+
+
+def test_time_left_is_said_in_hours_and_minutes() -> None:
+    assert [_about(minutes) for minutes in (0.4, 5.2, 60.0, 124.0)] == [
+        "less than a minute left",
+        "about 5 min left",
+        "about 1 h 00 min left",
+        "about 2 h 04 min left",
+    ]

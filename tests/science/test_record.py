@@ -1,0 +1,118 @@
+"""The record of measured runs: it stands in for a store that is gone, and not for other settings or code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from bootpig.stages.engine.engine import Engine
+from science import results as science_results
+from science.record import provenances, read_others, read_record, write_record
+from science.results import Cell, Evaluation, Results, read_results
+from science.tables import measured_others, table_1_rows
+from science.terminal import show
+
+SCORES = {"bootpig": {"dino": {"a": 0.5, "b": 0.25}, "clip_t": {"a": 0.75}}, "text_only": {"dino": {"a": 0.125}}}
+
+
+def evaluation(key: str, fingerprint: str = "f", provenance: str = "commit 1") -> Evaluation:
+    seconds = {"train": ("train/f", 10.0)}
+    return Evaluation(300, SCORES, {"dino": 0.9}, seconds, "/store", "evaluate/f", key, fingerprint, provenance)
+
+
+def results(*runs: Evaluation | None) -> Results:
+    cells = {"ours": {"as shipped": Cell("as shipped", {}, dict(zip("012", runs, strict=False)))}}
+    return Results(cells, others={"inpainting": {"subjects": 3}})
+
+
+def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
+    assert read_record(tmp_path / "record") == {}
+    assert read_others(tmp_path / "record") == {}
+    write_record(results(evaluation("1"), None, evaluation("2", "g", "commit 2")), tmp_path / "record")
+    found = read_record(tmp_path / "record")
+    assert found["1"] == replace(evaluation("1"), root="", folder="")
+    assert found["2"].fingerprint == "g"
+    assert read_others(tmp_path / "record") == {"inpainting": {"subjects": 3}}
+    assert provenances(results(*found.values())) == {"commit 1": 1, "commit 2": 1}
+
+
+def test_a_record_that_is_cut_off_counts_as_none(tmp_path: Path) -> None:
+    write_record(results(evaluation("1")), tmp_path)
+    whole = (tmp_path / "scores.parquet").read_bytes()
+    (tmp_path / "scores.parquet").write_bytes(whole[:-20])
+    assert read_record(tmp_path) == {}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    file = tmp_path / "two.yaml"
+    settings = {
+        "name": "two",
+        "base": "toy",
+        "root": str(tmp_path / "store"),
+        "grid": {"train.steps": [100, 200]},
+        "seeds": {"train.seed": [0]},
+    }
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def keys(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[str, str]]:
+    """Updates → the key and the fingerprint of a run of `sweep`."""
+    found: dict[int, tuple[str, str]] = {}
+    measured: Callable[..., Evaluation | None] = science_results._measured
+
+    def noted(run: science_results.CellRun, key: str, *rest: object) -> Evaluation | None:
+        found[run.config.train.steps] = key, Engine(run.config).survey("evaluate").fingerprint
+        return measured(run, key, *rest)
+
+    monkeypatch.setattr(science_results, "_measured", noted)
+    assert not read_results([sweep]).count()[0]
+    return found
+
+
+def test_a_record_stands_in_for_the_store_only_with_the_same_fingerprint(
+    sweep: Path, keys: dict[int, tuple[str, str]]
+) -> None:
+    (first, own), (second, _) = keys[100], keys[200]
+    recorded = {first: evaluation(first, own), second: evaluation(second, "of an older judge")}
+    found = read_results([sweep], recorded=recorded)
+    assert found.count() == (1, 2)
+    assert found.cells["two"]["train.steps=100"].seeds["train.seed=0"] == recorded[first]
+    assert found.missing() == {"two": ["train.steps=200, train.seed=0"]}
+
+
+def test_a_run_whose_models_are_gone_is_taken_from_the_record(
+    sweep: Path, keys: dict[int, tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> Engine:
+        raise OSError("no such model")
+
+    monkeypatch.setattr(science_results, "Engine", gone)
+    key, fingerprint = keys[100]
+    assert read_results([sweep], recorded={key: evaluation(key, fingerprint)}).count() == (1, 2)
+    assert read_results([sweep]).count() == (0, 2)
+
+
+def test_the_terminal_shows_table_1_and_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("science.tables.WORK", tmp_path)
+    (tmp_path / "ip-adapter").mkdir()
+    (tmp_path / "ip-adapter" / "training.json").write_text('{"cpu_seconds": 251.2}', encoding="utf-8")
+    (tmp_path / "dreambooth" / "a").mkdir(parents=True)
+    (tmp_path / "dreambooth" / "a" / "training.json").write_text('{"cpu_seconds": 30}', encoding="utf-8")
+    found = replace(results(evaluation("1")), others=measured_others())
+    rows = {row[0]: row for row in table_1_rows(found)}
+    assert rows["IP-Adapter"][-1] == "none (251 s once)"
+    assert rows["DreamBooth"][-1] == "30 s (1 subjects)"
+    assert rows["Textual Inversion"][-1] == "–"
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    show(found, console)
+    text = console.export_text()
+    assert "251 s once" in text
+    assert "not measured" in text
