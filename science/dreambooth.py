@@ -36,6 +36,9 @@ BATCH = 2
 """Pictures of the subject in an update, beside as many of its class."""
 RANK = 8
 
+_PRIORS: dict[tuple[str, int], tuple[Tensor, float]] = {}
+"""Class and seed → what `prior` gives for them, drawn once by a process, whatever recipes it tries."""
+
 
 def train(
     base: Base, subjects: Sequence[Subject], target: Path, recipe: Recipe, *, lora: bool = False, seed: int = 0
@@ -44,13 +47,12 @@ def train(
 
     The pictures of a class are drawn once and shared by its subjects; the record says how long that took.
     """
-    priors: dict[str, tuple[Tensor, float]] = {}
     start = {name: tensor.clone() for name, tensor in base.pipeline.unet.state_dict().items()}
 
     def one(subject: Subject, folder: Path, subject_seed: int) -> dict[str, Any]:
-        if subject.object not in priors:
-            priors[subject.object] = prior(base, subject.object, seed)
-        latents, seconds = priors[subject.object]
+        if (subject.object, seed) not in _PRIORS:
+            _PRIORS[subject.object, seed] = prior(base, subject.object, seed)
+        latents, seconds = _PRIORS[subject.object, seed]
         if lora:
             _train_lora(base, subject, latents, folder, recipe, subject_seed)
         else:

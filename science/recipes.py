@@ -46,28 +46,39 @@ RECIPES: Mapping[str, Recipe] = {
     "dreambooth": Recipe(200, 5e-5, 4.0),
     "dreambooth-lora": Recipe(200, 1e-3, 4.0),
     "textual-inversion": Recipe(300, 5e-3, 4.0),
-    "ip-adapter": Recipe(500, 3e-4, 4.0, 1.0),
+    "ip-adapter": Recipe(700, 3e-4, 4.0, 1.0),
 }
-"""Method → the recipe in use. Where science/tuning.json has a choice, it is that one; a test checks it."""
+"""Method → the recipe in use. Where science/tuning.json has a choice, it is that one; a test checks it. The updates of
+the IP-Adapter take as long as BootPIG's training, and are not tuned."""
 
 RATES = {
     "dreambooth": (2e-5, 5e-5, 1.5e-4),
     "dreambooth-lora": (3e-4, 1e-3, 3e-3),
-    "textual-inversion": (2e-3, 5e-3, 2e-2),
-    "ip-adapter": (3e-4,),
+    "textual-inversion": (2e-3, 5e-3, 1.5e-2),
+    "ip-adapter": (3e-4, 1e-3),
 }
-UPDATES = {"ip-adapter": (500,)}
+"""Method → the learning rates that are tried first."""
+STEP = 3.0
+"""If the best learning rate is the lowest or the highest that was tried, one that is lower or higher by this factor is
+tried too."""
+MOST_RATES = 5
+UPDATES = {"dreambooth": (100, 400), "dreambooth-lora": (100, 400), "textual-inversion": (150, 600), "ip-adapter": ()}
+"""Method → the numbers of updates that are tried with the best learning rate, beside that of `RECIPES`."""
 GUIDANCE = (2.0, 4.0, 7.0)
 SCALES = {"ip-adapter": (0.6, 0.8, 1.0)}
 
 
-def grid(method: str) -> Sequence[Recipe]:
-    """The recipes to try. Those that differ only in drawing follow each other."""
-    base = RECIPES[method]
+def drawings(method: str, trained: Recipe) -> Sequence[Recipe]:
+    """The recipes that draw with the same trained weights, in all ways that are tried."""
     return [
-        replace(base, updates=updates, learning_rate=rate, guidance_scale=guidance, scale=scale)
-        for updates in UPDATES.get(method, (100, 200, 400))
-        for rate in RATES[method]
+        replace(trained, guidance_scale=guidance, scale=scale)
         for guidance in GUIDANCE
         for scale in SCALES.get(method, (None,))
     ]
+
+
+def next_rate(rates: Sequence[float], best: float) -> float | None:
+    """The learning rate to try next, or None if there are better ones tried on both sides, or enough of them."""
+    if len(rates) >= MOST_RATES or min(rates) < best < max(rates):
+        return None
+    return float(f"{best / STEP if best == min(rates) else best * STEP:.1e}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,19 @@ from bootpig.stages.picture_files.reader import on_white, read_picture
 from bootpig.stages.sampling import Sampling
 from science import WORK, dreambooth, ip_adapter, textual_inversion
 from science.per_subject import Base
-from science.recipes import BASE, CLIP_JUDGE, DINO, DRAWING, RUN, Recipe, grid
+from science.recipes import (
+    BASE,
+    CLIP_JUDGE,
+    DINO,
+    DRAWING,
+    RATES,
+    RECIPES,
+    RUN,
+    UPDATES,
+    Recipe,
+    next_rate,
+)
+from science.recipes import drawings as drawn_recipes
 from science.subjects import PICTURES, REFERENCES
 
 RIVALS = Path(__file__).with_name("rivals.yaml")
@@ -55,31 +66,46 @@ def train(method: str, subjects: Sequence[Subject], target: Path, recipe: Recipe
 
 
 def tune(method: str, count: int, root: str | None, file: Path) -> None:
-    """Try all recipes of a method on `count` validation subjects, and write their scores and the choice to `file`."""
+    """Choose the settings of a method on `count` validation subjects, and write all scores and the choice to `file`.
+
+    First the learning rate, then the number of updates, each with all ways to draw.
+    """
     subjects = subjects_of(WORK / "validation", count)
     judge = Judge(subjects)
     rows = drawings(subjects, 1, 0)
     text_only = judge(rows, draw_text_only(rows))["clip_t"]
-    found: list[dict[str, Any]] = []
-    for number, (_, group) in enumerate(groupby(grid(method), Recipe.of_training)):
-        recipes = list(group)
-        target = WORK / "tuning" / method / str(number)
-        train(method, subjects, target, recipes[0], root)
-        for recipe in recipes:
+    found: list[tuple[Recipe, dict[str, float]]] = []
+
+    def attempt(trained: Recipe) -> None:
+        target = WORK / "tuning" / method / f"{trained.learning_rate:g}-{trained.updates}"
+        train(method, subjects, target, trained, root)
+        for recipe in drawn_recipes(method, trained):
             scores = judge(rows, draw_rival(rival_config(method, target, recipe), subjects, rows))
             facts = {"clip_t_ratio": round(scores["clip_t"] / text_only, 4), "dino": round(scores["dino"], 4)}
-            found.append({"setting": str(recipe), **facts})
-            print(f"{method}: {found[-1]}", flush=True)
+            found.append((recipe, facts))
+            print(f"{method}: {recipe}: {facts}", flush=True)
+
+    start = RECIPES[method]
+    rates = list(RATES[method])
+    for rate in rates:  # grows while the best is the first or the last
+        attempt(replace(start, learning_rate=rate))
+        if rate == rates[-1] and (more := next_rate(rates, choose(found).learning_rate)) is not None:
+            rates.append(more)
+    best = choose(found)
+    for updates in UPDATES[method]:
+        attempt(replace(best, updates=updates))
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    known[method] = {"subjects": count, "chosen": choose(found)["setting"], "grid": found}
+    tried = [{"setting": str(recipe), **facts} for recipe, facts in found]
+    known[method] = {"subjects": count, "chosen": str(choose(found)), "grid": tried}
     file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with the highest DINO among those with a CLIP-T of at least 0.98 of text only's; if there is none, the
-    row with the highest CLIP-T."""
-    fair = [row for row in rows if row["clip_t_ratio"] >= LEAST_CLIP_T]
-    return max(fair, key=lambda row: row["dino"]) if fair else max(rows, key=lambda row: row["clip_t_ratio"])
+def choose(found: Sequence[tuple[Recipe, Mapping[str, float]]]) -> Recipe:
+    """The recipe with the highest DINO among those with a CLIP-T of at least 0.98 of text only's; if there is none,
+    that with the highest CLIP-T."""
+    fair = [each for each in found if each[1]["clip_t_ratio"] >= LEAST_CLIP_T]
+    key = "dino" if fair else "clip_t_ratio"
+    return max(fair or found, key=lambda each: each[1][key])[0]
 
 
 def rival_config(method: str, target: Path, recipe: Recipe) -> RivalConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from bootpig.flows.sweep.cells import expand
 from bootpig.flows.sweep.file import load_sweep
 from science import __main__ as command
 from science.inpainting import another
-from science.recipes import RECIPES
+from science.recipes import RECIPES, Recipe
 from science.subjects import FOLDER
 from science.tune import choose, subjects_of
 
@@ -42,14 +44,42 @@ def test_every_sweep_and_method_runs_once() -> None:
 
 
 def test_a_choice_prefers_the_subject_among_those_that_follow_the_caption() -> None:
+    copies, fair, weak = (Recipe(100, rate, 2.0) for rate in (1e-3, 1e-4, 1e-5))
     rows = [
-        {"setting": "copies", "dino": 0.9, "clip_t_ratio": 0.7},
-        {"setting": "fair", "dino": 0.6, "clip_t_ratio": 0.98},
-        {"setting": "weak", "dino": 0.1, "clip_t_ratio": 1.0},
+        (copies, {"dino": 0.9, "clip_t_ratio": 0.7}),
+        (fair, {"dino": 0.6, "clip_t_ratio": 0.98}),
+        (weak, {"dino": 0.1, "clip_t_ratio": 1.0}),
     ]
-    assert choose(rows)["setting"] == "fair"
-    assert choose(rows[:1])["setting"] == "copies"
-    assert choose([rows[0], {**rows[0], "setting": "less", "clip_t_ratio": 0.8}])["setting"] == "less"
+    assert choose(rows) is fair
+    assert choose(rows[:1]) is copies
+    assert choose([rows[0], (weak, {"dino": 0.9, "clip_t_ratio": 0.8})]) is weak
+
+
+@pytest.mark.parametrize("best", [1e-3, 3e-4, 9e-3])
+def test_tuning_tries_rates_then_updates(best: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from science import tune as science_tune
+
+    trained: list[Recipe] = []
+
+    def scores(rows: Recipe, _: object) -> dict[str, float]:
+        return {"clip_t": 1.0, "dino": 1.0 / (1 + abs(math.log(trained[-1].learning_rate / best)))}
+
+    monkeypatch.setattr(science_tune, "subjects_of", lambda *_: [])
+    monkeypatch.setattr(science_tune, "Judge", lambda _: scores)
+    monkeypatch.setattr(science_tune, "drawings", lambda *_: [])
+    monkeypatch.setattr(science_tune, "draw_text_only", lambda _: [])
+    monkeypatch.setattr(science_tune, "draw_rival", lambda *_: [])
+    monkeypatch.setattr(science_tune, "train", lambda _, subjects, target, recipe, root: trained.append(recipe))
+    # the first call, of text only, has no trained recipe yet
+    trained.append(RECIPES["dreambooth-lora"])
+    science_tune.tune("dreambooth-lora", 2, None, tmp_path / "tuning.json")
+    rates = [recipe.learning_rate for recipe in trained[1:] if recipe.updates == 200]
+    assert min(rates) < best < max(rates)
+    after = trained[1 + len(rates) :]
+    assert [recipe.updates for recipe in after] == [100, 400]
+    assert len({recipe.learning_rate for recipe in after}) == 1
+    chosen = json.loads((tmp_path / "tuning.json").read_text())["dreambooth-lora"]["chosen"]
+    assert f"learning rate {after[0].learning_rate:g}" in chosen
 
 
 def test_inpainting_repaints_another_subject_of_the_kind() -> None:

@@ -15,10 +15,11 @@ from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.evaluate.rivals.config import RivalConfig
 from bootpig.stages.sweep.bootstrap import Interval
 from science.__main__ import HERE, SWEEPS
-from science.page import BASELINES, RIVALS, TITLES, TUNING
-from science.recipes import BASE, CLIP, CLIP_JUDGE, DINO, RECIPES, RUN, grid
+from science.page import BASELINES, TITLES, TUNING
+from science.recipes import BASE, CLIP, CLIP_JUDGE, DINO, RECIPES, RUN, drawings, next_rate
 from science.results import Cell, Evaluation, Results
 from science.statements import OUR_STATEMENTS, STATEMENTS, Side, Statement, difference, paired, verdict
+from science.tables import RIVALS
 from science.tune import STEPS, TEXT_ONLY_GUIDANCE
 
 PROJECT = Path(__file__).parents[2]
@@ -65,9 +66,17 @@ def test_rivals_draw_as_their_recipes_say() -> None:
 
 def test_recipes_are_those_that_tuning_chose() -> None:
     for method, recipe in RECIPES.items():
-        assert len({str(each) for each in grid(method)}) == len(grid(method))
+        assert len({str(each) for each in drawings(method, recipe)}) == len(drawings(method, recipe))
         if TUNING.exists() and (tuned := json.loads(TUNING.read_text(encoding="utf-8")).get(method)):
-            assert str(recipe) == tuned["chosen"]
+            assert str(recipe) == tuned["chosen"], method
+
+
+def test_the_best_learning_rate_is_bracketed() -> None:
+    assert next_rate([1e-4, 3e-4, 9e-4], 3e-4) is None
+    assert next_rate([1e-4, 3e-4, 9e-4], 9e-4) == 2.7e-3
+    assert next_rate([3e-4, 9e-4], 3e-4) == 1e-4
+    assert next_rate([3e-4], 3e-4) == 1e-4
+    assert next_rate([1e-4, 2e-4, 3e-4, 4e-4, 5e-4], 5e-4) is None
 
 
 def test_tuning_judges_as_the_sweeps_do() -> None:
