@@ -53,7 +53,7 @@ def table_1_rows(results: Results) -> Rows:
     """BootPIG, the other methods, text only, and real pictures."""
     other = results.cells.get("rivals", {}).get("other methods")
     methods: list[tuple[str, Cell | None, str, str]] = [
-        *((name, cell, "bootpig", "none") for name, cell in results.cells.get("table-1", {}).items()),
+        *((name, cell, "bootpig", _seconds_once(cell)) for name, cell in results.cells.get("table-1", {}).items()),
         *((name, other, name, results.others.get(f"seconds of {folder}", "–")) for name, folder in RIVALS.items()),
         ("text only", other, "text_only", "none"),
     ]
@@ -118,6 +118,12 @@ def shown_cell(name: str) -> str:
     for section in ("evaluate.", "train.", "caption."):
         name = name.replace(section, "")
     return name.replace("=", " ")
+
+
+def _seconds_once(cell: Cell) -> str:
+    """How long the training of a cell took."""
+    found = [run.seconds["train"][1] for run in cell.seeds.values() if run is not None and "train" in run.seconds]
+    return f"none ({sum(found) / len(found):.0f} s once)" if found else "none"
 
 
 def _seconds_per_subject(folder: str) -> str | None:
