@@ -28,7 +28,7 @@ from bootpig.models.toy.world import KINDS
 RECIPE = Recipe(steps=1200, learning_rate=7e-4, tail_from=0.4, ema=0.99)
 HARD_RECIPES = (
     Recipe(steps=800, learning_rate=6e-4, warmup=50, tail_from=0.3, ema=0.99),
-    Recipe(steps=450, learning_rate=8e-4, warmup=30, tail_from=0.3, ema=0.99),
+    Recipe(steps=2800, learning_rate=8e-4, warmup=50, tail_from=0.3, ema=0.998),
 )
 """With wrong captions, twice: the accents are learned late, from another start of the learning rate."""
 HARD_WEIGHT = 3.0
