@@ -20,10 +20,25 @@ from bootpig.models.pipelines.vae import encoded_mode, normalised
 from bootpig.stages.engine.contract import sample_seed
 from bootpig.stages.evaluate.subjects import Subject
 from science.recipes import Recipe
-from science.subjects import whole_picture
+from science.subjects import captioned, mirrored, whole_picture
 
 RECORD = "training.json"
 """Written last: a folder that has it is complete."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures to train on."""
+
+    latents: Tensor
+    """(N, C, h, w), normalised for the UNet."""
+    captions: Sequence[str]
+    """N; of a subject's pictures with `{object}` in place of the class."""
+
+    def pick(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """`count` of them at random."""
+        places = torch.randint(len(self.latents), (count,), generator=generator)
+        return self.latents[places], [self.captions[place] for place in places.tolist()]
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,13 @@ class Base:
         return cls(pipeline, DDPMScheduler.from_config(pipeline.scheduler.config))
 
     @torch.no_grad()
-    def latents(self, files: Sequence[Path]) -> Tensor:
-        """The whole pictures and their mirror images as latents (2·N, C, h, w), normalised for the UNet."""
-        pictures = [whole_picture(file) for file in files]
-        pixels = pixel_values(pictures)
+    def pictures(self, subject: Subject) -> Pictures:
+        """A subject's whole pictures in scenes, and their mirror images."""
+        files, templates = zip(*captioned(subject), strict=True)
+        pixels = pixel_values([whole_picture(file) for file in files])
         both = torch.cat([pixels, pixels.flip(-1)])
-        return normalised(self.pipeline.vae, encoded_mode(self.pipeline.vae, both))
+        latents = normalised(self.pipeline.vae, encoded_mode(self.pipeline.vae, both))
+        return Pictures(latents, (*templates, *map(mirrored, templates)))
 
     def embeds(self, prompts: Sequence[str]) -> Tensor:
         """(P, S, D) of the text encoder, with gradients if it has any."""
@@ -100,11 +116,6 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-
-
-def pick(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows at random."""
-    return rows[torch.randint(len(rows), (count,), generator=generator)]
 
 
 def train_subjects(

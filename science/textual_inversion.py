@@ -1,7 +1,8 @@
 """Textual Inversion: learns the embedding of one new token on a subject's pictures; all networks stay frozen.
 
 The usual recipe (Gal et al. 2022; diffusers' textual_inversion.py): the token starts as the subject's class; each
-update puts it into one of the usual sentences; no weight decay.
+update puts it into the captions of the pictures; no weight decay. The usual sentences, such as `A close-up photo of a
+<sks>`, are not used: the toy base does not understand them, see `science.subjects`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bootpig.stages.evaluate.prompts import with_phrase
 from bootpig.stages.evaluate.subjects import Subject
-from science.per_subject import Base, fit, pick, train_subjects
+from science.per_subject import Base, fit, train_subjects
 from science.recipes import Recipe
 
 TOKEN = "<sks>"
@@ -22,12 +24,6 @@ PHRASE = "a <sks>"
 """What names a subject in a prompt, as in `evaluate.rivals`."""
 FILE = "learned_embeds.safetensors"
 BATCH = 2
-SENTENCES = (
-    "A photo of a {}", "A photo of the {}", "A photo of my {}", "A photo of one {}", "A photo of a clean {}",
-    "A photo of a nice {}", "A photo of a small {}", "A photo of a large {}", "A good photo of a {}",
-    "A close-up photo of a {}", "A cropped photo of a {}", "A rendition of a {}",
-)  # fmt: skip
-"""A dozen of the 27 sentences of the authors."""
 
 
 def train(base: Base, subjects: Sequence[Subject], target: Path, recipe: Recipe, *, seed: int = 0) -> None:
@@ -41,14 +37,14 @@ def train(base: Base, subjects: Sequence[Subject], target: Path, recipe: Recipe,
     frozen = table.detach().clone()
 
     def one(subject: Subject, folder: Path, subject_seed: int) -> None:
-        own = base.latents(subject.references)
+        own = base.pictures(subject)
         words = tokenizer(subject.object, add_special_tokens=False).input_ids
         learned = torch.nn.Parameter(frozen[words].mean(0))
 
         def step(generator: torch.Generator) -> Tensor:
-            chosen = torch.randint(len(SENTENCES), (BATCH,), generator=generator).tolist()
-            embeds = _embeds(base, [SENTENCES[number].format(TOKEN) for number in chosen], learned, place)
-            return base.loss(pick(own, BATCH, generator), embeds, generator)
+            latents, templates = own.pick(BATCH, generator)
+            embeds = _embeds(base, [with_phrase(template, PHRASE) for template in templates], learned, place)
+            return base.loss(latents, embeds, generator)
 
         fit([learned], recipe, step, subject_seed, weight_decay=0.0)
         save_file({TOKEN: learned.detach().clone()}, folder / FILE)

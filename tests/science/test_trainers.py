@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPModel
 
+from bootpig.models.pretrained.embedders import ClipEmbedder
 from bootpig.models.toy.subject_folder import FOLDER
 from bootpig.stages.evaluate.drawing import drawings
+from bootpig.stages.evaluate.prompts import fill
+from bootpig.stages.evaluate.rivals.models import Rival
 from bootpig.stages.evaluate.subjects import Subject, read_subjects
 from science import dreambooth, ip_adapter, textual_inversion, tune
 from science.per_subject import Base
-from science.recipes import BASE, CLIP, Recipe
-from science.subjects import PICTURES, REFERENCES, whole_picture, write_folder
+from science.recipes import BASE, CLIP, CLIP_JUDGE, Recipe
+from science.subjects import PICTURES, REFERENCES, captioned, whole_picture, write_folder
 from science.tune import Judge, draw_rival, rival_config
 
 RECIPE = Recipe(2, 1e-3, 4.0)
@@ -72,19 +76,61 @@ def test_references_are_cut_outs_whose_pictures_are_whole(folder: Path) -> None:
 def test_full_dreambooth_is_a_pipeline_and_starts_from_the_base_each_time(base: Base, subjects, tmp_path: Path) -> None:
     dreambooth.train(base, subjects, tmp_path / "both", RECIPE)
     dreambooth.train(base, subjects[1:], tmp_path / "alone", RECIPE)
-    both, alone = (pipeline(tmp_path / name / subjects[1].name).unet.state_dict() for name in ("both", "alone"))
-    assert all(torch.equal(both[name], alone[name]) for name in both)
-    plain = base.pipeline.unet.state_dict()
-    assert any(not torch.equal(plain[name].half(), both[name].half()) for name in plain)
+    pipes = [pipeline(tmp_path / name / subjects[1].name) for name in ("both", "alone")]
+    for network in ("unet", "text_encoder"):
+        both, alone = (getattr(pipe, network).state_dict() for pipe in pipes)
+        assert all(torch.equal(both[name], alone[name]) for name in both)
+        plain = getattr(base.pipeline, network).state_dict()
+        assert any(not torch.equal(plain[name].half(), both[name].half()) for name in plain)
 
 
 def test_lora_loads_in_diffusers(base: Base, subjects, tmp_path: Path) -> None:
-    dreambooth.train(base, subjects[:1], tmp_path, RECIPE, lora=True)
-    assert not hasattr(base.pipeline.unet, "peft_config") or not base.pipeline.unet.peft_config
+    dreambooth.train(base, subjects, tmp_path / "both", RECIPE, lora=True)
+    dreambooth.train(base, subjects[1:], tmp_path / "alone", RECIPE, lora=True)
+    both, alone = (
+        load_file(tmp_path / name / subjects[1].name / "pytorch_lora_weights.safetensors") for name in ("both", "alone")
+    )
+    assert both.keys() == alone.keys()
+    assert all(torch.equal(both[name], alone[name]) for name in both)
+    assert not any("lora" in name for name, _ in base.pipeline.unet.named_parameters())
+    assert not any("lora" in name for name, _ in base.pipeline.text_encoder.named_parameters())
     pipe = pipeline()
-    before = draw(pipe)
-    pipe.load_lora_weights(tmp_path / subjects[0].name)
+    before, read = draw(pipe), Base(pipe, base.schedule).embeds(["A photo of x ball"])
+    pipe.load_lora_weights(tmp_path / "both" / subjects[1].name)
     assert np.abs(draw(pipe) - before).max() > 1e-4
+    assert (Base(pipe, base.schedule).embeds(["A photo of x ball"]) - read).abs().max() > 1e-4
+
+
+def test_no_phrase_moves_the_other_words_of_a_prompt(subjects) -> None:
+    """The text encoder knows words only at the places that they have in captions."""
+    tokenizer = pipeline().tokenizer
+    for method in ("dreambooth", "dreambooth-lora", "textual-inversion"):
+        config = rival_config(method, Path("models"), RECIPE)
+        if config.token is not None:
+            tokenizer.add_tokens(config.token)
+        for subject in subjects:
+            for plain, own in zip(subject.prompts, Rival(config, 0).prompts(subject), strict=True):
+                assert plain != own
+                before, after = (tokenizer(text).input_ids for text in (plain, own))
+                assert len(before) == len(after)
+                assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+
+
+def test_pictures_are_trained_on_with_their_own_captions(base: Base, folder: Path, subjects) -> None:
+    for subject in subjects:
+        known = captioned(subject)
+        assert [path.name for path, _ in known] == ["01.png", "02.png", "03.png", "04.png"]
+        assert not {place(text) for _, text in known} & {place(prompt) for prompt in subject.prompts}
+        pictures = base.pictures(subject)
+        assert all("{object}" in text for text in pictures.captions)
+        clip, shown = ClipEmbedder(CLIP_JUDGE), [whole_picture(path) for path, _ in known]
+        shown += [ImageOps.mirror(picture) for picture in shown]
+        likeness = clip.images(shown) @ clip.texts([fill(text, subject.object) for text in pictures.captions]).T
+        assert (likeness.diagonal() >= likeness.max(axis=1) - 1e-3).all()
+
+
+def place(text: str) -> str:
+    return text.partition(",")[2]
 
 
 def test_a_token_is_learned_alone(base: Base, subjects, tmp_path: Path) -> None:
