@@ -67,7 +67,7 @@ _OURS = Side("BootPIG, noised references", sweep="table-1")
 
 
 def _rival(text: str, source: str, metric: str, method: str, ours_higher: bool = True) -> Statement:
-    other = Side("other methods", method)
+    other = Side(method, method)
     more, less = (_OURS, other) if ours_higher else (other, _OURS)
     return Statement(text, source, "rivals", metric, more, less)
 

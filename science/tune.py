@@ -110,9 +110,9 @@ def choose(found: Sequence[tuple[Recipe, Mapping[str, float]]]) -> Recipe:
 
 def rival_config(method: str, target: Path, recipe: Recipe) -> RivalConfig:
     """The settings of a method in science/rivals.yaml, with the models in `target`, drawn as `recipe` says."""
-    (cell,) = yaml.safe_load(RIVALS.read_text(encoding="utf-8"))["cells"]
+    cells = yaml.safe_load(RIVALS.read_text(encoding="utf-8"))["cells"]
     own = f"{WORK}/{method}"
-    for entry in cell["set"]["evaluate.rivals"]:
+    for entry in (entry for cell in cells for entry in cell["set"]["evaluate.rivals"]):
         paths = {k: v for k, v in entry.items() if isinstance(v, str) and f"{v}/".startswith(f"{own}/")}
         if paths:
             moved = {name: f"{target}{path.removeprefix(own)}" for name, path in paths.items()}

@@ -57,8 +57,8 @@ def test_a_statement_names_cells_that_exist(statement: Statement) -> None:
 
 def test_rivals_draw_as_their_recipes_say() -> None:
     sweep = yaml.safe_load((HERE / "rivals.yaml").read_text(encoding="utf-8"))
-    rivals = [RivalConfig(**each) for each in sweep["cells"][0]["set"]["evaluate.rivals"]]
-    assert [rival.name for rival in rivals] == list(RIVALS)
+    rivals = [RivalConfig(**each) for cell in sweep["cells"] for each in cell["set"]["evaluate.rivals"]]
+    assert [rival.name for rival in rivals] == [cell["name"] for cell in sweep["cells"]] == list(RIVALS)
     for rival in rivals:
         recipe = RECIPES[RIVALS[rival.name]]
         assert (rival.guidance_scale, rival.scale) == (recipe.guidance_scale, recipe.scale)
