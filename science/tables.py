@@ -52,7 +52,6 @@ def cell_rows(cells: Mapping[str, Cell], baseline: str | None) -> Rows:
 def table_1_rows(results: Results) -> Rows:
     """BootPIG, the other methods, text only, and real pictures."""
     others = results.cells.get("rivals", {})
-    seconds = results.others
     any_other = next((cell for cell in others.values() if None not in cell.seeds.values()), None)
     methods: list[tuple[str, Cell | None, str, str]] = [
         *((name, cell, "bootpig", _seconds_once(cell)) for name, cell in results.cells.get("table-1", {}).items()),

@@ -45,6 +45,8 @@ TEXT_ONLY_GUIDANCE = 2.0
 """That of configs/toy.yaml."""
 SIDE = 64
 BATCH = 16
+IMAGES_PER_PROMPT = 3
+"""With two captions a subject, 36 pictures of six subjects judge a recipe."""
 LEAST_CLIP_T = 0.98
 """Of text only's."""
 
@@ -72,7 +74,7 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
     """
     subjects = subjects_of(WORK / "validation", count)
     judge = Judge(subjects)
-    rows = drawings(subjects, 1, 0)
+    rows = drawings(subjects, IMAGES_PER_PROMPT, 0)
     text_only = judge(rows, draw_text_only(rows))["clip_t"]
     found: list[tuple[Recipe, dict[str, float]]] = []
 
