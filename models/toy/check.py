@@ -69,8 +69,8 @@ BARS = {
     "clip_kind_accuracy": Bar("clip", 0.97),
     "judge_kind_accuracy": Bar("clip_judge", 0.95),
     "judge_scene_accuracy": Bar("clip_judge", 0.97),
-    "judge_colour_accuracy": Bar("clip_judge", 0.60),
-    "judge_subject_auc": Bar("clip_judge", 0.75),
+    "judge_colour_accuracy": Bar("clip_judge", 0.68),
+    "judge_subject_auc": Bar("clip_judge", 0.88),
     "dino_identity_auc": Bar("dino", 0.97),
     "megabytes": Bar("size", 40, at_most=True),
 }
