@@ -55,6 +55,16 @@ def test_a_statement_names_cells_that_exist(statement: Statement) -> None:
     assert statement.more != statement.less
 
 
+@pytest.mark.parametrize("statement", [s for s in STATEMENTS if s.less.method == "IP-Adapter"], ids=lambda s: s.text)
+def test_what_reads_one_picture_is_compared_with_one_reference(statement: Statement) -> None:
+    runs = expand(load_sweep(HERE / f"{statement.more.sweep}.yaml"))
+    (ours, *_) = [run.config for run in runs if run.cell.name == statement.more.cell]
+    (rivals, *_) = [run.config for run in expand(load_sweep(HERE / "rivals.yaml"))]
+    assert ours.evaluate.references == 1
+    assert ours.train.reference_timestep == "same"
+    assert (ours.evaluate.subjects, ours.evaluate.compared) == (rivals.evaluate.subjects, rivals.evaluate.compared)
+
+
 def test_rivals_draw_as_their_recipes_say() -> None:
     sweep = yaml.safe_load((HERE / "rivals.yaml").read_text(encoding="utf-8"))
     rivals = [RivalConfig(**each) for cell in sweep["cells"] for each in cell["set"]["evaluate.rivals"]]
