@@ -35,8 +35,9 @@ DOCS = HERE.parent / "docs"
 SWEEPS = {
     "trained-parts": (85, ["samples"]),
     "ours": (45, ["samples"]),
-    "references": (10, ["trained-parts"]),
-    "guidance": (10, ["trained-parts"]),
+    "references": (14, ["trained-parts"]),
+    "guidance": (16, ["trained-parts"]),
+    "trained-parts-guidance": (18, ["trained-parts"]),
     "dropping": (35, ["trained-parts"]),
     "table-1": (5, ["trained-parts", "ours"]),
     "selection": (12, ["ours"]),

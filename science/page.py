@@ -31,6 +31,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy"
 
 TITLES = {
     "trained-parts": "Trained parts (table 2)",
+    "trained-parts-guidance": "Trained parts with less guidance by the reference",
     "references": "Several references (figure 6)",
     "guidance": "Guidance (figure 7)",
     "dropping": "Dropping and key scale (appendix)",
