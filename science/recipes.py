@@ -54,9 +54,9 @@ RATES = {
     "dreambooth": (2e-5, 5e-5, 1.5e-4),
     "dreambooth-lora": (3e-4, 1e-3, 3e-3),
     "textual-inversion": (2e-3, 5e-3, 2e-2),
-    "ip-adapter": (3e-4,),
+    "ip-adapter": (1e-4, 3e-4, 1e-3),
 }
-UPDATES = {"ip-adapter": (500,)}
+UPDATES = {"ip-adapter": (500, 2000)}
 GUIDANCE = (2.0, 4.0, 7.0)
 SCALES = {"ip-adapter": (0.6, 0.8, 1.0)}
 

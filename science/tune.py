@@ -36,6 +36,8 @@ SIDE = 64
 BATCH = 16
 LEAST_CLIP_T = 0.98
 """Of text only's."""
+PICTURES_PER_PROMPT = 4
+"""With one picture of two prompts of six subjects, chance alone moves the CLIP-T by as much as the rule allows."""
 
 
 def subjects_of(folder: Path, count: int | None = None) -> list[Subject]:
@@ -58,9 +60,10 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
     """Try all recipes of a method on `count` validation subjects, and write their scores and the choice to `file`."""
     subjects = subjects_of(WORK / "validation", count)
     judge = Judge(subjects)
-    rows = drawings(subjects, 1, 0)
+    rows = drawings(subjects, PICTURES_PER_PROMPT, 0)
     text_only = judge(rows, draw_text_only(rows))["clip_t"]
     found: list[dict[str, Any]] = []
+    tried: dict[str, Recipe] = {}
     for number, (_, group) in enumerate(groupby(grid(method), Recipe.of_training)):
         recipes = list(group)
         target = WORK / "tuning" / method / str(number)
@@ -69,9 +72,14 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
             scores = judge(rows, draw_rival(rival_config(method, target, recipe), subjects, rows))
             facts = {"clip_t_ratio": round(scores["clip_t"] / text_only, 4), "dino": round(scores["dino"], 4)}
             found.append({"setting": str(recipe), **facts})
+            tried[str(recipe)] = recipe
             print(f"{method}: {found[-1]}", flush=True)
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    known[method] = {"subjects": count, "chosen": choose(found)["setting"], "grid": found}
+    chosen = choose(found)["setting"]
+    ends = at_the_end(tried[chosen], list(tried.values()))
+    known[method] = {"subjects": count, "chosen": chosen, "at_the_end": ends, "grid": found}
+    if ends:
+        print(f"{method}: {', '.join(ends)} at the end of the grid; widen it in science/recipes.py", flush=True)
     file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
@@ -80,6 +88,16 @@ def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     row with the highest CLIP-T."""
     fair = [row for row in rows if row["clip_t_ratio"] >= LEAST_CLIP_T]
     return max(fair, key=lambda row: row["dino"]) if fair else max(rows, key=lambda row: row["clip_t_ratio"])
+
+
+def at_the_end(chosen: Recipe, tried: Sequence[Recipe]) -> list[str]:
+    """The settings of `chosen` that are the lowest or highest of those tried, so that a better one may lie beyond."""
+    ends = []
+    for name, value in asdict(chosen).items():
+        values = {asdict(each)[name] for each in tried}
+        if value is not None and value in (min(values), max(values)):
+            ends.append(name)
+    return ends
 
 
 def rival_config(method: str, target: Path, recipe: Recipe) -> RivalConfig:

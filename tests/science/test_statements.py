@@ -16,10 +16,10 @@ from bootpig.stages.evaluate.rivals.config import RivalConfig
 from bootpig.stages.sweep.bootstrap import Interval
 from science.__main__ import HERE, SWEEPS
 from science.page import BASELINES, RIVALS, TITLES, TUNING
-from science.recipes import BASE, CLIP, CLIP_JUDGE, DINO, RECIPES, RUN, grid
+from science.recipes import BASE, CLIP, CLIP_JUDGE, DINO, RECIPES, RUN, Recipe, grid
 from science.results import Cell, Evaluation, Results
 from science.statements import OUR_STATEMENTS, STATEMENTS, Side, Statement, difference, paired, verdict
-from science.tune import STEPS, TEXT_ONLY_GUIDANCE
+from science.tune import STEPS, TEXT_ONLY_GUIDANCE, at_the_end
 
 PROJECT = Path(__file__).parents[2]
 METHODS = ("bootpig", "text_only", "untrained", "bootpig_no_reference", *RIVALS)
@@ -78,6 +78,11 @@ def test_recipes_are_those_that_tuning_chose() -> None:
         assert len({str(each) for each in grid(method)}) == len(grid(method))
         if TUNING.exists() and (tuned := json.loads(TUNING.read_text(encoding="utf-8")).get(method)):
             assert str(recipe) == tuned["chosen"]
+
+
+def test_a_choice_at_the_end_of_the_grid_is_named() -> None:
+    tried = [Recipe(updates, rate, 4.0) for updates in (100, 200, 400) for rate in (1e-4, 1e-3)]
+    assert at_the_end(Recipe(200, 1e-3, 4.0), tried) == ["learning_rate", "guidance_scale"]
 
 
 def test_tuning_judges_as_the_sweeps_do() -> None:
