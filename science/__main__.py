@@ -39,6 +39,7 @@ SWEEPS = {
     "guidance": (16, ["trained-parts"]),
     "trained-parts-guidance": (18, ["trained-parts"]),
     "dropping": (35, ["trained-parts"]),
+    "guidance-five": (7, ["trained-parts", "ours"]),
     "table-1": (5, ["trained-parts", "ours"]),
     "selection": (12, ["ours"]),
     "updates": (5, ["ours"]),

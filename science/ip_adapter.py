@@ -1,9 +1,9 @@
 """IP-Adapter: a projection of a picture's CLIP features, and a second cross-attention that reads it in every block.
 
 Trained on the references and targets of a run, with the base frozen: the triplets that BootPIG is trained on, and those
-that it leaves out (validation, and what is not selected). Networks and their loading are diffusers' own. The usual recipe (Ye et al. 2023, section 3.2 and tutorial_train_plus.py): keys and
-values of the new attention start as those of the text's; text, picture, or both are dropped with 0.05 each; AdamW with
-weight decay 0.01.
+that it leaves out (validation, and what is not selected). Networks and their loading are diffusers' own. The usual
+recipe (Ye et al. 2023, section 3.2 and tutorial_train_plus.py): keys and values of the new attention start as those of
+the text's; text, picture, or both are dropped with 0.05 each; AdamW with weight decay 0.01.
 
 The features are the patches of the toy CLIP's second to last layer ("Plus"), not its one embedding: that CLIP was
 trained on captions that do not say what an individual looks like, so its embedding hardly knows.

@@ -34,6 +34,7 @@ TITLES = {
     "trained-parts-guidance": "Trained parts with less guidance by the reference",
     "references": "Several references (figure 6)",
     "guidance": "Guidance (figure 7)",
+    "guidance-five": "Guidance with five references, on validation subjects",
     "dropping": "Dropping and key scale (appendix)",
     "ours": "Beyond the paper",
     "selection": "Selection",

@@ -48,8 +48,8 @@ BATCH = 16
 IMAGES_PER_PROMPT = 3
 """With two captions a subject, 36 pictures of six subjects judge a recipe."""
 LEAST_CLIP_T = 0.978
-"""Of text only's: what BootPIG of configs/toy.yaml has on all validation subjects by the same judge. Its guidance scales
-were chosen with at least 0.98 by the pipeline's CLIP."""
+"""Of text only's: what BootPIG of configs/toy.yaml has on all validation subjects by the same judge. Its guidance
+scales were chosen with at least 0.98 by the pipeline's CLIP."""
 
 
 def subjects_of(folder: Path, count: int | None = None) -> list[Subject]:
@@ -104,8 +104,8 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
 
 
 def choose(found: Sequence[tuple[Recipe, Mapping[str, float]]]) -> Recipe:
-    """The recipe with the highest DINO among those with a CLIP-T of at least `LEAST_CLIP_T` of text only's; if none has,
-    that with the highest CLIP-T."""
+    """The recipe with the highest DINO among those with a CLIP-T of at least `LEAST_CLIP_T` of text only's; if none
+    has, that with the highest CLIP-T."""
     fair = [each for each in found if each[1]["clip_t_ratio"] >= LEAST_CLIP_T]
     key = "dino" if fair else "clip_t_ratio"
     return max(fair or found, key=lambda each: each[1][key])[0]
