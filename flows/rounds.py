@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from bootpig.flows.runs.records import latest_run, list_runs, metrics_of
+from bootpig.flows.runs.records import latest_run, list_runs, metrics_of, read_config, read_run
 from bootpig.flows.runs.trained import model_folder, published_model
 from bootpig.models.pretrained.downloads import cache_folder
 from bootpig.models.pretrained.source import PIPELINE, local_path
@@ -39,18 +40,39 @@ def without_views(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(update={"view": None, "augment": augment})
 
 
-def in_an_empty_store(config: PipelineConfig) -> PipelineConfig:
-    """The configuration with null for `view.model: latest` if there is no version of the data set yet.
+def or_first_round(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with null for `view.model: latest` if no model is `latest` yet, see `_latest_model`.
 
     So the first night of a schedule makes a first round, and each later one learns from the night before.
     """
     if config.view is None or config.view.model != "latest":
         return config
+    if _latest_model(Root(config.root), _scratch()) is not None:
+        return config
+    return config.model_copy(update={"view": config.view.model_copy(update={"model": None})})
+
+
+def _scratch() -> Path:
+    """Where models of a remote store are copied to."""
+    return cache_folder() / "models"
+
+
+def _latest_model(store: Root, scratch: Path) -> Path | None:
+    """The model of the `latest` version. If that is data alone, the model of this store that drew its views.
+
+    So nights that only make data all draw with the model of the first night's first round. None if there is neither.
+    """
     try:
-        latest_run(Root(config.root))
+        newest = latest_run(store)
     except InputError:
-        return config.model_copy(update={"view": config.view.model_copy(update={"model": None})})
-    return config
+        return None
+    record = read_run(store, newest)
+    trained = record.stages.get("train")
+    if trained is not None and (own := published_model(store, trained.fingerprint, scratch)) is not None:
+        return own
+    view = read_config(store, record).view
+    drew = None if view is None else _TRAINED.search(view.model or "")
+    return None if drew is None else published_model(store, drew[1], scratch)
 
 
 def with_view_model(config: PipelineConfig) -> PipelineConfig:
@@ -66,8 +88,7 @@ def with_view_model(config: PipelineConfig) -> PipelineConfig:
     view = config.view
     if view is None:
         return config
-    store = Root(config.root)
-    scratch = cache_folder() / "models"
+    store, scratch = Root(config.root), _scratch()
     local = None if view.model is None else local_path(view.model)
     if view.model is None:
         survey = Engine(without_views(config)).survey("train")
@@ -80,7 +101,8 @@ def with_view_model(config: PipelineConfig) -> PipelineConfig:
         return config
     else:
         try:
-            folder = model_folder(view.model if local is None else str(local), config.root, scratch)
+            folder = _latest_model(store, scratch) if local is None and view.model == "latest" else None
+            folder = folder or model_folder(view.model if local is None else str(local), config.root, scratch)
         except InputError as error:
             raise InputError(f"view.{error}") from None
     if folder is None:
