@@ -1,4 +1,4 @@
-"""Runs whose views are drawn by a trained BootPIG: which model that is, and the first round that makes it."""
+"""The trained models that a run reads: those that draw its views or that training starts from, and the first round."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def first_round(config: PipelineConfig, stages: Iterable[str]) -> PipelineConfig
     """
     if config.view is None or config.view.model is not None or "view" not in stages:
         return None
-    first = without_views(config)
+    first = without_views(_with_init_from(config))
     return None if Engine(first).survey("evaluate").units == {0: "complete"} else first
 
 
@@ -75,15 +75,32 @@ def _latest_model(store: Root, scratch: Path) -> Path | None:
     return None if drew is None else published_model(store, drew[1], scratch)
 
 
-def with_view_model(config: PipelineConfig) -> PipelineConfig:
-    """The configuration with the folder of the model that draws the views, in place of a run, `latest` or null.
-
-    A folder or the id of an editing pipeline stays as it is. So does null while the first round is not made. A model
-    of this store that another machine has copied, as the record of its run says, is copied to this machine.
+def with_trained_models(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with the folders of the trained models that it names: `view.model` and `train.init_from`.
 
     Raises:
         InputError: a run has no trained model, or `latest` names none.
         StoreError: the root cannot be opened.
+    """
+    return _with_view_model(_with_init_from(config))
+
+
+def _with_init_from(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with a copy of the model that training starts from, if its folder is on another machine and
+    this store has the model. Otherwise the train stage says that there is no such folder."""
+    named = config.train.init_from
+    trained = None if named is None or local_path(named) is not None else _TRAINED.search(named)
+    folder = None if trained is None else published_model(Root(config.root), trained[1], _scratch())
+    if folder is None:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"init_from": str(folder)})})
+
+
+def _with_view_model(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with the folder of the model that draws the views, in place of a run, `latest` or null.
+
+    A folder or the id of an editing pipeline stays as it is. So does null while the first round is not made. A model
+    of this store that another machine has copied, as the record of its run says, is copied to this machine.
     """
     view = config.view
     if view is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.flows.sweep.cells import CellRun, expand, meaning
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
@@ -131,7 +131,7 @@ def read_results(files: Sequence[Path], root: str | None = None) -> Results:
 def read_run(run: CellRun) -> Evaluation | None:
     """The evaluation of a run. None if it is not in the store, or cannot be read."""
     try:
-        engine = Engine(with_view_model(run.config))
+        engine = Engine(with_trained_models(run.config))
         surveys = engine.survey_all()
         evaluated = surveys["evaluate"]
     except (InputError, KeyError, OSError, ValueError):

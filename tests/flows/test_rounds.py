@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bootpig.flows.loading import load_config, shipped_configs
-from bootpig.flows.rounds import first_round, or_first_round, with_round_before, with_view_model
+from bootpig.flows.rounds import first_round, or_first_round, with_round_before, with_trained_models
 from bootpig.flows.runs.gc import garbage
 from bootpig.flows.runs.records import StageRecord, latest_run, list_runs, new_run, promote, read_config, read_run
 from bootpig.models.pretrained.source import PROJECT
@@ -39,27 +39,27 @@ def test_the_first_round_is_the_same_without_views(tmp_path: Path) -> None:
     assert graph_of(first).stages.keys() == stages.keys() - {"view"}
     assert first_round(asked, ("caption", "synthesize")) is None, "no view will be drawn"
     assert first_round(config(tmp_path, f"view.model={BASE}"), stages) is None
-    assert with_view_model(asked) == asked, "not made yet"
+    assert with_trained_models(asked) == asked, "not made yet"
     fingerprint = Engine(first).survey("train").fingerprint
     path = publish(tmp_path, fingerprint, tmp_path / "made")
-    found = with_view_model(asked).view
+    found = with_trained_models(asked).view
     assert found is not None and found.model == str(tmp_path / path / "model")
 
 
 def test_a_run_latest_or_a_folder(tmp_path: Path) -> None:
     for name in (str(BASE), "owner/editing-pipeline"):
         asked = config(tmp_path, f"view.model={name}")
-        assert with_view_model(asked) == asked
+        assert with_trained_models(asked) == asked
     for name in ("latest", "20261127-000000-toy-00000000"):
         with pytest.raises(InputError, match=r"^view\.\w*"):
-            with_view_model(config(tmp_path, f"view.model={name}"))
+            with_trained_models(config(tmp_path, f"view.model={name}"))
     with pytest.raises(InputError, match=r"^view\.model: .*holds no bootpig\.json"):
-        with_view_model(config(tmp_path, f"view.model={tmp_path}"))
+        with_trained_models(config(tmp_path, f"view.model={tmp_path}"))
     path = publish(tmp_path, "0" * 16, tmp_path / "made")
     record = new_run(Root(str(tmp_path)), config(tmp_path))
     record.stages["train"] = StageRecord(fingerprint="0" * 16)
     record.save(Root(str(tmp_path)))
-    found = with_view_model(config(tmp_path, f"view.model={record.id}"))
+    found = with_trained_models(config(tmp_path, f"view.model={record.id}"))
     assert found.view is not None and found.view.model == str(tmp_path / path / "model")
 
     likeness = {"dino": {"mean": 0.5, "ci95": [0.4, 0.6]}}
@@ -75,10 +75,24 @@ def test_a_run_latest_or_a_folder(tmp_path: Path) -> None:
 def test_the_copy_of_another_machine_is_made_again(tmp_path: Path) -> None:
     path = publish(tmp_path, "0" * 16, tmp_path / "made")
     copied = f"/elsewhere/cache/models/train-{'0' * 16}-result-1/model"
-    found = with_view_model(config(tmp_path, f"view.model={copied}")).view
+    found = with_trained_models(config(tmp_path, f"view.model={copied}")).view
     assert found is not None and found.model == str(tmp_path / path / "model")
     with pytest.raises(InputError, match=r"^view\.model: .*is no longer in the store"):
-        with_view_model(config(tmp_path, f"view.model={copied.replace('0' * 16, '1' * 16)}"))
+        with_trained_models(config(tmp_path, f"view.model={copied.replace('0' * 16, '1' * 16)}"))
+
+
+def test_the_model_that_training_starts_from_is_found_again_on_another_machine(tmp_path: Path) -> None:
+    path = publish(tmp_path, "0" * 16, tmp_path / "made")
+    for named in (
+        f"/elsewhere/models/train-{'0' * 16}-result-1/model",
+        f"/elsewhere/data/train/{'0' * 16}/result-1/model",
+    ):
+        found = with_trained_models(config(tmp_path, "view.model=owner/editing", f"train.init_from={named}"))
+        assert found.train.init_from == str(tmp_path / path / "model")
+    here = str(tmp_path / "made")
+    for kept in (here, f"/elsewhere/models/train-{'1' * 16}-result-1/model", "/elsewhere/another"):
+        asked = config(tmp_path, "view.model=owner/editing", f"train.init_from={kept}")
+        assert with_trained_models(asked) == asked, "it is there, or train says that it is not"
 
 
 def test_latest_is_a_first_round_only_until_there_is_a_version(tmp_path: Path) -> None:
@@ -104,10 +118,10 @@ def test_latest_of_data_alone_is_the_model_that_drew_its_views(tmp_path: Path) -
         night.state = "done"
         promote(root, night)
         assert or_first_round(asked) == asked
-        found = with_view_model(asked).view
+        found = with_trained_models(asked).view
         assert found is not None and found.model == str(tmp_path / path / "model")
     with pytest.raises(InputError, match=r"^view\.model: .* has no trained model"):
-        with_view_model(config(tmp_path, f"view.model={night.id}"))
+        with_trained_models(config(tmp_path, f"view.model={night.id}"))
     root.remove("train", recursive=True)
     begun = or_first_round(asked).view
     assert begun is not None and begun.model is None, "the model is gone, so the next night makes one"
