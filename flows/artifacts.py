@@ -20,8 +20,7 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from bootpig.stages.evaluate.contact_sheet import SheetRow, contact_sheet
-from bootpig.stages.evaluate.measures.names import measured
-from bootpig.stages.evaluate.results import cell_text, heading, result_rows
+from bootpig.stages.evaluate.results import cell_text, heading, result_columns, result_rows
 from bootpig.stages.plain_text import markdown
 from bootpig.stages.report.charts import charts, picture
 from bootpig.stages.report.gather import Report
@@ -120,7 +119,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One line per method: each measure's mean ± half the width of its 95 % interval."""
     return [
         {"method": row.name, "what": row.note}
-        | {heading(facts): cell_text(cell) for facts, cell in zip(measured(metrics).values(), row.cells, strict=True)}
+        | {
+            heading(facts): cell_text(cell)
+            for facts, cell in zip(result_columns(metrics).values(), row.cells, strict=True)
+        }
         for row in result_rows(metrics)
     ]
 
@@ -146,7 +148,14 @@ def sheet_markdown(report: Report) -> str:
         step = max(1, len(report.sheet) // SHEET_ROWS)
         entries = list(report.sheet)[::step][:SHEET_ROWS]
         titles = [title for title, _ in entries[0].pictures]
-        rows = [SheetRow(entry.caption, [_image(uri) for _, uri in entry.pictures]) for entry in entries]
+        rows = [
+            SheetRow(
+                entry.caption,
+                [_image(uri) for _, uri in entry.pictures],
+                [entry.judged.get(title, "") for title in titles] if entry.judged else (),
+            )
+            for entry in entries
+        ]
     else:
         titles = ("picture", "mask", "reference")
         rows = [

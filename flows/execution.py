@@ -45,7 +45,8 @@ from bootpig.stages.engine.preflight import fetch_models
 from bootpig.stages.engine.survey import StageSurvey
 from bootpig.stages.report.gather import StageDone, gather
 from bootpig.stages.report.html import build_report
-from bootpig.stages.select.stage import SELECTED
+from bootpig.stages.select.rules import nothing_left
+from bootpig.stages.select.stage import FACTS, SELECTED
 from bootpig.storage.errors import StoreError
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
@@ -183,7 +184,7 @@ class _Work:
         """Run the stages. Returns one line per stage that failed."""
         failures: list[str] = []
         self._warn()
-        for stage in self.selection.stages:
+        for place, stage in enumerate(self.selection.stages, 1):
             if stage == "train" and (thin := self.thin()):
                 return [*failures, f"train: not started; {thin}"]
             forced = self.record.made_by_force(self.flow_id, stage) if self.selection.force else []
@@ -210,6 +211,10 @@ class _Work:
             if not any(state == "complete" for state in self.surveys[stage].units.values()):
                 changed = "a model or a file changed during the run, so the result is out of date; run again"
                 return failures or [f"{stage}: {changed if outcome.made else 'no unit to work on'}"]
+            if stage == "select" and (empty := self._nothing_selected()):
+                if later := self.selection.stages[place:]:  # nothing would use what they make
+                    return [*failures, f"{', '.join(later)}: not started; {empty}"]
+                self._tell(f"warning: {empty}")
         return failures
 
     def _warn(self) -> None:
@@ -220,9 +225,12 @@ class _Work:
             if all(self.surveys[name].units.get(unit) == "complete" for unit in units) and not self.selection.force:
                 continue
             for line in self.engine.make(name).warnings():
-                display.current.line(f"warning: {line}", "yellow")
-                get_run_logger().warning(line)
-                self._keep(f"warning: {line}")
+                self._tell(f"warning: {line}")
+
+    def _tell(self, line: str) -> None:
+        display.current.line(line, "yellow")
+        get_run_logger().warning(line.removeprefix("warning: "))
+        self._keep(line)
 
     def _units(self, stage: str) -> list[int]:
         """The selected units. For all but the first stage of a run, only those that are complete in the upstreams."""
@@ -248,24 +256,42 @@ class _Work:
         """The reason why too few captions (or given pictures) became samples to train on. None if enough did."""
         if "train" in self.surveys and self.surveys["train"].units == {0: "complete"}:
             return None
+        if (empty := self._nothing_selected()) is not None:
+            return empty
         source = self.engine.config.source
-        drawn, encoded = self.surveys[source], self.surveys["encode"]
+        drawn = self.surveys[source]
         written = sum(marker.counts.total() for marker in drawn.markers.values())
         asked = written + (len(drawn.units) - len(drawn.markers)) * self.engine.config.unit_size
-        share = self._usable() / max(asked, 1)
-        if share >= self.engine.config.min_yield and encoded.markers:
+        usable = self._usable()
+        share, wanted = usable / max(asked, 1), self.engine.config.min_yield
+        if usable and share >= wanted:
             return None
         what = {"caption": "captions", "pictures": "pictures"}[source]
-        became = "became samples that are selected" if "select" in self.surveys else "became samples"
-        return f"{share:.1%} of the {what} {became}, min_yield is {self.engine.config.min_yield:.1%}"
+        became, where = "became samples", "bootpig status"
+        if "select" in self.surveys:
+            became, where = "became samples that are selected", "bootpig status and bootpig select"
+        fix = ", or lower min_yield" if usable else ""  # no min_yield trains a model on nothing
+        return f"{share:.1%} of the {what} {became}, min_yield is {wanted:.1%}; see {where} for what drops most{fix}"
+
+    def _nothing_selected(self) -> str | None:
+        """Why the selection is empty, and the fix. None if it is not, or is not made."""
+        return None if self._selected() != set() else nothing_left(self._read_selection(FACTS))
+
+    def _selected(self) -> set[str] | None:
+        """The ids that are selected. None without a selection, or while it is not made."""
+        made = "select" in self.surveys and self.surveys["select"].result is not None
+        return set(self._read_selection(SELECTED)) if made else None
+
+    def _read_selection(self, name: str) -> Any:
+        result = self.surveys["select"].result
+        assert result is not None
+        return parse_json(self.engine.root.read(f"{result.path}/{name}"))
 
     def _usable(self) -> int:
         """The number of encoded samples, and selected ones where there is a selection."""
-        encoded = self.surveys["encode"]
-        result = self.surveys["select"].result if "select" in self.surveys else None
-        if result is None:
+        encoded, chosen = self.surveys["encode"], self._selected()
+        if chosen is None:
             return encoded.rows()["ok"]
-        chosen = set(parse_json(self.engine.root.read(f"{result.path}/{SELECTED}")))
         rows = (row for marker in encoded.markers.values() for row in marker.read(["id", "status"]))
         return sum(row["status"] == "ok" and row["id"] in chosen for row in rows)
 

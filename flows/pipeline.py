@@ -16,7 +16,7 @@ from pydantic import Field
 from bootpig.flows.execution import execute
 from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.parameters import StoredParameters, opened
-from bootpig.flows.rounds import first_round, in_an_empty_store
+from bootpig.flows.rounds import first_round, or_first_round
 from bootpig.flows.runs import gc
 from bootpig.flows.runs.records import read_config, read_run, run_of_flow
 from bootpig.flows.schedule import due, due_behind
@@ -141,7 +141,7 @@ def regenerate(
         get_run_logger().warning("too late for its scheduled time; making the version due %s instead", newest)
         scheduled = newest
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{scheduled.isoformat()}".encode()).digest()[:8], "big") >> 1
-    seeded = in_an_empty_store(config).model_copy(update={"seed": seed})
+    seeded = or_first_round(config).model_copy(update={"seed": seed})
     graph = graph_of(config)
     stages = span(graph) if train else data_stages(graph)
     until = None if train else "encode"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from bootpig.flows.environment import check_scratch
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.flows.runners import runner_problems
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
@@ -28,7 +28,7 @@ def prepare(config: PipelineConfig, stages: Iterable[str]) -> Engine:
         StoreError: the root cannot be opened.
     """
     stages = list(stages)
-    engine = Engine(with_view_model(config))
+    engine = Engine(with_trained_models(config))
     check_scratch()  # first: libraries that open models write there as they are imported
     if problems := preflight(engine, stages) + runner_problems(config):
         raise InputError("\n".join(problems))

@@ -23,7 +23,7 @@ from prefect.states import Cancelled, Completed, Failed
 from bootpig.flows import artifacts, interrupt
 from bootpig.flows.cli import display
 from bootpig.flows.loading import dump_config, parse_config
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.flows.runners import Place, Workers
 from bootpig.flows.server import is_own
 from bootpig.stages.engine.contract import MapStage, Stage
@@ -338,7 +338,7 @@ def make_unit_elsewhere(config: str, stage: str, unit: int, force: bool, retry_f
 @lru_cache(maxsize=1)
 def _engine(config: str) -> Engine:
     """The engine of this process. Kept, because it has already looked up its models."""
-    return Engine(with_view_model(parse_config(config)))
+    return Engine(with_trained_models(parse_config(config)))
 
 
 @task(task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)

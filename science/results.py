@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.flows.sweep.cells import CellRun, expand, meaning
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
@@ -153,7 +153,7 @@ def _measured(run: CellRun, key: str, recorded: Evaluation | None, provenance: s
     other code or models: where the models of other methods are gone, the fingerprint cannot be computed."""
     found = surveys = None
     with suppress(InputError, KeyError, OSError, ValueError):
-        engine = Engine(with_view_model(run.config))
+        engine = Engine(with_trained_models(run.config))
         surveys = engine.survey_all()
         found = read_run(run, engine, surveys)
     if found is None:

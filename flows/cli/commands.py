@@ -28,7 +28,7 @@ from bootpig.flows.environment import check_scratch
 from bootpig.flows.loading import load_config, problem_lines, shipped_configs
 from bootpig.flows.parameters import by_value_or_reference
 from bootpig.flows.prepared import prepare, prepared
-from bootpig.flows.rounds import first_round, with_view_model
+from bootpig.flows.rounds import first_round, with_trained_models
 from bootpig.flows.runs.gc import collect, garbage, size
 from bootpig.flows.runs.records import (
     RunRecord,
@@ -305,7 +305,7 @@ def setup_server(asked: argparse.Namespace) -> int:
 
 
 def verify(asked: argparse.Namespace) -> int:
-    engine = Engine(with_view_model(load_config(asked.config, asked.set)))
+    engine = Engine(with_trained_models(load_config(asked.config, asked.set)))
     problems: list[str] = []
     with display.shown_on(Console(stderr=True)) as screen:
         for stage in engine.graph.stages:

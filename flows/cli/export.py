@@ -11,7 +11,7 @@ from rich.console import Console
 from bootpig.flows.cli import display
 from bootpig.flows.environment import check_scratch
 from bootpig.flows.loading import load_config, shipped_configs
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.flows.runs.records import read_config, read_run
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
@@ -58,7 +58,7 @@ def find_data_set(run: str, root: str, config: str | None, overrides: Sequence[s
     if run != "latest" and (Path(run).is_file() or run in shipped_configs()):
         if config is not None:
             raise InputError(f"--config: {config!r} → RUN is a configuration already; leave out one of them")
-        engine = Engine(with_view_model(load_config(run, overrides)))
+        engine = Engine(with_trained_models(load_config(run, overrides)))
         surveys = engine.survey_all([*engine.graph.maps(), *(name for name in engine.graph.stages if name == "select")])
         return DataSet.of_surveys(engine.root, engine.config, surveys)
     if config is None and overrides:

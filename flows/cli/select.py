@@ -18,7 +18,7 @@ from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.reduce import stage_input
 from bootpig.stages.plain_text import one_line
-from bootpig.stages.select.rules import Outcome, limit_text
+from bootpig.stages.select.rules import Outcome, limit_text, nothing_left
 from bootpig.stages.select.stage import Select
 from bootpig.storage.parts import Parts
 
@@ -29,8 +29,10 @@ SUBJECTS = 20
 def select(asked: argparse.Namespace) -> int:
     """Apply the selection of a configuration to the scores in its store, print tables, and write a page.
 
+    Returns 1 if no sample is left.
+
     Raises:
-        InputError: there is no selection, nothing is scored yet, no sample is left, or the page cannot be written.
+        InputError: there is no selection, nothing is scored yet, or the page cannot be written.
     """
     config = load_config(asked.config, asked.set)
     if config.select is None:
@@ -56,9 +58,10 @@ def select(asked: argparse.Namespace) -> int:
         for table in tables(facts):
             console.print(table)
         console.print(f"page: {asked.out}", highlight=False, markup=False, soft_wrap=True)
-    if (problem := outcome.nothing_left()) is not None:
-        raise InputError(problem)
-    return 0
+    if (problem := nothing_left(facts)) is None:
+        return 0
+    print(f"select: {problem}", file=sys.stderr)
+    return 1
 
 
 def _write_page(engine: Engine, outcome: Outcome, facts: dict[str, Any], out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.models.pretrained.source import ModelSource
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError, Stage
@@ -44,7 +44,7 @@ def plan(config: PipelineConfig, known: Mapping[str, type[Stage]] | None = None)
     Raises:
         StoreError: the root cannot be opened.
     """
-    engine = Engine(with_view_model(config), known)
+    engine = Engine(with_trained_models(config), known)
     missing = missing_models(engine, engine.graph.stages)
     stages: dict[str, Any] = {}
     shapes: dict[str, SampleShape] = {}

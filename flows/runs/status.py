@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey, UnitState
@@ -25,7 +25,7 @@ def status(config: PipelineConfig) -> dict[str, Any]:
     Raises:
         ModelError, StoreError: a model is missing, or the root cannot be opened.
     """
-    engine = Engine(with_view_model(config))
+    engine = Engine(with_trained_models(config))
     surveys = engine.survey_all()
     facts = {name: _facts(engine, survey) for name, survey in surveys.items()}
     if "train" in surveys:

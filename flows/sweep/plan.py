@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bootpig.flows.rounds import with_view_model
+from bootpig.flows.rounds import with_trained_models
 from bootpig.flows.runs.plan import plan
 from bootpig.flows.sweep.cells import CellRun, expand, sweep_digest
 from bootpig.flows.sweep.file import SweepFile
@@ -78,7 +78,7 @@ def _run(run: CellRun, planned: dict[str, int]) -> dict[str, Any]:
 
 def _identities(config: PipelineConfig) -> dict[str, str]:
     """Stage → digest of what determines its output. Without a stage whose model is missing, and those that read it."""
-    config = with_view_model(config)
+    config = with_trained_models(config)
     graph = graph_of(config)
     keys: dict[str, str] = {}
     for name in graph.stages:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from bootpig.flows.environment import check_scratch
-from bootpig.flows.rounds import first_round, with_view_model
+from bootpig.flows.rounds import first_round, with_trained_models
 from bootpig.flows.runners import runner_problems
 from bootpig.flows.runs.records import RunRecord, list_runs
 from bootpig.flows.sweep.cells import CellRun, expand, named_lines, sweep_digest
@@ -108,7 +108,7 @@ def _done_runs(root: Root) -> dict[str, RunRecord]:
 
 def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool, checked: set[str]) -> PreparedRun:
     """`checked`: the stages that passed the preflight of an earlier run, see `_checks`."""
-    engine = Engine(with_view_model(run.config))
+    engine = Engine(with_trained_models(run.config))
     surveys = engine.survey_all()
     is_complete = surveys["evaluate"].result is not None
     record = records.get(surveys["evaluate"].fingerprint) if is_complete else None

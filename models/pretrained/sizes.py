@@ -21,6 +21,10 @@ XL_UNET_TFLOP = 6.76 / 4
 """SDXL's, of 6.76 at 1024 px. Both UNets and the refiner (7.29) counted by torch's FlopCounterMode."""
 REFINER_TFLOP = 7.29 / 4
 
+EMBEDDING_TFLOP = {"clip": 0.03, "dino": 0.01, "dinov2": 0.05, "siglip": 0.04}
+"""Models that judge pictures, per picture at their own size, 224 px. About those of CLIP ViT-B/32 with a caption, DINO
+ViT-S/16, DINOv2 ViT-B/14 and SigLIP ViT-B/16."""
+
 UNET_PARAMETERS = 865.9e6
 XL_UNET_PARAMETERS = 2567e6
 REFINER_PARAMETERS = 2260e6

@@ -22,6 +22,8 @@ class SheetRow:
 
     caption: str
     pictures: Sequence[Image.Image]
+    notes: Sequence[str] = ()
+    """Below each picture, such as its scores. Empty: none in this row."""
 
 
 def contact_sheet(titles: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
@@ -33,7 +35,8 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[SheetRow]) -> Image.Imag
     """
     font = ImageFont.load_default(12)
     width = len(titles) * (CELL + GAP) - GAP
-    height = CELL + LINE + 2 * GAP
+    noted = LINE if any(row.notes for row in rows) else 0
+    height = CELL + noted + LINE + 2 * GAP
     blocks = max(1, min(len(rows), round(math.sqrt(len(rows) * height / (width + MARGIN)))))
     depth = -(-len(rows) // blocks)
     size = (MARGIN + blocks * (width + MARGIN), 2 * MARGIN + LINE + depth * height)
@@ -47,7 +50,9 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[SheetRow]) -> Image.Imag
             top = MARGIN + LINE + index * height
             for column, picture in enumerate(row.pictures):
                 sheet.paste(_cell(picture), (left + column * (CELL + GAP), top))
-            draw.text((left, top + CELL + 2), _shortened(row.caption, font, width), FAINT, font)
+            for column, note in enumerate(row.notes):
+                draw.text((left + column * (CELL + GAP), top + CELL + 2), _shortened(note, font, CELL), INK, font)
+            draw.text((left, top + CELL + noted + 2), _shortened(row.caption, font, width), FAINT, font)
     return sheet
 
 

@@ -16,14 +16,13 @@ from bootpig.stages.evaluate.drawing import Drawing
 from bootpig.stages.evaluate.gallery import NOT_FINITE, PictureFiles
 from bootpig.stages.evaluate.metrics import summary
 from bootpig.stages.evaluate.ratings import FIELD, Rated, agreement, check_ratings, read_ratings
+from bootpig.stages.evaluate.results import JUDGED
 from bootpig.stages.evaluate.subjects import Subject
 from bootpig.stages.evaluate.vision_judge import Question, Score, ask
 from bootpig.stages.evaluate.vision_judge_config import QUESTIONS, JudgeConfig
 from bootpig.storage.parts import Parts
 
 _LOG = logging.getLogger(__name__)
-
-JUDGED = "judge.parquet"
 
 SCHEMA = pa.schema(
     [

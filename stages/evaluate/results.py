@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -25,8 +27,17 @@ METHOD_NAMES = {
 COLUMNS = 4
 """Measures side by side in a table. More are shown in further tables below."""
 
+JUDGED = "judge.parquet"
+"""The scores of a vision model, one row per method and picture."""
+
 JUDGE_NAMES = {"concept": "subject", "following": "caption"}
 """Question to a judge → what it is about."""
+
+JUDGE_FACTS = {
+    question: MeasureFacts(f"judge: {name}", f"how well the picture shows the {name}, from 0 to 4, to a model", "judge")
+    for question, name in JUDGE_NAMES.items()
+}
+"""The columns of a judge, after those of the measures."""
 
 AGREEMENT = {"alpha": "alpha", "spearman": "Spearman", "people_alpha": "alpha among people"}
 
@@ -53,12 +64,17 @@ class ResultRow:
     name: str
     note: str
     cells: tuple[Cell | None, ...]
-    """One per measure, in the order of `measured`. None if it was not measured."""
+    """One per column, in the order of `result_columns`. None if it was not measured."""
+
+
+def result_columns(metrics: Mapping[str, Any]) -> dict[str, MeasureFacts]:
+    """The columns of `metrics.json`: its measures, then the questions to its judge, if there is one."""
+    return measured(metrics) | (JUDGE_FACTS if metrics.get("judge") else {})
 
 
 def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
-    """The rows of `metrics.json`. Each measure has its own axis, which spans the intervals of all methods."""
-    names = measured(metrics)
+    """The rows of `metrics.json`. Each column has its own axis, which spans the intervals of all methods."""
+    names = result_columns(metrics)
     columns = {name: _column(metrics, name) for name in names}
     rows = []
     for method in metrics["methods"]:
@@ -68,8 +84,8 @@ def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
 
 
 def measure_groups(metrics: Mapping[str, Any]) -> list[tuple[range, list[MeasureFacts]]]:
-    """The measures of `metrics.json`, at most `COLUMNS` in each group, with the places of their cells in a row."""
-    facts = list(measured(metrics).values())
+    """The columns of `metrics.json`, at most `COLUMNS` in each group, with the places of their cells in a row."""
+    facts = list(result_columns(metrics).values())
     count = -(-len(facts) // COLUMNS)
     size = -(-len(facts) // max(count, 1))  # groups of about the same size
     return [(range(at, min(at + size, len(facts))), facts[at : at + size]) for at in range(0, len(facts), size or 1)]
@@ -122,27 +138,42 @@ def unscored_reasons(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def judge_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What a vision model says of each method, one line each, and how well it agrees with people. Empty without one."""
+    """Which vision model judges, the scores it did not give, and how well it agrees with people. Empty without one."""
     judge = metrics.get("judge")
     if judge is None:
         return []
-    lines = [f"{one_line(judge['model'], 60)} judges from 0 to 4:"]
-    for method, scores in judge["methods"].items():
-        shown = [f"{name} {_score(scores[question])}" for question, name in JUDGE_NAMES.items()]
-        lines.append(f"  {METHOD_NAMES.get(method, (method, ''))[0]}: {', '.join(shown)}")
+    missing = judge.get("missing", {})
+    codes = ", ".join(f"{count} {code}" for code, count in missing.items())
+    lost = f"; {sum(missing.values())} scores are missing ({codes})" if missing else ""
+    lines = [f"{one_line(judge['model'], 60)} judges from 0 to 4{lost}"]
     for question, facts in judge.get("agreement", {}).items():
         values = [f"{name} {facts[key]:.2f}" for key, name in AGREEMENT.items() if facts[key] is not None]
         values.append(f"{facts['pictures']} pictures")
-        lines.append(f"  with people, {JUDGE_NAMES[question]}: {', '.join(values)}")
+        lines.append(f"judge and people, {JUDGE_NAMES[question]}: {', '.join(values)}")
     return lines
 
 
-def _score(value: Mapping[str, Any] | None) -> str:
-    return "–" if value is None else f"{value['mean']:.2f} ± {(value['ci95'][1] - value['ci95'][0]) / 2:.2f}"
+def judge_texts(table: bytes) -> dict[str, str]:
+    """The scores of each picture: its file → `subject 3, caption 4`.
+
+    Args:
+        table: the content of `JUDGED`.
+
+    Raises:
+        ValueError, KeyError: it is damaged.
+    """
+    rows = pq.read_table(io.BytesIO(table)).to_pylist()
+    return {
+        row["file"]: ", ".join(
+            f"{name} {'–' if row[question] is None else row[question]}" for question, name in JUDGE_NAMES.items()
+        )
+        for row in rows
+    }
 
 
 def _column(metrics: Mapping[str, Any], name: str) -> dict[str, Cell]:
-    values = {method: facts[name] for method, facts in metrics["methods"].items() if facts.get(name)}
+    methods = metrics["judge"]["methods"] if name in JUDGE_FACTS else metrics["methods"]
+    values = {method: facts[name] for method, facts in methods.items() if facts.get(name)}
     if not values:
         return {}
     low = min(value["ci95"][0] for value in values.values())

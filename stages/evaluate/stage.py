@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+MEASURES_ASSUMPTION = (
+    "evaluate: measures with models of the size of CLIP ViT-B/32, DINO ViT-S/16, DINOv2 ViT-B/14 and SigLIP ViT-B/16; "
+    "none is taken over from an earlier evaluation"
+)
+
 PROMPT_TOKENS = 200.0
 """Of a question to a judge without its pictures, about."""
 
@@ -167,14 +172,15 @@ class Evaluate(ReduceStage):
         c, base = self.config, self.config.model or work.above.base
         unet = sizes.unet_tflop(base, pixels)
         drawing = sizes.drawing_bytes(base, c.dtype, c.batch_size, 3 * c.batch_size, pixels)
+        measuring = self.measured.tflop((4 + len(c.rivals)) * pictures)
         spent, said = self._judge_spending(work.samples * pictures)
         return Estimate(
             work.above,
             usd=spent,
-            tflop=work.samples * pictures * (c.steps * 12 * unet + _rivals_tflop(c, pixels)),
+            tflop=work.samples * (pictures * (c.steps * 12 * unet + _rivals_tflop(c, pixels)) + measuring),
             stored_bytes=work.samples * ((4 + len(c.rivals)) * pictures * PNG_BYTES * pixels),
             memory=Memory(drawing + sizes.unet_bytes(base, c.dtype), "estimated"),  # and the Reference UNet
-            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION, *said),
+            assumptions=(sizes.ASSUMPTION, sizes.MEMORY_ASSUMPTION, MEASURES_ASSUMPTION, *said),
         )
 
     def _judge_spending(self, pictures: float) -> tuple[float, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from bootpig.stages.caption.phrases import head_noun
 from bootpig.stages.engine.contract import MapStage, Stage
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey
-from bootpig.stages.evaluate.results import METHOD_NAMES
+from bootpig.stages.evaluate.results import JUDGED, METHOD_NAMES, judge_texts
 from bootpig.stages.pictures import decode_cut_out
 from bootpig.stages.report.pictures import UNREADABLE, Payload, data_uri, find_samples
 from bootpig.stages.report.selection import SelectionFacts, selection_facts
@@ -97,6 +97,8 @@ class SheetEntry:
     pictures: tuple[tuple[str, str], ...]
     """(title, data URI)."""
     dino: Mapping[str, float]
+    judged: Mapping[str, str] = field(default_factory=dict)
+    """Title → the scores of a judge, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,7 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
             captions.setdefault((row["subject"], row["prompt"]), {})[row["method"]] = row
         keys = [key for key, drawn in captions.items() if drawn.keys() == titles.keys()]
         shown = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
+        judged = _read_judged(root, folder)
         entries = []
         for subject, prompt in shown:
             by_method = captions[subject, prompt]
@@ -310,11 +313,19 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
                     prompt,
                     pictures,
                     {m: v for m in (*METHOD_NAMES, *rivals) if (v := by_method.get(m, {}).get("dino")) is not None},
+                    {title: judged[file] for title, file in files.items() if file in judged},
                 )
             )
         return entries
     except UNREADABLE:
         return []
+
+
+def _read_judged(root: Root, folder: str) -> dict[str, str]:
+    try:
+        return judge_texts(root.read(f"{folder}/{JUDGED}"))
+    except UNREADABLE:  # most evaluations have no judge
+        return {}
 
 
 def _masked(image: Image.Image) -> str:

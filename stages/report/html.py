@@ -7,7 +7,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bootpig.stages.evaluate.measures.names import measured
-from bootpig.stages.evaluate.results import heading, measure_groups, result_rows, results_table, unscored_reasons
+from bootpig.stages.evaluate.results import (
+    heading,
+    judge_lines,
+    measure_groups,
+    result_rows,
+    results_table,
+    unscored_reasons,
+)
 from bootpig.stages.report.charts import charts
 from bootpig.stages.report.gather import Report
 from bootpig.stages.report.selection import SelectionFacts
@@ -39,6 +46,7 @@ def build_report(report: Report) -> str:
             results=result_rows(report.metrics) if report.metrics else [],
             groups=measure_groups(report.metrics) if report.metrics else [],
             unscored=unscored_lines(report),
+            judge=judge_lines(report.metrics or {}),
             heading=heading,
             headlines=headlines(report),
             first_entries=FIRST_ENTRIES,

@@ -15,6 +15,7 @@ from PIL import Image
 from bootpig.models.pretrained.heads import head_problems, read_head, width_problems
 from bootpig.models.pretrained.inspection import judge_problems
 from bootpig.models.pretrained.phrases import detector_problem
+from bootpig.models.pretrained.sizes import EMBEDDING_TFLOP
 from bootpig.models.pretrained.source import JUDGE, TRANSFORMER, ModelError, ModelSource, loading
 from bootpig.models.pretrained.sources import resolve, resolve_all, resolve_file
 from bootpig.stages.augment import prepare_reference
@@ -39,7 +40,7 @@ SUBJECT_SCALE = 0.75
 """Longer side of the subject in the picture of the cut-out, as a fraction of its side."""
 _WIDTH = 512
 """Of an embedding; for estimates, like `_TFLOP`, the operations of a ViT-B or a detector per picture in 10^12."""
-_TFLOP = {"clip": 2 * 0.03, "dino": 0.01, "detector": 0.4, "safety": 0.16}
+_TFLOP = {"clip": 2 * EMBEDDING_TFLOP["clip"], "dino": EMBEDDING_TFLOP["dino"], "detector": 0.4, "safety": 0.16}
 
 
 class Score(MapStage):

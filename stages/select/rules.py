@@ -155,15 +155,20 @@ class Outcome:
             named["like"] = {"id": self.scored.ids[partner], "unit": self.scored.units[partner]}
         return named
 
-    def nothing_left(self) -> str | None:
-        """Why no sample is left, in one line. None if some are."""
-        if self.kept.any():
-            return None
-        if not len(self.scored):
-            return "select: there is no scored sample to select from; see bootpig status for what rejected them"
-        most = sorted(self.rules, key=lambda rule: -int(rule.dropped.sum()))[:3]
-        drops = ", ".join(f"{rule.name} {limit_text(rule.limit)} drops {int(rule.dropped.sum())}" for rule in most)
-        return f"select: no sample is left of {len(self.scored)} ({drops}); loosen these settings"
+
+def nothing_left(facts: Mapping[str, Any]) -> str | None:
+    """Why a selection leaves no sample, and what to change, in one line. None if it leaves some.
+
+    Args:
+        facts: as of `Outcome.facts`.
+    """
+    if facts["selected"]:
+        return None
+    if not facts["samples"]:
+        return "there is no scored sample to select from; see bootpig status for what rejected them"
+    most = sorted(facts["rules"], key=lambda rule: -rule["dropped"])[:3]
+    drops = ", ".join(f"{rule['rule']} {limit_text(rule['limit'])} drops {rule['dropped']}" for rule in most)
+    return f"no sample is left of {facts['samples']} ({drops}); loosen these settings of select"
 
 
 def choose(scored: Scored, config: SelectConfig, seed: int, compare: Callable[[Flags], Nearest]) -> Outcome:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bootpig.stages.engine.contract import InputError, Progress, ReduceInput, ReduceStage
+from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage
 from bootpig.stages.engine.saved import Checkpoints
 from bootpig.stages.score.config import Embedding
 from bootpig.stages.select.config import SelectConfig
@@ -40,14 +40,8 @@ class Select(ReduceStage):
     identity_prefix: ClassVar[str] = SELECTED
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
-        """Select.
-
-        Raises:
-            InputError: no sample is left.
-        """
+        """Select. A selection may leave nothing: the run then ends before the next stage."""
         outcome = self.outcome(data, progress)
-        if (problem := outcome.nothing_left()) is not None:
-            raise InputError(problem)
         (workdir / SELECTED).write_text(f"{json.dumps(outcome.ids, separators=(',', ':'))}\n", encoding="utf-8")
         (workdir / FACTS).write_text(f"{json.dumps(outcome.facts(), indent=2)}\n", encoding="utf-8")
         pq.write_table(decisions(outcome), workdir / DECISIONS, compression="zstd")

@@ -62,7 +62,7 @@ def test_it_starts_and_stops(tmp_path: Path) -> None:
             # SQLite may be busy for a moment
             with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request) as answer:
                 states = {run["name"]: run["state"]["message"] or "" for run in json.load(answer)}
-            if "select: there is no scored sample" in states.get("bootstrap toy", ""):
+            if "train, evaluate: not started; there is no scored sample" in states.get("bootstrap toy", ""):
                 break
             assert time.monotonic() < deadline, states
             time.sleep(0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bootpig.flows.loading import load_config, shipped_configs
-from bootpig.flows.rounds import first_round, in_an_empty_store, with_round_before, with_view_model
+from bootpig.flows.rounds import first_round, or_first_round, with_round_before, with_trained_models
 from bootpig.flows.runs.gc import garbage
 from bootpig.flows.runs.records import StageRecord, latest_run, list_runs, new_run, promote, read_config, read_run
 from bootpig.models.pretrained.source import PROJECT
@@ -39,27 +39,27 @@ def test_the_first_round_is_the_same_without_views(tmp_path: Path) -> None:
     assert graph_of(first).stages.keys() == stages.keys() - {"view"}
     assert first_round(asked, ("caption", "synthesize")) is None, "no view will be drawn"
     assert first_round(config(tmp_path, f"view.model={BASE}"), stages) is None
-    assert with_view_model(asked) == asked, "not made yet"
+    assert with_trained_models(asked) == asked, "not made yet"
     fingerprint = Engine(first).survey("train").fingerprint
     path = publish(tmp_path, fingerprint, tmp_path / "made")
-    found = with_view_model(asked).view
+    found = with_trained_models(asked).view
     assert found is not None and found.model == str(tmp_path / path / "model")
 
 
 def test_a_run_latest_or_a_folder(tmp_path: Path) -> None:
     for name in (str(BASE), "owner/editing-pipeline"):
         asked = config(tmp_path, f"view.model={name}")
-        assert with_view_model(asked) == asked
+        assert with_trained_models(asked) == asked
     for name in ("latest", "20261127-000000-toy-00000000"):
         with pytest.raises(InputError, match=r"^view\.\w*"):
-            with_view_model(config(tmp_path, f"view.model={name}"))
+            with_trained_models(config(tmp_path, f"view.model={name}"))
     with pytest.raises(InputError, match=r"^view\.model: .*holds no bootpig\.json"):
-        with_view_model(config(tmp_path, f"view.model={tmp_path}"))
+        with_trained_models(config(tmp_path, f"view.model={tmp_path}"))
     path = publish(tmp_path, "0" * 16, tmp_path / "made")
     record = new_run(Root(str(tmp_path)), config(tmp_path))
     record.stages["train"] = StageRecord(fingerprint="0" * 16)
     record.save(Root(str(tmp_path)))
-    found = with_view_model(config(tmp_path, f"view.model={record.id}"))
+    found = with_trained_models(config(tmp_path, f"view.model={record.id}"))
     assert found.view is not None and found.view.model == str(tmp_path / path / "model")
 
     likeness = {"dino": {"mean": 0.5, "ci95": [0.4, 0.6]}}
@@ -75,20 +75,79 @@ def test_a_run_latest_or_a_folder(tmp_path: Path) -> None:
 def test_the_copy_of_another_machine_is_made_again(tmp_path: Path) -> None:
     path = publish(tmp_path, "0" * 16, tmp_path / "made")
     copied = f"/elsewhere/cache/models/train-{'0' * 16}-result-1/model"
-    found = with_view_model(config(tmp_path, f"view.model={copied}")).view
+    found = with_trained_models(config(tmp_path, f"view.model={copied}")).view
     assert found is not None and found.model == str(tmp_path / path / "model")
     with pytest.raises(InputError, match=r"^view\.model: .*is no longer in the store"):
-        with_view_model(config(tmp_path, f"view.model={copied.replace('0' * 16, '1' * 16)}"))
+        with_trained_models(config(tmp_path, f"view.model={copied.replace('0' * 16, '1' * 16)}"))
+
+
+def test_the_model_that_training_starts_from_is_found_again_on_another_machine(tmp_path: Path) -> None:
+    path = publish(tmp_path, "0" * 16, tmp_path / "made")
+    for named in (
+        f"/elsewhere/models/train-{'0' * 16}-result-1/model",
+        f"/elsewhere/data/train/{'0' * 16}/result-1/model",
+    ):
+        found = with_trained_models(config(tmp_path, "view.model=owner/editing", f"train.init_from={named}"))
+        assert found.train.init_from == str(tmp_path / path / "model")
+    here = str(tmp_path / "made")
+    for kept in (here, f"/elsewhere/models/train-{'1' * 16}-result-1/model", "/elsewhere/another"):
+        asked = config(tmp_path, "view.model=owner/editing", f"train.init_from={kept}")
+        assert with_trained_models(asked) == asked, "it is there, or train says that it is not"
 
 
 def test_latest_is_a_first_round_only_until_there_is_a_version(tmp_path: Path) -> None:
     asked = config(tmp_path, "view.model=latest")
-    begun = in_an_empty_store(asked)
+    begun = or_first_round(asked)
     assert begun.view is not None and begun.view.model is None
-    record = new_run(Root(str(tmp_path)), asked)
+    root = Root(str(tmp_path))
+    record = new_run(root, asked)
+    record.stages["train"] = StageRecord(fingerprint="0" * 16)
     record.state = "done"
-    promote(Root(str(tmp_path)), record)
-    assert in_an_empty_store(asked) == asked
+    promote(root, record)
+    assert or_first_round(asked) == begun, "a version without a model"
+    publish(tmp_path, "0" * 16, tmp_path / "made")
+    assert or_first_round(asked) == asked
+
+
+def test_latest_of_data_alone_is_the_model_that_drew_its_views(tmp_path: Path) -> None:
+    asked, root = config(tmp_path, "view.model=latest"), Root(str(tmp_path))
+    path = publish(tmp_path, "0" * 16, tmp_path / "made")
+    # the record may name the copy of another machine
+    for drew in (str(tmp_path / path / "model"), f"/elsewhere/models/train-{'0' * 16}-result-1/model"):
+        night = new_run(root, config(tmp_path, f"view.model={drew}"), until="encode")
+        night.state = "done"
+        promote(root, night)
+        assert or_first_round(asked) == asked
+        found = with_trained_models(asked).view
+        assert found is not None and found.model == str(tmp_path / path / "model")
+    with pytest.raises(InputError, match=r"^view\.model: .* has no trained model"):
+        with_trained_models(config(tmp_path, f"view.model={night.id}"))
+    root.remove("train", recursive=True)
+    begun = or_first_round(asked).view
+    assert begun is not None and begun.model is None, "the model is gone, so the next night makes one"
+
+
+def nights(root: Path, subjects: Path) -> PipelineConfig:
+    """A schedule whose views are drawn by `latest`."""
+    small = ["caption.count=8", "unit_size=8", "synthesize.steps=2", "segment.min_score=0", "segment.min_sam_iou=0"]
+    small += ["segment.detection_threshold=0", "min_yield=0", "train.steps=2", "train.warmup_steps=0", "threads=1"]
+    small += ["train.global_batch_size=2", "train.sample_every=0", "evaluate.steps=2", f"evaluate.subjects={subjects}"]
+    return config(root, "view.model=latest", "view.steps=2", "view.min_identity=-1", *small)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_each_night_of_data_alone_draws_with_the_model_of_the_first(tmp_path: Path, subjects: Path) -> None:
+    from bootpig.flows.pipeline import regenerate
+
+    asked, root = nights(tmp_path, subjects), Root(str(tmp_path))
+    for night in range(3):
+        state = regenerate(asked, train=False, keep=1 if night else None, return_state=True)
+        assert state.is_completed(), state.message
+        record = read_run(root, latest_run(root))
+        assert record.stages["view"].rows["ok"] > 0 and "train" not in record.stages
+        (fingerprint,) = root.folders("train")
+        assert fingerprint in str(read_config(root, record).view)
 
 
 @pytest.mark.slow
@@ -96,11 +155,7 @@ def test_latest_is_a_first_round_only_until_there_is_a_version(tmp_path: Path) -
 def test_each_version_learns_from_the_one_before(tmp_path: Path, subjects: Path) -> None:
     from bootpig.flows.pipeline import regenerate
 
-    small = ["caption.count=8", "unit_size=8", "synthesize.steps=2", "segment.min_score=0", "segment.min_sam_iou=0"]
-    small += ["segment.detection_threshold=0", "min_yield=0", "train.steps=2", "train.warmup_steps=0", "threads=1"]
-    small += ["train.global_batch_size=2", "train.sample_every=0", "evaluate.steps=2", f"evaluate.subjects={subjects}"]
-    asked = config(tmp_path, "view.model=latest", "view.steps=2", "view.min_identity=-1", *small)
-    root = Root(str(tmp_path))
+    asked, root = nights(tmp_path, subjects), Root(str(tmp_path))
     assert regenerate(asked, return_state=True).is_completed()
     first, second = sorted(list_runs(root), key=lambda record: record.started)
     assert "view" not in first.stages and first.promoted is None, "only its model is wanted"

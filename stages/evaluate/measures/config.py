@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pydantic import Field, field_validator, model_validator
 
 from bootpig.models.pretrained.inspection import JudgeKind, judge_problems
+from bootpig.models.pretrained.sizes import EMBEDDING_TFLOP
 from bootpig.models.pretrained.source import JUDGE, TRANSFORMER, ModelSource
 from bootpig.models.pretrained.sources import resolve
 from bootpig.stages.engine.contract import ADDED, MODEL
+from bootpig.stages.engine.estimates import SampleShape, Workload
 from bootpig.stages.engine.fields import ModelName, Revision
 from bootpig.stages.evaluate.measures.names import DEFAULT, MASKED, MEASURES, features_of, in_order, unknown_measure
 from bootpig.stages.evaluate.protocol import ProtocolConfig
@@ -110,6 +112,13 @@ class Measured:
         self.encoders = encoders_of(config)
         self.models = tuple(name for name in MODELS if any(name in models for models in self.encoders.values()))
         """The names of all models that are used, without those that segment."""
+
+    def tflop(self, pictures: int) -> float:
+        """About how many 10^12 operations it takes to measure so many pictures."""
+        embedded = pictures * sum(EMBEDDING_TFLOP[model] for models in self.encoders.values() for model in models)
+        if not self.config.needs_masks:
+            return embedded
+        return embedded + self.segment().estimate(Workload(1, pictures, SampleShape())).tflop
 
     def lookups(self, protocol: Mapping[str, Callable[[], ModelSource]]) -> dict[str, Callable[[], ModelSource]]:
         """How the models are found, for `resolve_all`.

@@ -68,7 +68,7 @@ def test_it_shows_what_rules_cost_and_touches_nothing(
 def test_a_limit_that_drops_everything_still_shows_where_it_is(
     store: tuple[Engine, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["select", store[1], "--set", "select.min_sharpness=5"]) == 2
+    assert main(["select", store[1], "--set", "select.min_sharpness=5"]) == 1
     said = capsys.readouterr()
     assert said.err.startswith("select: no sample is left of") and said.err.count("\n") == 1
     assert "min_sharpness" in said.out

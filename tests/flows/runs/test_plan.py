@@ -75,6 +75,22 @@ def test_figures_follow_the_operation_counts(tmp_path: Path) -> None:
     assert refined["gpu_hours"] == pytest.approx(200_000 * (25 * 2 * step + 4 * 2.5) / hour)
 
 
+def test_measures_cost_operations(tmp_path: Path) -> None:
+    hour, pictures = 0.4 * 800 * 3600, 4 * 30 * 25 * 4  # of each of the four methods
+
+    def hours(*overrides: str) -> float:
+        return float(
+            facts("sd21", tmp_path, "evaluate.images_per_prompt=4", *overrides)["stages"]["evaluate"]["gpu_hours"]
+        )
+
+    one = hours("evaluate.metrics=[clip_t]")
+    assert hours("evaluate.metrics=[clip_t, clip_i]") == one, "one pass over the pictures for both"
+    assert hours("evaluate.metrics=[clip_t, dino]") - one == pytest.approx(pictures * 0.01 / hour)
+    masked = hours("evaluate.metrics=[clip_t, background]") - one  # SAM, the detector, CLIP again
+    assert masked == pytest.approx(pictures * (6.4 + 0.03) / hour)
+    assert any(line.startswith("evaluate: measures with models of") for line in facts("sd21", tmp_path)["assumptions"])
+
+
 def test_several_sizes_cost_what_their_mean_number_of_pixels_costs(tmp_path: Path) -> None:
     lists = ("synthesize.sizes=[[512, 512], [448, 576], [576, 448]]",)
     square, mixed = facts("sd21", tmp_path)["stages"], facts("sd21", tmp_path, *lists)["stages"]

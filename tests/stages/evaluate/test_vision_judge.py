@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from bootpig.stages.engine.contract import FatalError, InputError
+from bootpig.stages.evaluate.contact_sheet import CELL, GAP, LINE, MARGIN
 from bootpig.stages.evaluate.drawing import METHODS
 from bootpig.stages.evaluate.ratings import Rated, agreement, check_ratings, read_ratings
-from bootpig.stages.evaluate.results import judge_lines
+from bootpig.stages.evaluate.results import judge_lines, result_columns
 from bootpig.stages.evaluate.stage import EvaluateConfig
 from bootpig.stages.evaluate.vision_judge import Question, Score, ask, read_score
 from bootpig.stages.evaluate.vision_judge_config import PROMPTS, JudgeConfig
@@ -340,7 +341,12 @@ def test_the_whole_stage(
     means = [[row["concept"] for row in mine if row["subject"] == name] for name in names]
     expected = sum(sum(scores) / len(scores) for scores in means) / len(means)
     assert metrics["judge"]["methods"]["bootpig"]["concept"]["mean"] == pytest.approx(expected, abs=1e-5)
-    assert any("BootPIG: subject " in line for line in judge_lines(metrics))
+    assert judge_lines(metrics) == ["writer-1 judges from 0 to 4"]
+    assert list(result_columns(metrics))[-2:] == ["concept", "following"]
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        noted = sheet.height
+    # two subjects: one row of pictures per caption, each with a line for the scores
+    assert (noted - 2 * MARGIN - LINE) % (CELL + 2 * LINE + 2 * GAP) == 0
 
     # with ratings it is another result, for which nothing is asked again
     rated = mine[0]

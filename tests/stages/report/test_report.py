@@ -369,6 +369,48 @@ def test_the_terminal_table():
     console.print(results_table(without_gap))
 
 
+def judged_metrics() -> dict:
+    scores = {"concept": {"mean": 3.1, "ci95": [2.9, 3.3]}, "following": {"mean": 2.5, "ci95": [2.25, 2.75]}}
+    methods = {"text_only": {"concept": None, "following": scores["following"]}, "bootpig": scores}
+    agreement = {"concept": {"alpha": 0.61, "spearman": None, "people_alpha": None, "pictures": 12}}
+    judge = {"model": "judge-1", "methods": methods, "missing": {"no_score": 2, "refusal": 1}, "agreement": agreement}
+    return {**metrics(), "judge": judge}
+
+
+def test_the_scores_of_a_judge_are_in_the_table_and_at_each_picture(store):
+    folder = store.survey("evaluate").result.path
+    store.root.write(f"{folder}/metrics.json", json.dumps(judged_metrics()).encode())
+    rows = pq.read_table(io.BytesIO(store.root.read(f"{folder}/scores.parquet"))).to_pylist()
+    # a refusal has no score
+    given = {"text_only": (None, 4), "untrained": (1, 4), "bootpig": (3, 2)}
+    judged = [
+        {"file": row["file"], **dict(zip(("concept", "following"), given.get(row["method"], (0, 0)), strict=True))}
+        for row in rows
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(judged), buffer)
+    store.root.write(f"{folder}/judge.parquet", buffer.getvalue())
+    report = gather(store, "run", {})
+    assert report.sheet[0].judged == {
+        "text only": "subject –, caption 4",
+        "untrained": "subject 1, caption 4",
+        "trained": "subject 3, caption 2",
+    }
+    page = Page(build_report(report))
+    assert page.open == []
+    assert page.text.count("subject 3, caption 2") == 14
+    shown = ("judge: subject ↑", "judge: caption ↑", "3.100", "2.900 – 3.300", "judge-1 judges from 0 to 4; 3 scores")
+    assert all(text in page.text for text in (*shown, "judge and people, subject: alpha 0.61, 12 pictures"))
+    cells = {row.method: row.cells[3:] for row in result_rows(judged_metrics())}
+    assert cells["bootpig"][0].mean == 3.1 and cells["text_only"][0] is None and cells["real"] == (None, None)
+    console = Console(width=120, file=io.StringIO())
+    console.print(results_table(judged_metrics()))
+    assert "2.500 ± 0.250" in console.file.getvalue()
+
+    store.root.write(f"{folder}/judge.parquet", b"broken")
+    assert [entry.judged for entry in gather(store, "run", {}).sheet] == [{}] * 14
+
+
 def test_durations():
     assert [duration(s) for s in (0.42, 41, 200, 7500)] == ["0.4 s", "41 s", "3 min 20 s", "2 h 05 min"]
 

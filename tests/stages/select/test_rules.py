@@ -14,7 +14,7 @@ from bootpig.stages.report.selection import MEANINGS
 from bootpig.stages.score.stage import Score
 from bootpig.stages.select.config import SelectConfig
 from bootpig.stages.select.duplicates import Nearest
-from bootpig.stages.select.rules import NEAREST, SCORES, Flags, Outcome, Scored, choose
+from bootpig.stages.select.rules import NEAREST, SCORES, Flags, Outcome, Scored, choose, nothing_left
 
 
 def scored(count: int = 20) -> Scored:
@@ -103,13 +103,11 @@ def test_near_duplicates_are_looked_for_among_what_the_thresholds_keep() -> None
 def test_a_score_that_no_sample_has_and_a_selection_of_nothing_are_one_line() -> None:
     with pytest.raises(InputError, match=r"^select\.min_head_score: 5% → no sample has head_score"):
         select(min_head_score="5%")
-    problem = select(min_sharpness=2, min_area=0.5).nothing_left()
-    assert (
-        problem
-        == "select: no sample is left of 20 (min_sharpness 2 drops 20, min_area 0.5 drops 10); loosen these settings"
+    assert nothing_left(select(min_sharpness=2, min_area=0.5).facts()) == (
+        "no sample is left of 20 (min_sharpness 2 drops 20, min_area 0.5 drops 10); loosen these settings of select"
     )
-    assert "no scored sample" in str(select(Scored.of_rows([]), min_sharpness=2).nothing_left())
-    assert select(min_sharpness=0.9).nothing_left() is None
+    assert "no scored sample" in str(nothing_left(select(Scored.of_rows([]), min_sharpness=2).facts()))
+    assert nothing_left(select(min_sharpness=0.9).facts()) is None
 
 
 def of_values(**scores: list[float | None]) -> Scored:

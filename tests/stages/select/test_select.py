@@ -77,12 +77,15 @@ def test_a_threshold_makes_select_and_what_is_below_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("doubles")
-def test_a_selection_of_nothing_is_bad_input_before_augment(tmp_path: Path) -> None:
+def test_a_selection_of_nothing_is_a_result(tmp_path: Path) -> None:
     work = engine(tmp_path, min_area=0.99)
-    with pytest.raises(InputError, match=r"select: no sample is left of \d+ \(min_area 0.99 drops"):
-        run(work)
-    assert work.survey("select").result is None
-    assert work.survey("augment").count("pending") == 4
+    assert {"select", "train"} <= set(run(work)), "the run decides that train does not start, see tests/flows"
+    result = work.survey("select").result
+    assert result is not None and read_selected(tmp_path / result.path) == []
+    facts = json.loads(work.root.read(f"{result.path}/{FACTS}"))
+    assert facts["selected"] == 0 and facts["rules"][0]["dropped"] == facts["samples"] > 0
+    rows = pq.read_table(tmp_path / result.path / DECISIONS).to_pylist()
+    assert {tuple(row["dropped_by"]) for row in rows} == {("min_area",)}
 
 
 @pytest.mark.parametrize(
