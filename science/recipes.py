@@ -65,7 +65,7 @@ MOST_RATES = 5
 UPDATES = {"dreambooth": (100, 400), "dreambooth-lora": (100, 400), "textual-inversion": (150, 600), "ip-adapter": ()}
 """Method → the numbers of updates that are tried with the best learning rate, beside that of `RECIPES`."""
 GUIDANCE = (2.0, 4.0, 7.0)
-SCALES = {"ip-adapter": (0.6, 0.8, 1.0)}
+SCALES = {"ip-adapter": (0.7, 1.0, 1.4)}
 
 
 def drawings(method: str, trained: Recipe) -> Sequence[Recipe]:
