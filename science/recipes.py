@@ -45,8 +45,8 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "dreambooth": Recipe(200, 5e-5, 4.0),
     "dreambooth-lora": Recipe(200, 1e-3, 4.0),
-    "textual-inversion": Recipe(300, 5e-3, 4.0),
-    "ip-adapter": Recipe(700, 3e-4, 4.0, 1.0),
+    "textual-inversion": Recipe(300, 6.7e-4, 4.0),
+    "ip-adapter": Recipe(700, 3e-4, 7.0, 1.4),
 }
 """Method → the recipe in use. Where science/tuning.json has a choice, it is that one; a test checks it. The updates of
 the IP-Adapter take as long as BootPIG's training, and are not tuned."""
