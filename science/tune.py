@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -38,6 +38,8 @@ from science.recipes import (
 )
 from science.recipes import drawings as drawn_recipes
 from science.subjects import PICTURES, REFERENCES
+
+Setting = TypeVar("Setting")
 
 RIVALS = Path(__file__).with_name("rivals.yaml")
 STEPS = 12
@@ -103,8 +105,8 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
     file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def choose(found: Sequence[tuple[Recipe, Mapping[str, float]]]) -> Recipe:
-    """The recipe with the highest DINO among those with a CLIP-T of at least `LEAST_CLIP_T` of text only's; if none
+def choose(found: Sequence[tuple[Setting, Mapping[str, float]]]) -> Setting:
+    """The setting with the highest DINO among those with a CLIP-T of at least `LEAST_CLIP_T` of text only's; if none
     has, that with the highest CLIP-T."""
     fair = [each for each in found if each[1]["clip_t_ratio"] >= LEAST_CLIP_T]
     key = "dino" if fair else "clip_t_ratio"

@@ -17,12 +17,14 @@ from bootpig.stages.sweep.bootstrap import Interval
 from science.__main__ import HERE, SWEEPS
 from science.page import BASELINES, TITLES, TUNING
 from science.recipes import BASE, CLIP, CLIP_JUDGE, DINO, RECIPES, RUN, drawings, next_rate
-from science.results import Cell, Evaluation, Results
+from science.record import read_record
+from science.results import Cell, Evaluation, Results, read_results
 from science.statements import OUR_STATEMENTS, STATEMENTS, Side, Statement, difference, paired, verdict
 from science.tables import RIVALS
-from science.tune import STEPS, TEXT_ONLY_GUIDANCE
+from science.tune import STEPS, TEXT_ONLY_GUIDANCE, choose
 
 PROJECT = Path(__file__).parents[2]
+SCALES = ("guidance_scale", "reference_guidance_scale")
 METHODS = ("bootpig", "text_only", "untrained", "bootpig_no_reference", *RIVALS)
 
 
@@ -79,6 +81,25 @@ def test_recipes_are_those_that_tuning_chose() -> None:
         assert len({str(each) for each in drawings(method, recipe)}) == len(drawings(method, recipe))
         if TUNING.exists() and (tuned := json.loads(TUNING.read_text(encoding="utf-8")).get(method)):
             assert str(recipe) == tuned["chosen"], method
+
+
+@pytest.mark.parametrize("cell", ["as shipped", "noised references"])
+def test_table_1_draws_with_the_guidance_that_was_chosen_on_validation_subjects(cell: str) -> None:
+    found = read_results([HERE / "guidance-five.yaml"], recorded=read_record())
+    assert not found.missing()
+    tried = []
+    for each in found.cells["guidance-five"].values():
+        if each.name.startswith(cell):
+            scales = tuple(each.settings[f"evaluate.{name}"] for name in SCALES)
+            follows = each.values("bootpig", "clip_t").mean() / each.values("text_only", "clip_t").mean()
+            tried.append((scales, {"clip_t_ratio": follows, "dino": each.values("bootpig", "dino").mean()}))
+    assert len(tried) == 10
+    (config, *_) = [
+        run.config
+        for run in expand(load_sweep(HERE / "table-1.yaml"))
+        if (run.cell.name == "BootPIG") == (cell == "as shipped")
+    ]
+    assert choose(tried) == tuple(getattr(config.evaluate, name) for name in SCALES)
 
 
 def test_the_best_learning_rate_is_bracketed() -> None:
