@@ -150,15 +150,16 @@ def read_results(
 
 def _measured(run: CellRun, key: str, recorded: Evaluation | None, provenance: str) -> Evaluation | None:
     """The evaluation of a run, from the store if it is there. One in the record counts unless it is known to be of
-    other code or models: where the models of other methods are gone, the fingerprint cannot be computed."""
+    other code or models. The fingerprint is not known where the models of other methods are gone, and where the store
+    does not have what evaluate reads."""
     found = surveys = None
     with suppress(InputError, KeyError, OSError, ValueError):
         engine = Engine(with_trained_models(run.config))
         surveys = engine.survey_all()
         found = read_run(run, engine, surveys)
     if found is None:
-        known = surveys is None or recorded is None or surveys["evaluate"].fingerprint == recorded.fingerprint
-        return recorded if known else None
+        fingerprint = surveys["evaluate"].fingerprint if surveys else ""
+        return recorded if recorded is not None and fingerprint in ("", recorded.fingerprint) else None
     same = recorded is not None and recorded.fingerprint == found.fingerprint
     measured = recorded.provenance if recorded is not None and same else provenance
     return replace(found, key=key, provenance=measured)

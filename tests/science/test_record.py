@@ -11,7 +11,9 @@ import yaml
 from rich.console import Console
 
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import StageSurvey
 from science import results as science_results
+from science.__main__ import HERE
 from science.record import provenances, read_others, read_record, write_record
 from science.results import Cell, Evaluation, Results, read_results
 from science.tables import measured_others, table_1_rows
@@ -63,13 +65,13 @@ def sweep(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keys(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[str, str]]:
-    """Updates → the key and the fingerprint of a run of `sweep`."""
-    found: dict[int, tuple[str, str]] = {}
+def keys(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+    """Updates → the key of a run of `sweep`."""
+    found: dict[int, str] = {}
     measured: Callable[..., Evaluation | None] = science_results._measured
 
     def noted(run: science_results.CellRun, key: str, *rest: object) -> Evaluation | None:
-        found[run.config.train.steps] = key, Engine(run.config).survey("evaluate").fingerprint
+        found[run.config.train.steps] = key
         return measured(run, key, *rest)
 
     monkeypatch.setattr(science_results, "_measured", noted)
@@ -77,27 +79,40 @@ def keys(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[str, s
     return found
 
 
-def test_a_record_stands_in_for_the_store_only_with_the_same_fingerprint(
-    sweep: Path, keys: dict[int, tuple[str, str]]
+@pytest.mark.parametrize(("fingerprint", "measured"), [("own", 1), ("", 2)])
+def test_a_record_stands_in_for_the_store_unless_it_is_of_another_fingerprint(
+    fingerprint: str, measured: int, sweep: Path, keys: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (first, own), (second, _) = keys[100], keys[200]
-    recorded = {first: evaluation(first, own), second: evaluation(second, "of an older judge")}
+    class Known:
+        """An engine of an empty store."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def survey_all(self) -> dict[str, StageSurvey]:
+            return {"evaluate": StageSurvey("evaluate", fingerprint, "evaluate", {}, {})}
+
+    monkeypatch.setattr(science_results, "Engine", Known)
+    recorded = {keys[100]: evaluation(keys[100], "own"), keys[200]: evaluation(keys[200], "of an older judge")}
     found = read_results([sweep], recorded=recorded)
-    assert found.count() == (1, 2)
-    assert found.cells["two"]["train.steps=100"].seeds["train.seed=0"] == recorded[first]
-    assert found.missing() == {"two": ["train.steps=200, train.seed=0"]}
+    assert found.count() == (measured, 2)
+    assert found.cells["two"]["train.steps=100"].seeds["train.seed=0"] == recorded[keys[100]]
 
 
 def test_a_run_whose_models_are_gone_is_taken_from_the_record(
-    sweep: Path, keys: dict[int, tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    sweep: Path, keys: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object) -> Engine:
         raise OSError("no such model")
 
     monkeypatch.setattr(science_results, "Engine", gone)
-    key, fingerprint = keys[100]
-    assert read_results([sweep], recorded={key: evaluation(key, fingerprint)}).count() == (1, 2)
+    assert read_results([sweep], recorded={keys[100]: evaluation(keys[100])}).count() == (1, 2)
     assert read_results([sweep]).count() == (0, 2)
+
+
+def test_the_committed_record_is_read_without_a_store(tmp_path: Path) -> None:
+    found = read_results([HERE / "trained-parts.yaml"], str(tmp_path / "store"), read_record())
+    assert not found.missing()
 
 
 def test_the_terminal_shows_table_1_and_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
