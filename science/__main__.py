@@ -169,7 +169,8 @@ def write(root: str | None) -> None:
 
     results = read_results([HERE / f"{name}.yaml" for name in SWEEPS], root, read_record(), provenance())
     results = replace(results, others={**read_others(), **measured_others()})
-    write_record(results)
+    if not results.unreadable:  # what was recorded of a sweep that cannot be read would be dropped
+        write_record(results)
     page = write_page(results, DOCS)
     show(results)
     there, wanted = results.count()
