@@ -148,7 +148,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
     def set_like(self, info: Mapping[str, Any], reference_unet: UNet2DConditionModel) -> None:
         """Take over the settings of a trained model that must match training, and a Reference UNet. `info` is the
         content of the model's `bootpig.json`."""
-        self._register_bootpig(reference_unet, **_reading(info))
+        self._register_bootpig(reference_unet, **reading(info))
         schedule = {name: value for name, value in info.get("noise_schedule", {}).items() if value is not None}
         known = {name: value for name, value in schedule.items() if name in self.scheduler.config}
         if any(self.scheduler.config[name] != value for name, value in known.items()):
@@ -157,7 +157,7 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
     def read_like(self, info: Mapping[str, Any]) -> None:
         """Read references in the same way as a trained model, without its weights: for comparisons with the untrained
         model. `info` is the content of its `bootpig.json`."""
-        self._register_bootpig(self.reference_unet, **_reading(info))
+        self._register_bootpig(self.reference_unet, **reading(info))
 
     def save_bootpig(
         self,
@@ -311,8 +311,8 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
         )
 
 
-def _reading(info: Mapping[str, Any]) -> dict[str, Any]:
-    """How a trained model reads references. Fields that old models lack have the value that they were trained with."""
+def reading(info: Mapping[str, Any]) -> dict[str, Any]:
+    """How a trained model reads references, from the content of its `bootpig.json`. Fields that old models lack have the value that they were trained with."""
     usual = {"key_scale": 1.0, "pooling": "softmax", "reference_caption": "caption", "reference_timestep": "same"}
     return {name: info.get(name, value) for name, value in usual.items()}
 

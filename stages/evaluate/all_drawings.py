@@ -15,6 +15,7 @@ from bootpig.models.devices import torch_dtype
 from bootpig.models.memory import free_memory
 from bootpig.models.painters.loading import set_scheduler
 from bootpig.models.pipelines.bases import load_base
+from bootpig.models.pipelines.common import reading
 from bootpig.models.pretrained.finite import check_pipeline
 from bootpig.models.pretrained.source import ModelSource, content_digest
 from bootpig.stages.engine.contract import Progress
@@ -34,8 +35,10 @@ from bootpig.stages.sampling import latent_shape
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
 
-_OWN_SETTINGS = ("scheduler", "steps", "guidance_scale", "reference_guidance_scale", "references", "pooling")
-"""Settings that change the pictures of our own methods."""
+_SETTINGS = ("scheduler", "steps", "guidance_scale")
+"""Settings that change the pictures of all our own methods."""
+_REFERENCE_SETTINGS = ("reference_guidance_scale", "references", "pooling")
+"""Settings that change the pictures of those that see references."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,25 @@ class Evaluation:
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("diffusers", "pillow", "torch", "transformers")},
         }
-        text = {
-            **shared,
-            "base": self.base.as_json(),
-            "dtype": self.dtype,
-            "config": {name: getattr(c, name) for name in _OWN_SETTINGS},
-        }
         shown = {
             "subjects": self.sources["subjects"].as_json(),
             "cut": digest([[path.name, each.mask] for path, each in sorted((self.cut or {}).items())]),
         }
-        trained = content_digest(self.model)
-        keys = {
-            method: digest({"method": method, **text, **({} if method == "text_only" else {**shown, "model": trained})})
-            for method in METHODS
+        text = {
+            **shared,
+            "base": self.base.as_json(),
+            "dtype": self.dtype,
+            "config": {name: getattr(c, name) for name in _SETTINGS},
         }
+        with_reference = {**shown, "reference_config": {name: getattr(c, name) for name in _REFERENCE_SETTINGS}}
+        weights = {"model": content_digest(self.model)}
+        depends_on: dict[str, dict[str, Any]] = {
+            "text_only": {},
+            "untrained": {**with_reference, "reading": reading(self._info())},
+            "bootpig": {**with_reference, **weights},
+            "bootpig_no_reference": weights,
+        }
+        keys = {method: digest({"method": method, **text, **depends_on[method]}) for method in METHODS}
         for rival in self.rivals:
             settings = {name: value for name, value in rival.config.hashed().items() if name != "name"}
             keys[rival.config.name] = digest(
@@ -142,12 +149,17 @@ class Evaluation:
         """Write `drawn.json`, from which later evaluations know these pictures."""
         (workdir / FILE).write_text(describe(self.keys(), drawn), encoding="utf-8")
 
+    def _info(self) -> dict[str, Any]:
+        """What the trained model says of itself."""
+        info: dict[str, Any] = parse_json((self.model / "bootpig.json").read_bytes())
+        return info
+
     def _with_bootpig(self, easel: Easel) -> tuple[dict[str, PictureFiles], dict[str, DrawnPictures]]:
         """The prepared references, and the pictures of our own methods."""
         pipeline: Any = load_base(self.base, torch_dtype(self.dtype))
         if self.config.scheduler is not None:
             set_scheduler(pipeline, self.base, self.config.scheduler)
-        pipeline.read_like(parse_json((self.model / "bootpig.json").read_bytes()))  # for `untrained`
+        pipeline.read_like(self._info())  # for `untrained`
         pipeline.to(self.device)
         check_pipeline(self.base, pipeline)
         pipeline.set_progress_bar_config(disable=True)

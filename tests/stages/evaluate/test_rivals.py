@@ -193,6 +193,37 @@ def test_a_further_rival_draws_only_its_own_pictures(world: Path, calls: dict[st
     assert calls["BootPIGPipeline"] == len(METHODS) * count, "force draws everything"
 
 
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"guidance_scale": 3.0}, len(METHODS)),
+        ({"reference_guidance_scale": 3.0}, 2),  # those that see the reference
+        ({"model": "other"}, 2),  # those with the trained weights
+        ({"model": "other reading"}, 3),
+    ],
+)
+def test_a_method_is_drawn_again_only_if_what_it_depends_on_changes(
+    world: Path, calls: dict[str, int], tmp_path: Path, change: dict[str, Any], again: int
+) -> None:
+    count = len(drawings(subjects_of(world), 1, 0))
+    assert engine(world, tmp_path / "root").run_reduce("evaluate").state == "done"
+    calls.clear()
+    changed = shutil.copytree(world, tmp_path / "world")
+    settings = dict(change)
+    if (model := settings.pop("model", None)) is not None:
+        file = changed / "result" / "model" / "bootpig.json"
+        more = {"note": "other weights"} if model == "other" else {"reference_timestep": "zero"}
+        file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
+    second = engine(changed, tmp_path / "root", **settings)
+    assert second.run_reduce("evaluate").state == "done"
+    assert calls == {"BootPIGPipeline": again * count}
+    calls.clear()
+    reused = files(second)
+    assert engine(changed, tmp_path / "root", **settings).run_reduce("evaluate", force=True).state == "done"
+    assert calls == {"BootPIGPipeline": len(METHODS) * count}
+    assert files(second) == reused, "as if all were drawn again"
+
+
 def lines(world: Path, *given: dict[str, Any]) -> list[str]:
     """What preflight says about these rivals."""
     stage = Evaluate(evaluate_config(world, rivals=given), seed=0)

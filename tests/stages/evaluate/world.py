@@ -10,12 +10,15 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bootpig.models.pipelines.sd import BootPIGPipeline
+from bootpig.models.pretrained.source import ModelSource
+from bootpig.models.pretrained.sources import resolve
 from bootpig.models.toy.subject_folder import write_folder
 from bootpig.stages.caption.stage import Caption
 from bootpig.stages.engine.contract import Progress, ReduceInput, ReduceStage
@@ -53,6 +56,9 @@ class Trained(ReduceStage):
     """In train's place: its model is a copy of `init_from`."""
 
     name, upstream, config_class, identity_prefix = "train", ("caption",), TrainConfig, "model/"
+
+    def models(self) -> Mapping[str, ModelSource]:
+        return {"init_from": resolve("train.init_from", str(self.config.init_from))}
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         shutil.copytree(self.config.init_from, workdir / "model")
