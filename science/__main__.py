@@ -27,6 +27,7 @@ from bootpig.stages.engine.contract import InputError
 from science import WORK
 from science.parts import Part, run_parts
 from science.recipes import RECIPES, RUN
+from science.record import read_others, read_record, write_record
 from science.subjects import FOLDERS, write_folder
 
 HERE = Path(__file__).parent
@@ -58,7 +59,8 @@ VALIDATION_SUBJECTS = 6
 
 
 def main() -> int:
-    """Run what was asked for. Returns 0, or 1 if a part failed; the others ran nevertheless."""
+    """Run what was asked for. Returns 0; 1 if a part failed, the others ran nevertheless; 2 if the record is
+    damaged."""
     parser = argparse.ArgumentParser(
         prog="python -m science", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,6 +77,12 @@ def main() -> int:
     known = {"sweeps": tuple(SWEEPS), "train": tuple(RECIPES), "tune": tuple(RECIPES)}.get(asked.part, ())
     if unknown := [name for name in asked.names if name not in known]:
         parser.error(f"{unknown[0]!r} is not known to {asked.part}; choose from {', '.join(known) or 'nothing'}")
+    if asked.part in ("all", "page"):
+        try:
+            read_record(), read_others()  # before hours of work
+        except InputError as error:
+            print(error, file=sys.stderr)
+            return 2
     for target, (shipped, seed) in FOLDERS.items():
         write_folder(target, shipped, seed)
     names, failed = asked.names or known, False
@@ -162,7 +170,6 @@ def run_part(part: str, names: Sequence[str], root: str | None) -> bool:
 def write(root: str | None) -> None:
     """Write docs/science.md, its pictures and the record, and show table 1 and the verdicts."""
     from science.page import provenance, write_page
-    from science.record import read_others, read_record, write_record
     from science.results import read_results
     from science.tables import measured_others
     from science.terminal import show

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bootpig.stages.engine.contract import InputError
 from bootpig.storage.jsonio import parse_json
 from science.results import Evaluation, Results
 
@@ -34,32 +36,44 @@ SCHEMA = pa.schema(
 
 
 def read_record(folder: Path | None = None) -> dict[str, Evaluation]:
-    """Key of a run → its evaluation. Empty if there is no record, or not a whole one."""
+    """Key of a run → its evaluation. Empty if there is no record.
+
+    Raises:
+        InputError: a file of the record is damaged. Writing would then lose what it has.
+    """
     folder = folder or FOLDER
-    try:
-        facts = parse_json((folder / RUNS).read_bytes())
-        table = pq.read_table(folder / SCORES, schema=SCHEMA)
-    except (OSError, ValueError):
+    if not (folder / RUNS).exists():
         return {}
     scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for row in table.to_pylist():
-        by_method = scores.setdefault(row["run"], {}).setdefault(row["method"], {})
-        by_method.setdefault(row["measure"], {})[row["subject"]] = row["value"]
-    return {
-        key: Evaluation(
-            updates=each["updates"],
-            scores=scores[key],
-            real=each["real"],
-            seconds={stage: (path, seconds) for stage, (path, seconds) in each["seconds"].items()},
-            root="",
-            folder="",
-            key=key,
-            fingerprint=each["fingerprint"],
-            provenance=each["provenance"],
-        )
-        for key, each in facts.items()
-        if key in scores
-    }
+    with _damage(folder / SCORES):
+        for row in pq.read_table(folder / SCORES, schema=SCHEMA).to_pylist():
+            by_method = scores.setdefault(row["run"], {}).setdefault(row["method"], {})
+            by_method.setdefault(row["measure"], {})[row["subject"]] = row["value"]
+    with _damage(folder / RUNS):
+        return {
+            key: Evaluation(
+                updates=each["updates"],
+                scores=scores[key],
+                real=dict(each["real"]),
+                seconds={stage: (path, seconds) for stage, (path, seconds) in each["seconds"].items()},
+                root="",
+                folder="",
+                key=key,
+                fingerprint=each["fingerprint"],
+                provenance=each["provenance"],
+            )
+            for key, each in parse_json((folder / RUNS).read_bytes()).items()
+        }
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise InputError(
+            f"{file}: is damaged; restore the folder with `git checkout {file.parent}`, or delete it to lose the record"
+        ) from None
 
 
 def write_record(results: Results, folder: Path | None = None) -> None:
@@ -92,11 +106,13 @@ def write_record(results: Results, folder: Path | None = None) -> None:
 
 
 def read_others(folder: Path | None = None) -> dict[str, Any]:
-    """What was recorded that is not the score of a run, such as how long other methods were trained."""
-    try:
-        return dict(parse_json(((folder or FOLDER) / OTHERS).read_bytes()))
-    except (OSError, ValueError, TypeError):
+    """What was recorded that is not the score of a run, such as how long other methods were trained. Empty if there is
+    no record. Raises InputError if it is damaged."""
+    file = (folder or FOLDER) / OTHERS
+    if not file.exists():
         return {}
+    with _damage(file):
+        return dict(parse_json(file.read_bytes()))
 
 
 def provenances(results: Results) -> Mapping[str, int]:

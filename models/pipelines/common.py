@@ -312,7 +312,8 @@ class BootPIGMixin(FixedAttention, DiffusersParts):
 
 
 def reading(info: Mapping[str, Any]) -> dict[str, Any]:
-    """How a trained model reads references, from the content of its `bootpig.json`. Fields that old models lack have the value that they were trained with."""
+    """How a trained model reads references, from the content of its `bootpig.json`. Fields that old models lack have
+    the value that they were trained with."""
     usual = {"key_scale": 1.0, "pooling": "softmax", "reference_caption": "caption", "reference_timestep": "same"}
     return {name: info.get(name, value) for name, value in usual.items()}
 

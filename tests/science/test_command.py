@@ -104,13 +104,13 @@ def test_subjects_for_tuning_are_spread_over_all_kinds(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_cannot_be_read_costs_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    from science import page, record, results, terminal
+    from science import page, results, terminal
 
     written: list[results.Results] = []
     for unreadable in ({"ours": "cells: wrong"}, {}):
         found = results.Results({}, unreadable)
         monkeypatch.setattr(results, "read_results", lambda *_, found=found: found)
-        monkeypatch.setattr(record, "write_record", written.append)
+        monkeypatch.setattr(command, "write_record", written.append)
         monkeypatch.setattr(page, "write_page", lambda *_: Path("page"))
         monkeypatch.setattr(terminal, "show", lambda _: None)
         command.write(None)

@@ -14,6 +14,7 @@ from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.survey import StageSurvey
 from science import results as science_results
 from science.__main__ import HERE
+from science.__main__ import main as science_main
 from science.record import provenances, read_others, read_record, write_record
 from science.results import Cell, Evaluation, Results, read_results
 from science.tables import measured_others, table_1_rows
@@ -43,11 +44,36 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     assert provenances(results(*found.values())) == {"commit 1": 1, "commit 2": 1}
 
 
-def test_a_record_that_is_cut_off_counts_as_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.parquet", None),
+        ("scores.parquet", b""),
+        ("runs.json", None),
+        ("runs.json", b"[]"),
+        ("runs.json", b'{"1": 3}'),
+        ("runs.json", b'{"1": {"updates": 300}}'),
+        ("runs.json", b"<<<<<<< HEAD"),
+        ("others.json", b"3"),
+        ("others.json", b"{"),
+    ],
+)
+def test_a_damaged_record_is_one_line_and_is_not_written_over(
+    name: str,
+    content: bytes | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     write_record(results(evaluation("1")), tmp_path)
-    whole = (tmp_path / "scores.parquet").read_bytes()
-    (tmp_path / "scores.parquet").write_bytes(whole[:-20])
-    assert read_record(tmp_path) == {}
+    file = tmp_path / name
+    damaged = file.read_bytes()[:-20] if content is None else content
+    file.write_bytes(damaged)
+    monkeypatch.setattr("science.record.FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["science"])  # before any part of it begins
+    assert science_main() == 2
+    assert capsys.readouterr().err.startswith(f"{file}: is damaged; restore the folder")
+    assert file.read_bytes() == damaged
 
 
 @pytest.fixture
