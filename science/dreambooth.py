@@ -58,9 +58,11 @@ def train(
     starts = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in networks]
 
     def one(subject: Subject, folder: Path, subject_seed: int) -> dict[str, Any]:
-        if (subject.object, seed) not in _PRIORS:
-            _PRIORS[subject.object, seed] = prior(base, subject.object, seed)
-        pictures, seconds = _PRIORS[subject.object, seed]
+        pictures, seconds = None, 0.0
+        if recipe.prior_loss_weight:
+            if (subject.object, seed) not in _PRIORS:
+                _PRIORS[subject.object, seed] = prior(base, subject.object, seed)
+            pictures, seconds = _PRIORS[subject.object, seed]
         if lora:
             _train_lora(base, subject, pictures, folder, recipe, subject_seed)
         else:
@@ -92,20 +94,24 @@ def prior(base: Base, noun: str, seed: int) -> tuple[Pictures, float]:
     return Pictures(torch.cat(drawn), captions), time.process_time() - begin
 
 
-def _fit(base: Base, subject: Subject, of_class: Pictures, parameters: Any, recipe: Recipe, seed: int) -> None:
+def _fit(base: Base, subject: Subject, of_class: Pictures | None, parameters: Any, recipe: Recipe, seed: int) -> None:
     own = base.pictures(subject)
     phrase = PHRASE.replace("{class}", subject.object)
 
     def step(generator: torch.Generator) -> Tensor:
         latents, templates = own.pick(BATCH, generator)
+        loss = base.loss(latents, base.embeds([with_phrase(each, phrase) for each in templates]), generator)
+        if of_class is None:
+            return loss
         other, captions = of_class.pick(BATCH, generator)
-        embeds = base.embeds([*(with_phrase(template, phrase) for template in templates), *captions])
-        return base.loss(torch.cat([latents, other]), embeds, generator)  # the mean over both halves: equal weight
+        return loss + recipe.prior_loss_weight * base.loss(other, base.embeds(captions), generator)
 
     fit(parameters, recipe, step, seed)
 
 
-def _train_full(base: Base, subject: Subject, of_class: Pictures, folder: Path, recipe: Recipe, seed: int) -> None:
+def _train_full(
+    base: Base, subject: Subject, of_class: Pictures | None, folder: Path, recipe: Recipe, seed: int
+) -> None:
     networks = {"unet": base.pipeline.unet, "text_encoder": base.pipeline.text_encoder}
     for network in networks.values():
         network.requires_grad_(True).train()
@@ -117,7 +123,9 @@ def _train_full(base: Base, subject: Subject, of_class: Pictures, folder: Path, 
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
 
 
-def _train_lora(base: Base, subject: Subject, of_class: Pictures, folder: Path, recipe: Recipe, seed: int) -> None:
+def _train_lora(
+    base: Base, subject: Subject, of_class: Pictures | None, folder: Path, recipe: Recipe, seed: int
+) -> None:
     networks = base.pipeline.unet, base.pipeline.text_encoder
     torch.manual_seed(seed)  # of the adapters' first weights
     for network, names in zip(networks, LAYERS, strict=True):

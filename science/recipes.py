@@ -32,10 +32,12 @@ class Recipe:
     """At inference, as in science/rivals.yaml."""
     scale: float | None = None
     """At inference, the weight of the IP-Adapter."""
+    prior_loss_weight: float | None = None
+    """Of DreamBooth: the weight of the loss on pictures of the class. 0: there are none, without prior preservation."""
 
     def of_training(self) -> dict[str, Any]:
         """What the trained weights depend on."""
-        return {name: value for name, value in asdict(self).items() if name not in DRAWING}
+        return {name: value for name, value in asdict(self).items() if name not in DRAWING and value is not None}
 
     def __str__(self) -> str:
         values = {name.replace("_", " "): value for name, value in asdict(self).items() if value is not None}
@@ -43,21 +45,24 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "dreambooth": Recipe(200, 5e-5, 4.0),
-    "dreambooth-lora": Recipe(200, 1e-3, 4.0),
+    "dreambooth": Recipe(200, 5e-5, 4.0, prior_loss_weight=1.0),
+    "dreambooth-lora": Recipe(200, 1e-3, 4.0, prior_loss_weight=1.0),
     "textual-inversion": Recipe(300, 6.7e-4, 4.0),
     "ip-adapter": Recipe(700, 3e-4, 7.0, 1.4),
 }
 """Method → the recipe in use. Where science/tuning.json has a choice, it is that one; a test checks it. The updates of
 the IP-Adapter take as long as BootPIG's training, and are not tuned."""
 
+PRIOR_LOSS_WEIGHTS = {"dreambooth": (1.0, 0.0), "dreambooth-lora": (1.0, 0.0)}
+"""Method → the weights of the class that are tried first, with the recipe of `RECIPES`: the published one, and without
+prior preservation."""
 RATES = {
     "dreambooth": (2e-5, 5e-5, 1.5e-4),
     "dreambooth-lora": (3e-4, 1e-3, 3e-3),
     "textual-inversion": (2e-3, 5e-3, 1.5e-2),
     "ip-adapter": (3e-4, 1e-3),
 }
-"""Method → the learning rates that are tried first."""
+"""Method → the learning rates that are tried."""
 STEP = 3.0
 """If the best learning rate is the lowest or the highest that was tried, one that is lower or higher by this factor is
 tried too."""

@@ -29,6 +29,7 @@ from science.recipes import (
     CLIP_JUDGE,
     DINO,
     DRAWING,
+    PRIOR_LOSS_WEIGHTS,
     RATES,
     RECIPES,
     RUN,
@@ -73,7 +74,8 @@ def train(method: str, subjects: Sequence[Subject], target: Path, recipe: Recipe
 def tune(method: str, count: int, root: str | None, file: Path) -> None:
     """Choose the settings of a method on `count` validation subjects, and write all scores and the choice to `file`.
 
-    First the learning rate, then the number of updates, each with all ways to draw.
+    First the weight of the class, where the method has one, then the learning rate, then the number of updates, each
+    with all ways to draw.
     """
     subjects = subjects_of(WORK / "validation", count)
     judge = Judge(subjects)
@@ -82,7 +84,9 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
     found: list[tuple[Recipe, dict[str, float]]] = []
 
     def attempt(trained: Recipe) -> None:
-        target = WORK / "tuning" / method / f"{trained.learning_rate:g}-{trained.updates}"
+        if trained.of_training() in [recipe.of_training() for recipe, _ in found]:
+            return
+        target = WORK / "tuning" / method / "-".join(f"{value:g}" for value in trained.of_training().values())
         train(method, subjects, target, trained, root)
         for recipe in drawn_recipes(method, trained):
             scores = judge(rows, draw_rival(rival_config(method, target, recipe), subjects, rows))
@@ -91,6 +95,10 @@ def tune(method: str, count: int, root: str | None, file: Path) -> None:
             print(f"{method}: {recipe}: {facts}", flush=True)
 
     start = RECIPES[method]
+    for weight in PRIOR_LOSS_WEIGHTS.get(method, ()):
+        attempt(replace(start, prior_loss_weight=weight))
+    if found:
+        start = replace(start, prior_loss_weight=choose(found).prior_loss_weight)
     rates = list(RATES[method])
     for rate in rates:  # grows while the best is the first or the last
         attempt(replace(start, learning_rate=rate))

@@ -13,7 +13,7 @@ from bootpig.flows.sweep.cells import expand
 from bootpig.flows.sweep.file import load_sweep
 from science import __main__ as command
 from science.inpainting import another
-from science.recipes import RECIPES, Recipe
+from science.recipes import RECIPES, UPDATES, Recipe
 from science.subjects import FOLDER
 from science.tune import choose, subjects_of
 
@@ -56,13 +56,16 @@ def test_a_choice_prefers_the_subject_among_those_that_follow_the_caption() -> N
 
 
 @pytest.mark.parametrize("best", [1e-3, 3e-4, 9e-3])
-def test_tuning_tries_rates_then_updates(best: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_tries_the_prior_then_rates_then_updates(
+    best: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from science import tune as science_tune
 
     trained: list[Recipe] = []
 
     def scores(rows: Recipe, _: object) -> dict[str, float]:
-        return {"clip_t": 1.0, "dino": 1.0 / (1 + abs(math.log(trained[-1].learning_rate / best)))}
+        without_prior = 0.1 * (trained[-1].prior_loss_weight == 0)
+        return {"clip_t": 1.0, "dino": without_prior + 1.0 / (1 + abs(math.log(trained[-1].learning_rate / best)))}
 
     monkeypatch.setattr(science_tune, "subjects_of", lambda *_: [])
     monkeypatch.setattr(science_tune, "Judge", lambda _: scores)
@@ -73,10 +76,12 @@ def test_tuning_tries_rates_then_updates(best: float, tmp_path: Path, monkeypatc
     # the first call, of text only, has no trained recipe yet
     trained.append(RECIPES["dreambooth-lora"])
     science_tune.tune("dreambooth-lora", 2, None, tmp_path / "tuning.json")
-    rates = [recipe.learning_rate for recipe in trained[1:] if recipe.updates == 200]
+    assert [recipe.prior_loss_weight for recipe in trained[1:]] == [1.0] + [0.0] * (len(trained) - 2)
+    assert len({str(recipe) for recipe in trained[1:]}) == len(trained) - 1
+    rates = [recipe.learning_rate for recipe in trained[2:] if recipe.updates == trained[0].updates]
     assert min(rates) < best < max(rates)
-    after = trained[1 + len(rates) :]
-    assert [recipe.updates for recipe in after] == [100, 400]
+    after = trained[2 + len(rates) :]
+    assert [recipe.updates for recipe in after] == [n for n in UPDATES["dreambooth-lora"] if n != trained[0].updates]
     assert len({recipe.learning_rate for recipe in after}) == 1
     chosen = json.loads((tmp_path / "tuning.json").read_text())["dreambooth-lora"]["chosen"]
     assert f"learning rate {after[0].learning_rate:g}" in chosen

@@ -84,6 +84,21 @@ def test_full_dreambooth_is_a_pipeline_and_starts_from_the_base_each_time(base: 
         assert any(not torch.equal(plain[name].half(), both[name].half()) for name in plain)
 
 
+def test_without_prior_preservation_no_picture_of_the_class_is_drawn(
+    base: Base, subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_prior, without = replace(RECIPE, prior_loss_weight=1.0), replace(RECIPE, prior_loss_weight=0.0)
+    dreambooth.train(base, subjects[:1], tmp_path / "with", with_prior)
+    monkeypatch.setattr(dreambooth, "prior", None)
+    dreambooth.train(base, subjects[:1], tmp_path / "without", without)
+    one, other = (pipeline(tmp_path / name / subjects[0].name).unet.state_dict() for name in ("with", "without"))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    records = [
+        json.loads((tmp_path / name / subjects[0].name / "training.json").read_text()) for name in ("with", "without")
+    ]
+    assert records[0]["prior_cpu_seconds"] > 0 == records[1]["prior_cpu_seconds"]
+
+
 def test_lora_loads_in_diffusers(base: Base, subjects, tmp_path: Path) -> None:
     dreambooth.train(base, subjects, tmp_path / "both", RECIPE, lora=True)
     dreambooth.train(base, subjects[1:], tmp_path / "alone", RECIPE, lora=True)
