@@ -200,8 +200,8 @@ class _Work:
                 self._remember(forced) if self.selection.force else lambda unit: None,
             )
             outcome = work.run()
-            if outcome.made or outcome.failed:
-                # new units can make units of later stages stale
+            if work.due():
+                # they exist now, made here or by another process at the same time; units of later stages can be stale
                 self._survey()
             self._note(stage, outcome)
             if outcome.failed:

@@ -121,6 +121,10 @@ class StageRun:
             return not any(status == "failed" for status, _ in self.survey.markers[unit].counts)
         return True
 
+    def due(self) -> list[int]:
+        """The units that `survey` does not show as complete. Another process may make them meanwhile."""
+        return [unit for unit in self.units if not self.is_cached(unit)]
+
     def run(self) -> StageOutcome:
         """Run the stage as a subflow of the current flow.
 
@@ -129,7 +133,7 @@ class StageRun:
         """
         started = time.monotonic()
         units, idle = self.units, 0
-        due = sum(not self.is_cached(unit) for unit in units) if self.engine.graph.is_map(self.stage) else 0
+        due = len(self.due()) if self.engine.graph.is_map(self.stage) else 0
         place = self.workers.place(self.engine.make(self.stage), due) if due else Place("threads", 1)
         while True:
             before = len(self.outcome.made)

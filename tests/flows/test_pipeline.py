@@ -9,11 +9,16 @@ import pytest
 
 from bootpig.flows.loading import load_config
 from bootpig.flows.runs.records import latest_run, list_runs, read_run
+from bootpig.flows.stage_run import StageOutcome, StageRun
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine, UnitReport
 from bootpig.storage.root import Root
 from tests.flows.conftest import TOY
+from tests.stages.doubles import config as doubles_config
+from tests.stages.doubles import doubles
+
+__all__ = ["doubles"]
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.slow]
 
@@ -101,6 +106,33 @@ def test_a_file_that_changes_under_a_run_is_named_as_the_cause(
     state = bootstrap(edited, until="caption", return_state=True)
     assert state.is_failed()
     assert state.message is not None and "caption: a model or a file changed during the run" in state.message
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("ahead", ["caption", "segment", "train", "evaluate"])
+def test_what_another_run_makes_at_the_same_time_is_used(
+    ahead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bootpig.flows.pipeline import bootstrap
+
+    small = doubles_config(tmp_path / "store", workers=1, caption__count=10)
+    run = StageRun.run
+
+    def overtaken(self: StageRun) -> StageOutcome:
+        if self.stage == ahead:  # surveyed as pending, and made by another run before it begins
+            other = Engine(small)
+            for unit in other.units():
+                other.run_unit(ahead, unit) if other.graph.is_map(ahead) else other.run_reduce(ahead)
+        return run(self)
+
+    monkeypatch.setattr(StageRun, "run", overtaken)
+    state = bootstrap(small, return_state=True)
+    assert state.is_completed(), state.message
+    (record,) = list_runs(Root(small.root))
+    assert record.state == "done"
+    assert record.stages[ahead].made == [] and record.stages[ahead].cached > 0
+    assert all(stage.made for name, stage in record.stages.items() if name != ahead)
+    assert latest_run(Root(small.root)) == record.id
 
 
 def test_bad_input_fails_the_flow_before_any_record(config: PipelineConfig) -> None:
