@@ -1,13 +1,14 @@
-"""DreamBooth, full and with LoRA: fine-tunes UNet and text encoder on a subject's pictures, with prior preservation.
+"""DreamBooth, full and with LoRA: fine-tunes UNet and text encoder on a subject's pictures.
 
 The usual recipe (Ruiz et al. 2023; diffusers' train_dreambooth.py and train_dreambooth_lora.py with
-`--train_text_encoder`): a rare token and the class for the subject's pictures; as many pictures of the class, drawn by
-the base itself, at equal weight.
+`--train_text_encoder`): a rare token and the class for the subject's pictures; with prior preservation, as many
+pictures of the class, drawn by the base itself. Whether that is used is tuned.
 
 Two things are as the toy base needs them. Prompts are captions with a place, see `science.subjects`, and the rare token
 is a single one that replaces the article, which keeps the other words at their places: `a sks mug` is two tokens longer
-than any caption of the base and takes a quarter of its CLIP-T before any training. And the text encoder is trained: of
-a token that it does not know, it passes hardly anything on, so that the UNet could not tell subject and class apart.
+than any caption of the base and takes a quarter of its CLIP-T before any training. And the text encoder is trained,
+because of a token that it does not know it passes hardly anything on. That does not suffice: with prior preservation,
+the pictures of the token and of the class stay alike, and the class takes back what the subject's pictures teach.
 """
 
 from __future__ import annotations
