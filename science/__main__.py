@@ -28,7 +28,7 @@ from science import WORK
 from science.parts import Part, run_parts
 from science.recipes import RECIPES, RUN
 from science.record import read_others, read_record, write_record
-from science.subjects import FOLDERS, write_folder
+from science.subjects import write_folders
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -39,6 +39,7 @@ SWEEPS = {
     "references": (14, ["trained-parts"]),
     "guidance": (16, ["trained-parts"]),
     "trained-parts-guidance": (18, ["trained-parts"]),
+    "moved-references": (3, ["trained-parts"]),
     "dropping": (35, ["trained-parts"]),
     "guidance-five": (7, ["trained-parts", "ours"]),
     "table-1": (5, ["trained-parts", "ours"]),
@@ -83,8 +84,7 @@ def main() -> int:
         except InputError as error:
             print(error, file=sys.stderr)
             return 2
-    for target, (shipped, seed) in FOLDERS.items():
-        write_folder(target, shipped, seed)
+    write_folders()
     names, failed = asked.names or known, False
     if asked.part == "sweeps":
         failed = run_sweeps(names, asked.root, asked.threads)

@@ -32,6 +32,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy"
 TITLES = {
     "trained-parts": "Trained parts (table 2)",
     "trained-parts-guidance": "Trained parts with less guidance by the reference",
+    "moved-references": "References that are smaller, mirrored and in a corner",
     "references": "Several references (figure 6)",
     "guidance": "Guidance (figure 7)",
     "guidance-five": "Guidance with five references, on validation subjects",
@@ -47,6 +48,7 @@ TITLES = {
 
 BASELINES = {
     "trained-parts": "RSA / all",
+    "moved-references": "RSA / all",
     "references": "1 reference",
     "dropping": "both dropped at 0.15",
     "ours": "as shipped",

@@ -1,4 +1,5 @@
-"""Makes folders of toy subjects with five references each, from the shipped ones, which have one.
+"""Makes folders of toy subjects with five references each, from the shipped ones, which have one; and one with moved
+references.
 
 A subject's folder gets four pictures more, between its reference and the pictures that are compared with: `01.png` to
 `04.png` show it in scenes, with everything but the subject transparent. The transparent pixels keep their colours. So
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bootpig.models.toy.subject_folder import FOLDER, PICTURES, VALIDATION, VALIDATION_SEED, draw_subject
 from bootpig.models.toy.world import SCENES, Scene, render_scene
@@ -29,8 +30,33 @@ from science import WORK
 
 REFERENCES = 5
 
-FOLDERS = {WORK / "subjects": (FOLDER, 0), WORK / "validation": (VALIDATION, VALIDATION_SEED)}
-"""Folder to make → the shipped one, and the seed that it was made with."""
+MOVED_SCALE = 0.6
+"""The size of a moved reference, of its size before."""
+
+
+def write_folders() -> None:
+    """Make all folders that sweeps read, unless they exist."""
+    write_folder(WORK / "subjects", FOLDER, 0)
+    write_folder(WORK / "validation", VALIDATION, VALIDATION_SEED)
+    write_moved(WORK / "moved", FOLDER)
+
+
+def write_moved(target: Path, shipped: Path) -> None:
+    """Make a copy of `shipped` whose references are smaller, mirrored and in a corner, unless it exists. References that
+    are not augmented are never so in training."""
+    if target.is_dir():
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(shipped, partial)
+    for number, file in enumerate(sorted(partial.glob("*/00.png"))):
+        with Image.open(file) as picture:
+            white = Image.new("RGB", picture.size, "white")
+            small = ImageOps.mirror(ImageOps.scale(picture.convert("RGB"), MOVED_SCALE))
+        free = white.width - small.width, white.height - small.height
+        white.paste(small, (free[0] * (number % 2), free[1] * (number // 2 % 2)))
+        white.save(file, optimize=True)
+    partial.rename(target)
 
 
 def write_folder(target: Path, shipped: Path, seed: int) -> None:

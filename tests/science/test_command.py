@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageOps
 
 from bootpig.flows.sweep.cells import expand
 from bootpig.flows.sweep.file import load_sweep
@@ -85,6 +86,24 @@ def test_tuning_tries_the_prior_then_rates_then_updates(
     assert len({recipe.learning_rate for recipe in after}) == 1
     chosen = json.loads((tmp_path / "tuning.json").read_text())["dreambooth-lora"]["chosen"]
     assert f"learning rate {after[0].learning_rate:g}" in chosen
+
+
+def test_moved_references_show_the_subject_elsewhere(tmp_path: Path) -> None:
+    from science.subjects import write_moved
+
+    write_moved(tmp_path / "moved", FOLDER)
+    same = {path.relative_to(FOLDER) for path in FOLDER.rglob("*") if path.is_file()}
+    boxes = set()
+    for name in same:
+        moved, shipped = tmp_path / "moved" / name, FOLDER / name
+        if name.name != "00.png":
+            assert moved.read_bytes() == shipped.read_bytes()
+            continue
+        now, before = (ImageOps.invert(Image.open(file).convert("RGB")).getbbox() for file in (moved, shipped))
+        assert now is not None and before is not None
+        assert now[2] - now[0] < 0.75 * (before[2] - before[0])
+        boxes.add((now[0] > 20, now[1] > 20))
+    assert len(boxes) == 4, "in all corners"
 
 
 def test_inpainting_repaints_another_subject_of_the_kind() -> None:
