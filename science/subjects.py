@@ -42,8 +42,8 @@ def write_folders() -> None:
 
 
 def write_moved(target: Path, shipped: Path) -> None:
-    """Make a copy of `shipped` whose references are smaller, mirrored and in a corner, unless it exists. References that
-    are not augmented are never so in training."""
+    """Make a copy of `shipped` whose references are smaller, mirrored and in a corner, unless it exists. In training,
+    references that are not augmented are never so."""
     if target.is_dir():
         return
     partial = target.with_name(f"{target.name}.partial")
