@@ -15,6 +15,7 @@ from bootpig.flows.sweep.records import SweepRecord
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.survey import graph_of, identity_of, make_stage
 from bootpig.stages.plain_text import one_line
+from bootpig.stages.view.stage import NO_FIRST_ROUND
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.root import Root
 
@@ -72,7 +73,8 @@ def _run(run: CellRun, planned: dict[str, int]) -> dict[str, Any]:
         **total,
         "bytes": round(total["bytes"]),
         "seconds": None if seconds is None else round(seconds, 1),
-        "missing": facts["missing"],
+        # a run whose first round is missing makes that first
+        "missing": [line for line in facts["missing"] if not line.startswith(NO_FIRST_ROUND)],
     }
 
 

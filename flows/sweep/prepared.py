@@ -109,14 +109,15 @@ def _done_runs(root: Root) -> dict[str, RunRecord]:
 def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool, checked: set[str]) -> PreparedRun:
     """`checked`: the stages that passed the preflight of an earlier run, see `_checks`."""
     engine = Engine(with_trained_models(run.config))
-    surveys = engine.survey_all()
-    is_complete = surveys["evaluate"].result is not None
-    record = records.get(surveys["evaluate"].fingerprint) if is_complete else None
-    if record is not None and not (retry_failed and _has_failed_rows(surveys.values())):
-        return PreparedRun(run, engine, record)
+    waits = first_round(run.config, engine.graph.stages) is not None
+    # without the model of the first round, the fingerprints from the views on are not known
+    surveys = {} if waits else engine.survey_all()
+    if not waits and surveys["evaluate"].result is not None:
+        record = records.get(surveys["evaluate"].fingerprint)
+        if record is not None and not (retry_failed and _has_failed_rows(surveys.values())):
+            return PreparedRun(run, engine, record)
     checks = _checks(engine, surveys)
     new = [name for name, check in checks.items() if check not in checked]
-    waits = first_round(run.config, surveys) is not None
     problems = preflight(engine, new) + runner_problems(run.config) if new else []
     if problems := [line for line in problems if not (waits and line.startswith(NO_FIRST_ROUND))]:
         raise InputError("\n".join(problems))
@@ -128,14 +129,14 @@ def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool,
 
 
 def _checks(engine: Engine, surveys: Mapping[str, StageSurvey]) -> dict[str, str]:
-    """The stages with something to make, each with all settings that its preflight reads."""
+    """The stages with something to make, or without a survey, each with all settings that its preflight reads."""
     config = engine.config
     others = (config.synthesize, config.augment, config.encode, config.runner, config.evaluate.subjects)
     shared = [part.model_dump(mode="json") if isinstance(part, StageConfig) else part for part in others]
     return {
         name: digest([name, config.section(name).model_dump(mode="json"), shared])
-        for name, survey in surveys.items()
-        if any(state != "complete" for state in survey.units.values())
+        for name in engine.graph.stages
+        if name not in surveys or any(state != "complete" for state in surveys[name].units.values())
     }
 
 

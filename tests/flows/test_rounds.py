@@ -10,6 +10,9 @@ from bootpig.flows.loading import load_config, shipped_configs
 from bootpig.flows.rounds import first_round, or_first_round, with_round_before, with_trained_models
 from bootpig.flows.runs.gc import garbage
 from bootpig.flows.runs.records import StageRecord, latest_run, list_runs, new_run, promote, read_config, read_run
+from bootpig.flows.sweep.file import SweepCell, SweepFile
+from bootpig.flows.sweep.plan import plan_sweep
+from bootpig.flows.sweep.prepared import prepare_sweep
 from bootpig.models.pretrained.source import PROJECT
 from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.contract import InputError
@@ -93,6 +96,23 @@ def test_the_model_that_training_starts_from_is_found_again_on_another_machine(t
     for kept in (here, f"/elsewhere/models/train-{'1' * 16}-result-1/model", "/elsewhere/another"):
         asked = config(tmp_path, "view.model=owner/editing", f"train.init_from={kept}")
         assert with_trained_models(asked) == asked, "it is there, or train says that it is not"
+
+
+def test_a_sweep_of_views_is_prepared_before_its_first_round_exists(tmp_path: Path) -> None:
+    cells = (
+        SweepCell(name="views", set={}),
+        SweepCell(name="none", set={"view": None, "augment.references_from": "cut_out"}),
+    )
+    asked = SweepFile(name="views", base="toy-views", root=str(tmp_path / "store"), cells=cells)
+    ready = prepare_sweep(asked)
+    assert [(run.of.cell.name, run.engine is None, run.complete) for run in ready.runs] == [
+        ("views", True, None),  # the flow makes the first round, and then prepares this run
+        ("none", False, None),
+    ]
+    assert plan_sweep(asked)["missing"] == []
+    wrong = SweepCell(name="wrong", set={"view.steps": 2, "evaluate.subjects": str(tmp_path / "none")})
+    with pytest.raises(InputError, match=r"evaluate\.subjects: .*none"):
+        prepare_sweep(asked.model_copy(update={"cells": (*cells, wrong)}))
 
 
 def test_latest_is_a_first_round_only_until_there_is_a_version(tmp_path: Path) -> None:
