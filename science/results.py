@@ -17,7 +17,7 @@ from bootpig.flows.sweep.cells import CellRun, expand, meaning
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.engine.survey import StageSurvey, complete_stages
 from bootpig.stages.sweep.scores import read_run_scores
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -153,12 +153,14 @@ def _measured(run: CellRun, key: str, recorded: Evaluation | None, provenance: s
     other code or models. The fingerprint is not known where the models of other methods are gone, and where the store
     does not have what evaluate reads."""
     found = surveys = None
+    complete = False
     with suppress(InputError, KeyError, OSError, ValueError):
         engine = Engine(with_trained_models(run.config))
         surveys = engine.survey_all()
-        found = read_run(run, engine, surveys)
+        if complete := "evaluate" in complete_stages(surveys, engine.graph):
+            found = read_run(run, engine, surveys)
     if found is None:
-        fingerprint = surveys["evaluate"].fingerprint if surveys else ""
+        fingerprint = surveys["evaluate"].fingerprint if surveys and complete else ""
         return recorded if recorded is not None and fingerprint in ("", recorded.fingerprint) else None
     same = recorded is not None and recorded.fingerprint == found.fingerprint
     measured = recorded.provenance if recorded is not None and same else provenance

@@ -17,7 +17,7 @@ from bootpig.flows.sweep.records import SweepRecord, SweepRunRecord
 from bootpig.stages.engine.contract import InputError, StageConfig
 from bootpig.stages.engine.engine import Engine
 from bootpig.stages.engine.preflight import pinned, preflight
-from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.engine.survey import StageSurvey, complete_stages
 from bootpig.stages.view.stage import NO_FIRST_ROUND
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.root import Root
@@ -112,7 +112,7 @@ def _prepare(run: CellRun, records: Mapping[str, RunRecord], retry_failed: bool,
     waits = first_round(run.config, engine.graph.stages) is not None
     # without the model of the first round, the fingerprints from the views on are not known
     surveys = {} if waits else engine.survey_all()
-    if not waits and surveys["evaluate"].result is not None:
+    if "evaluate" in complete_stages(surveys, engine.graph):
         record = records.get(surveys["evaluate"].fingerprint)
         if record is not None and not (retry_failed and _has_failed_rows(surveys.values())):
             return PreparedRun(run, engine, record)
@@ -133,10 +133,11 @@ def _checks(engine: Engine, surveys: Mapping[str, StageSurvey]) -> dict[str, str
     config = engine.config
     others = (config.synthesize, config.augment, config.encode, config.runner, config.evaluate.subjects)
     shared = [part.model_dump(mode="json") if isinstance(part, StageConfig) else part for part in others]
+    complete = complete_stages(surveys, engine.graph)
     return {
         name: digest([name, config.section(name).model_dump(mode="json"), shared])
         for name in engine.graph.stages
-        if name not in surveys or any(state != "complete" for state in surveys[name].units.values())
+        if name not in complete
     }
 
 

@@ -13,6 +13,7 @@ from bootpig.stages.config import PipelineConfig
 from bootpig.stages.engine.base_sizes import size_problems
 from bootpig.stages.engine.contract import ModelIdentity, Stage
 from bootpig.stages.engine.engine import Engine
+from bootpig.stages.engine.survey import complete_stages
 from bootpig.storage.errors import StoreError
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -54,7 +55,7 @@ def missing_models(engine: Engine, stages: Iterable[str], ready: bool = False) -
                     problems = stage.check_models() + engine.config.conflicts(name)
                 if problems:
                     return problems
-            if ready and type(stage).check_ready is not Stage.check_ready and is_due(engine, name):
+            if ready and type(stage).check_ready is not Stage.check_ready and name not in complete:
                 stage.check_ready()
         except (ValueError, OSError) as error:
             return str(error).splitlines()
@@ -100,11 +101,13 @@ def fetch_models(engine: Engine, stages: Iterable[str], announce: Callable[[str]
         ModelError: a file cannot be downloaded, its sha256 differs, or it is damaged; one line per problem.
     """
     problems = []
-    for name in stages:
+    names = list(stages)
+    complete = _complete(engine, names)
+    for name in names:
         stage = engine.make(name)
         sources = [source for source in all_models(stage).values() if isinstance(source, ModelSource)]
         remote = [source for source in sources if not source.is_local]
-        if not remote or not is_due(engine, name):
+        if not remote or name in complete:
             continue
         for source in remote:
             if source.sha256 is not None:
@@ -125,13 +128,9 @@ def all_models(stage: Stage) -> dict[str, ModelIdentity]:
 
 def _complete(engine: Engine, stages: Iterable[str]) -> set[str]:
     """The stages that have nothing to make. None where the store or a model cannot be read: they are then checked."""
+    names = set(stages)
     try:
-        surveys = engine.survey_all(stages)
+        surveys = engine.survey_all(names)
     except (ValueError, OSError):
         return set()
-    return {name for name, survey in surveys.items() if all(state == "complete" for state in survey.units.values())}
-
-
-def is_due(engine: Engine, stage: str) -> bool:
-    """Whether any unit of a stage, or its result, is not complete."""
-    return any(state != "complete" for state in engine.survey(stage).units.values())
+    return complete_stages({name: survey for name, survey in surveys.items() if name in names}, engine.graph)

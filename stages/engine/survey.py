@@ -61,6 +61,22 @@ def graph_of(config: PipelineConfig, stages: Mapping[str, type[Stage]] | None = 
     return Graph.of(known, {name for name in known if getattr(config, name, None) is None})
 
 
+def complete_stages(surveys: Mapping[str, StageSurvey], graph: Graph) -> set[str]:
+    """The stages that are complete, as all of `surveys` are that they read.
+
+    A reduce stage alone can look complete while units above it are missing: it has a result for those that exist.
+
+    Args:
+        surveys: in the order of the graph.
+    """
+    found: set[str] = set()
+    for name, survey in surveys.items():
+        above = [each for each in graph.upstream[name] if each in surveys]
+        if found.issuperset(above) and all(state == "complete" for state in survey.units.values()):
+            found.add(name)
+    return found
+
+
 def make_stage(config: PipelineConfig, name: str) -> Stage:
     """Make a stage of the registry with its settings."""
     return STAGES[name](config.section(name), config.seed)

@@ -22,6 +22,7 @@ from bootpig.flows.sweep.prepared import prepare_sweep
 from bootpig.flows.sweep.results import write_results
 from bootpig.stages.engine.contract import InputError
 from bootpig.storage.root import Root
+from science.results import read_results
 from tests.flows.live import tiny
 from tests.flows.processes import Command
 
@@ -143,6 +144,15 @@ def test_a_dry_run_counts_what_is_shared_once(swept: Swept, capsys: pytest.Captu
     assert runs[5]["stages"]["encode"] == {"total": 2, "cached": 0, "due": 0, "shared": 2}
     assert runs[0]["gpu_hours"] == 0 < runs[2]["gpu_hours"]
     assert {path: path.stat().st_mtime_ns for path in swept.folder.rglob("*") if path.is_file()} == before
+
+
+def test_more_data_is_not_complete_with_the_results_of_less(swept: Swept) -> None:
+    """A training has a result for the units that exist. It is not that of a run with further ones."""
+    more = {"caption.count": 24, "evaluate.references": 1}
+    swept.write(cells=[{"name": "one", "set": {"evaluate.references": 1}}, {"name": "more", "set": more}])
+    ready = prepare_sweep(load_sweep(swept.file))
+    assert [(run.of.cell.name, run.complete is not None) for run in ready.runs] == [("one", True), ("more", False)] * 2
+    assert read_results([swept.file]).missing() == {"refs": [f"more, {seed}" for seed in SEEDS]}
 
 
 def test_an_edited_file_reuses_what_did_not_change(swept: Swept) -> None:
