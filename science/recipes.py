@@ -46,7 +46,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "dreambooth": Recipe(200, 4.5e-4, 2.0, prior_loss_weight=0.0),
-    "dreambooth-lora": Recipe(200, 1e-3, 4.0, prior_loss_weight=1.0),
+    "dreambooth-lora": Recipe(400, 3e-3, 2.0, prior_loss_weight=0.0),
     "textual-inversion": Recipe(300, 6.7e-4, 4.0),
     "ip-adapter": Recipe(700, 3e-4, 7.0, 1.4),
 }
