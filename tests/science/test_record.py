@@ -10,8 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from bootpig.flows.loading import load_config
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import StageSurvey
+from bootpig.stages.engine.survey import StageSurvey, graph_of
 from science import results as science_results
 from science.__main__ import HERE
 from science.__main__ import main as science_main
@@ -111,6 +112,8 @@ def test_a_record_stands_in_for_the_store_unless_it_is_of_another_fingerprint(
 ) -> None:
     class Known:
         """An engine of an empty store."""
+
+        graph = graph_of(load_config("toy"))
 
         def __init__(self, *_: object) -> None:
             pass
