@@ -80,7 +80,8 @@ def main() -> int:
         parser.error(f"{unknown[0]!r} is not known to {asked.part}; choose from {', '.join(known) or 'nothing'}")
     if asked.part in ("all", "page"):
         try:
-            read_record(), read_others()  # before hours of work
+            read_record()  # before hours of work
+            read_others()
         except InputError as error:
             print(error, file=sys.stderr)
             return 2
