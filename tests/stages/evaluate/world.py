@@ -58,7 +58,8 @@ class Trained(ReduceStage):
     name, upstream, config_class, identity_prefix = "train", ("caption",), TrainConfig, "model/"
 
     def models(self) -> Mapping[str, ModelSource]:
-        return {"init_from": resolve("train.init_from", str(self.config.init_from))}
+        given = self.config.init_from
+        return {} if given is None else {"init_from": resolve("train.init_from", given)}
 
     def run(self, data: ReduceInput, workdir: Path, checkpoints: Checkpoints, progress: Progress) -> None:
         shutil.copytree(self.config.init_from, workdir / "model")
