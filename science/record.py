@@ -61,6 +61,7 @@ def read_record(folder: Path | None = None) -> dict[str, Evaluation]:
                 key=key,
                 fingerprint=each["fingerprint"],
                 provenance=each["provenance"],
+                identity=each.get("identity", ""),  # not in records of before
             )
             for key, each in parse_json((folder / RUNS).read_bytes()).items()
         }
@@ -84,6 +85,7 @@ def write_record(results: Results, folder: Path | None = None) -> None:
     facts = {
         key: {
             "fingerprint": run.fingerprint,
+            "identity": run.identity,
             "updates": run.updates,
             "real": run.real,
             "seconds": run.seconds,

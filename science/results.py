@@ -17,7 +17,7 @@ from bootpig.flows.sweep.cells import CellRun, expand, meaning
 from bootpig.flows.sweep.file import load_sweep
 from bootpig.stages.engine.contract import InputError
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import StageSurvey, complete_stages
+from bootpig.stages.engine.survey import StageSurvey, complete_stages, identity_of
 from bootpig.stages.sweep.scores import read_run_scores
 from bootpig.storage.fingerprint import digest
 from bootpig.storage.jsonio import parse_json
@@ -48,6 +48,8 @@ class Evaluation:
     """Of its evaluate stage."""
     provenance: str = ""
     """The commit and the versions of the libraries that it was measured with."""
+    identity: str = ""
+    """Digest of the settings, versions and models of all stages, which is known without the store. Empty: not known."""
 
 
 @dataclass(frozen=True)
@@ -150,21 +152,28 @@ def read_results(
 
 def _measured(run: CellRun, key: str, recorded: Evaluation | None, provenance: str) -> Evaluation | None:
     """The evaluation of a run, from the store if it is there. One in the record counts unless it is known to be of
-    other code or models. The fingerprint is not known where the models of other methods are gone, and where the store
-    does not have what evaluate reads."""
-    found = surveys = None
-    complete = False
+    other code or models, by the fingerprint where the store has what evaluate reads, by the identity elsewhere. Neither
+    is known where the models of other methods are gone."""
+    found = None
+    fingerprint = identity = ""
     with suppress(InputError, KeyError, OSError, ValueError):
         engine = Engine(with_trained_models(run.config))
+        identity = _identity(engine)
         surveys = engine.survey_all()
-        if complete := "evaluate" in complete_stages(surveys, engine.graph):
+        if "evaluate" in complete_stages(surveys, engine.graph):
+            fingerprint = surveys["evaluate"].fingerprint
             found = read_run(run, engine, surveys)
-    if found is None:
-        fingerprint = surveys["evaluate"].fingerprint if surveys and complete else ""
-        return recorded if recorded is not None and fingerprint in ("", recorded.fingerprint) else None
-    same = recorded is not None and recorded.fingerprint == found.fingerprint
-    measured = recorded.provenance if recorded is not None and same else provenance
-    return replace(found, key=key, provenance=measured)
+    if found is not None:
+        same = recorded is not None and recorded.fingerprint == found.fingerprint
+        measured = recorded.provenance if recorded is not None and same else provenance
+        return replace(found, key=key, provenance=measured, identity=identity)
+    if recorded is None or fingerprint not in ("", recorded.fingerprint):
+        return None
+    return recorded if fingerprint or "" in (identity, recorded.identity) or identity == recorded.identity else None
+
+
+def _identity(engine: Engine) -> str:
+    return digest({name: identity_of(engine.make(name), engine.config, "") for name in engine.graph.stages})
 
 
 def read_run(run: CellRun, engine: Engine, surveys: Mapping[str, StageSurvey]) -> Evaluation | None:

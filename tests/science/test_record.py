@@ -11,8 +11,11 @@ import yaml
 from rich.console import Console
 
 from bootpig.flows.loading import load_config
+from bootpig.stages.config import PipelineConfig
+from bootpig.stages.engine.contract import Stage
 from bootpig.stages.engine.engine import Engine
-from bootpig.stages.engine.survey import StageSurvey, graph_of
+from bootpig.stages.engine.survey import StageSurvey, graph_of, make_stage
+from bootpig.stages.evaluate.stage import Evaluate
 from science import results as science_results
 from science.__main__ import HERE
 from science.__main__ import main as science_main
@@ -115,8 +118,11 @@ def test_a_record_stands_in_for_the_store_unless_it_is_of_another_fingerprint(
 
         graph = graph_of(load_config("toy"))
 
-        def __init__(self, *_: object) -> None:
-            pass
+        def __init__(self, config: PipelineConfig) -> None:
+            self.config = config
+
+        def make(self, name: str) -> Stage:
+            return make_stage(self.config, name)
 
         def survey_all(self) -> dict[str, StageSurvey]:
             return {"evaluate": StageSurvey("evaluate", fingerprint, "evaluate", {}, {})}
@@ -126,6 +132,20 @@ def test_a_record_stands_in_for_the_store_unless_it_is_of_another_fingerprint(
     found = read_results([sweep], recorded=recorded)
     assert found.count() == (measured, 2)
     assert found.cells["two"]["train.steps=100"].seeds["train.seed=0"] == recorded[keys[100]]
+
+
+def test_in_an_empty_store_a_record_of_an_older_judge_does_not_count(
+    sweep: Path, keys: dict[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = {}
+    for steps, key in keys.items():
+        config = load_config("toy", [f"train.steps={steps}"])
+        recorded[key] = replace(evaluation(key), identity=science_results._identity(Engine(config)))
+    assert read_results([sweep], recorded=recorded).count() == (2, 2)
+    monkeypatch.setattr(Evaluate, "version", Evaluate.version + 1)
+    assert read_results([sweep], recorded=recorded).count() == (0, 2)
+    before = {key: evaluation(key) for key in keys.values()}
+    assert read_results([sweep], recorded=before).count() == (2, 2), "a record of before does not say"
 
 
 def test_a_run_whose_models_are_gone_is_taken_from_the_record(
