@@ -102,7 +102,7 @@ def _fit(base: Base, subject: Subject, of_class: Pictures | None, parameters: An
     def step(generator: torch.Generator) -> Tensor:
         latents, templates = own.pick(BATCH, generator)
         loss = base.loss(latents, base.embeds([with_phrase(each, phrase) for each in templates]), generator)
-        if of_class is None:
+        if of_class is None or recipe.prior_loss_weight is None:
             return loss
         other, captions = of_class.pick(BATCH, generator)
         return loss + recipe.prior_loss_weight * base.loss(other, base.embeds(captions), generator)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from science import WORK
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60
+NEWS_SECONDS = 600.0
+"""Time between two lines on how far the parts are."""
+KNOWN_MINUTES = 10.0
+"""Weight of the planned minutes against the measured ones: at the beginning, little is measured."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,32 @@ class Part:
     """Parts that end before it begins, whether or not they succeed."""
 
 
+class Pace:
+    """Estimates the time left, from how long parts took in comparison to what was planned."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self.planned = self.taken = KNOWN_MINUTES
+
+    def add(self, planned: float, taken: float) -> None:
+        """A part ended. Both in minutes. One that was mostly in the store already says nothing."""
+        if taken > planned / 4:
+            self.planned += planned
+            self.taken += taken
+
+    def left(self, waiting: Sequence[float], running: Sequence[tuple[float, float]]) -> float:
+        """The minutes left.
+
+        Args:
+            waiting: the planned minutes of the parts that have not begun.
+            running: the planned minutes of the others, and the minutes that they have run.
+        """
+        per_minute = self.taken / self.planned
+        parts = [planned * per_minute for planned in waiting]
+        parts += [max(0.0, planned * per_minute - been) for planned, been in running]
+        return max(sum(parts) / self.jobs, *parts, 0.0)
+
+
 def run_parts(parts: Sequence[Part], jobs: int, threads: int) -> list[str]:
     """Run all parts, `jobs` at a time, each with `threads` threads. Their output goes to `WORK/logs`.
 
@@ -45,7 +75,7 @@ def run_parts(parts: Sequence[Part], jobs: int, threads: int) -> list[str]:
     logs = WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running, ended, failed = list(parts), dict[str, _Running](), set[str](), list[str]()
-    begin, worked = time.monotonic(), 0.0
+    pace, news = Pace(jobs), time.monotonic() + NEWS_SECONDS
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
@@ -59,13 +89,16 @@ def run_parts(parts: Sequence[Part], jobs: int, threads: int) -> list[str]:
                     continue
                 del running[name]
                 ended.add(name)
-                worked += each.part.minutes
-                speed = worked / ((time.monotonic() - begin) / 60)  # planned minutes per minute, of all jobs together
-                left = sum(part.minutes for part in waiting) + sum(other.part.minutes for other in running.values())
-                _say(f"{name} {'ended' if code == 0 else 'failed'}, {_about(left / speed)}")
+                pace.add(each.part.minutes, each.minutes())
+                _say(f"{name} {'ended' if code == 0 else 'failed'}, {_left(pace, waiting, running)}")
                 if code != 0:
                     failed.append(name)
                     _say(f"{name}: {each.last_line()} ({each.log})")
+            if time.monotonic() >= news:
+                news += NEWS_SECONDS
+                for each in running.values():
+                    _say(f"{each.part.name}: {each.progress()}")
+                _say(_left(pace, waiting, running))
     except KeyboardInterrupt:
         for each in running.values():
             os.killpg(each.process.pid, signal.SIGINT)  # its own processes too
@@ -81,7 +114,7 @@ class _Running:
     """A part that runs."""
 
     def __init__(self, part: Part, log: Path, threads: int) -> None:
-        self.part, self.log = part, log
+        self.part, self.log, self.begin = part, log, time.monotonic()
         with log.open("ab") as output:
             # in a session of its own, so that ctrl-c in a terminal reaches it once, from here
             self.process = subprocess.Popen(
@@ -101,9 +134,23 @@ class _Running:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
+    def minutes(self) -> float:
+        """Since it began."""
+        return (time.monotonic() - self.begin) / 60
+
     def last_line(self) -> str:
+        return next((line for line in self._lines() if line), "no output")
+
+    def progress(self) -> str:
+        """How far it is: the run of its sweep, or the subject that it trained last."""
+        marks = ("[", f"{self.part.name}: ")
+        found = next((line for line in self._lines() if line.startswith(marks)), "at its beginning")
+        return found.removeprefix(marks[1])
+
+    def _lines(self) -> Iterator[str]:
+        """The lines of its log, the last one first."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        return (line.strip() for line in reversed(lines))
 
 
 def _interrupt(*_: Any) -> None:
@@ -112,6 +159,11 @@ def _interrupt(*_: Any) -> None:
 
 def _say(what: str) -> None:
     print(f"{time.strftime('%H:%M')} science: {what}", flush=True)
+
+
+def _left(pace: Pace, waiting: Sequence[Part], running: Mapping[str, _Running]) -> str:
+    now = [(each.part.minutes, each.minutes()) for each in running.values()]
+    return _about(pace.left([part.minutes for part in waiting], now))
 
 
 def _about(minutes: float) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bootpig.models.pipelines.sd import BootPIGPipeline
 from bootpig.models.pretrained.embedders import ClipEmbedder, DinoEmbedder
+from bootpig.models.toy.subject_folder import PICTURES
 from bootpig.stages.evaluate.drawing import Drawing, draw, drawings, prepared_references
 from bootpig.stages.evaluate.metrics import aligned_cosine, mean_cosine
 from bootpig.stages.evaluate.rivals.config import RivalConfig
@@ -38,7 +39,7 @@ from science.recipes import (
     next_rate,
 )
 from science.recipes import drawings as drawn_recipes
-from science.subjects import PICTURES, REFERENCES
+from science.subjects import REFERENCES
 
 Setting = TypeVar("Setting")
 

@@ -13,7 +13,7 @@ import pytest
 
 from science import parts as science_parts
 from science.__main__ import METHODS, SWEEPS, all_parts
-from science.parts import Part, _about, run_parts
+from science.parts import Pace, Part, _about, run_parts
 
 MODULE = """
 import os, pathlib, sys, time
@@ -85,6 +85,34 @@ def test_everything_is_a_part_and_depends_on_parts() -> None:
     assert {name for each in parts for name in each.after} <= set(names)
     assert all("/store" in " ".join(each.arguments) for each in parts)
     assert {*METHODS} <= {*next(each for each in parts if each.name == "rivals").after}
+
+
+def test_now_and_then_it_says_how_far_each_part_is(
+    events: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(science_parts, "NEWS_SECONDS", 0.1)
+    logs = events.parent / "work/logs"
+    logs.mkdir(parents=True)
+    (logs / "a.log").write_text("[1/3] one, train.seed=0\n[2/3] two, train.seed=0\ntrain  1 made\r50%|███\n")
+    (logs / "b.log").write_text("b: mug-0 in 30 s\nloading\n")
+    assert run_parts([part(events, name, 0.6) for name in "abc"], 3, 1) == []
+    said = capsys.readouterr().out
+    assert "a: [2/3] two, train.seed=0\n" in said
+    assert "b: mug-0 in 30 s\n" in said
+    assert "c: at its beginning\n" in said
+    assert "less than a minute left" in said
+
+
+def test_the_time_left_follows_the_parts_that_ended_and_not_what_was_in_the_store() -> None:
+    pace = Pace(2)
+    assert pace.left([40.0, 40.0], []) == 40.0
+    assert pace.left([], [(40.0, 10.0), (20.0, 25.0)]) == 30.0, "a part that takes longer is about to end"
+    assert pace.left([10.0], [(60.0, 0.0)]) == 60.0, "not less than the longest part"
+    pace.add(30.0, 0.1)
+    assert pace.left([40.0, 40.0], []) == 40.0, "it was in the store"
+    pace.add(20.0, 50.0)
+    assert pace.left([40.0, 40.0], []) == 80.0
+    assert pace.left([], []) == 0.0
 
 
 def test_time_left_is_said_in_hours_and_minutes() -> None:
