@@ -157,7 +157,7 @@ def _missing(results: Results) -> str:
     for sweep, names in results.missing().items():
         more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
         lines.append(f"- {sweep}: {'; '.join(map(shown_cell, names[:LISTED]))}{more}")
-    return "\n".join(lines) or "Nothing."
+    return "\n".join(lines)
 
 
 def figures(results: Results) -> dict[str, str]:

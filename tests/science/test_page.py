@@ -43,7 +43,7 @@ def written(results: Results, folder: Path) -> str:
 def test_a_page_without_results_has_no_numbers(tmp_path: Path) -> None:
     cells = {"trained-parts": {"RSA / all": cell("RSA / all", None, None)}}
     text = written(Results(cells, {"rivals": "evaluate.rivals: wrong"}), tmp_path)
-    assert "Of 2 runs, 0 are\nmeasured." in text
+    assert "Of 2 runs, 0 are measured. The others are named [below](#missing)" in text and "\n## Missing\n" in text
     assert "- trained-parts: RSA / all, seed 0; RSA / all, seed 1" in text
     assert "- rivals: evaluate.rivals: wrong" in text
     assert "Not measured yet" in text
@@ -53,6 +53,14 @@ def test_a_page_without_results_has_no_numbers(tmp_path: Path) -> None:
     assert rows
     assert not re.search(r"\d", rows[0])
     assert not list((tmp_path / "images" / "science").iterdir())
+
+
+def test_where_all_is_measured_the_page_names_nothing_that_is_missing(tmp_path: Path) -> None:
+    cells = {"trained-parts": {"RSA / all": cell("RSA / all", evaluation(0.7), evaluation(0.72))}}
+    text = written(Results(cells), tmp_path)
+    assert "All 2 runs are measured.\n" in text
+    assert "missing" not in text.lower()
+    assert text.endswith(".\n")
 
 
 def test_verdicts_tables_figures_and_costs_follow_from_the_results(tmp_path: Path) -> None:
