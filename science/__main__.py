@@ -1,12 +1,13 @@
 """`python -m science`: runs all experiments that are not in the store yet, and writes docs/science.md.
 
-    python -m science                    # everything but tuning, as `make science` does
-    python -m science --jobs 1           # not several parts at a time
-    python -m science page               # only the page, from the store and what was recorded before
-    python -m science sweeps data views  # these sweeps
-    python -m science train dreambooth   # the models of these other methods
-    python -m science tune dreambooth    # their settings, on validation subjects; into science/tuning.json
+    python -m science                       # everything but tuning, as `make science` does
+    python -m science --jobs 1              # not several parts at a time
+    python -m science page                  # only the page, from the store and what was recorded before
+    python -m science sweeps data views     # these sweeps
+    python -m science train dreambooth      # the models of these other methods
     python -m science inpaint
+    python -m science sweeps guidance-five  # tuning of BootPIG's guidance, on validation subjects
+    python -m science tune dreambooth       # tuning of these other methods there; into science/tuning.json
 
 Every part can be killed and run again: it goes on where it was.
 """
@@ -51,6 +52,9 @@ SWEEPS = {
     "rivals": (3, ["ours"]),
 }
 """Sweep → its minutes on one core, and what comes before it: the data, sweeps that share its trainings."""
+
+TUNING_SWEEPS = {"guidance-five"}
+"""Sweeps that choose settings on validation subjects, as `tune` does for the other methods. Not part of all."""
 
 METHODS = {"dreambooth": 20, "dreambooth-lora": 20, "textual-inversion": 20, "ip-adapter": 6}
 """Other method → the minutes of its training on one core."""
@@ -105,6 +109,8 @@ def all_parts(root: str | None, threads: int) -> list[Part]:
     data = ["bootpig", "run", RUN, "--until", "encode", "--set", f"threads={threads}"]
     parts = [Part("samples", [*data, *([] if root is None else ["--set", f"root={root}"])], 4)]
     for name, (minutes, after) in SWEEPS.items():
+        if name in TUNING_SWEEPS:
+            continue
         if name == "rivals":
             after = [*after, *METHODS]
         arguments = ["science", "sweeps", name, "--threads", str(threads), *store]
