@@ -192,4 +192,8 @@ def write(root: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # all is written. Threads of the libraries that still run can abort a process while the interpreter ends
+    os._exit(code)
