@@ -24,6 +24,7 @@ from bootpig.storage.fingerprint import bytes_digest, digest
 from bootpig.storage.jsonio import parse_json
 from bootpig.storage.root import Root
 from bootpig.storage.secrets import mask
+from bootpig.storage.tables import read_table
 
 ROW_SCHEMA = pa.schema([("id", pa.string()), ("unit", pa.int64()), ("status", pa.string()), ("reason", pa.string())])
 """The first columns of every row."""
@@ -75,9 +76,7 @@ class Marker:
 
     def read(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows, with all columns or only the given ones."""
-        # pq.read_table sets up a dataset around the file, which takes as long again
-        file = pq.ParquetFile(pa.BufferReader(self.data))
-        rows: list[dict[str, Any]] = file.read(columns, use_threads=False).to_pylist()  # starting threads costs more
+        rows: list[dict[str, Any]] = read_table(self.data, columns).to_pylist()
         return rows
 
     def content(self) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from bootpig.stages.evaluate.measures.names import DIRECTION, MeasureFacts, measured, unscored
 from bootpig.stages.plain_text import one_line
+from bootpig.storage.tables import read_table
 
 METHOD_NAMES = {
     "text_only": ("text only", "the base model, with the caption only"),
@@ -162,7 +161,7 @@ def judge_texts(table: bytes) -> dict[str, str]:
     Raises:
         ValueError, KeyError: it is damaged.
     """
-    rows = pq.read_table(io.BytesIO(table)).to_pylist()
+    rows = read_table(table).to_pylist()
     return {
         row["file"]: ", ".join(
             f"{name} {'–' if row[question] is None else row[question]}" for question, name in JUDGE_NAMES.items()

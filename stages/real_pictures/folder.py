@@ -116,7 +116,7 @@ class FolderSource(Source):
         try:
             file = pq.ParquetFile(pa.BufferReader(data))
             columns = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
-            rows = file.read(columns).to_pylist()
+            rows = file.read(columns, use_threads=False).to_pylist()  # see storage.tables
         except (pa.ArrowException, OSError) as error:
             why = " ".join(str(error).split())[:100]
             raise InputError(

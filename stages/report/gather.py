@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from bootpig.stages.caption.phrases import head_noun
@@ -27,6 +25,7 @@ from bootpig.storage.jsonio import parse_json
 from bootpig.storage.parts import Parts
 from bootpig.storage.root import Root
 from bootpig.storage.shards import read_shard
+from bootpig.storage.tables import read_table
 
 EXAMPLES = 6
 REJECTED = 6
@@ -291,7 +290,7 @@ def read_sheet(root: Root, folder: str, count: int = SHEET_ROWS) -> list[SheetEn
     """The first picture of every caption by every method, at most `count` captions, evenly spread, not selected."""
     titles = {"text_only": "text only", "untrained": "untrained", "bootpig": "trained"}
     try:
-        rows = pq.read_table(io.BytesIO(root.read(f"{folder}/scores.parquet"))).to_pylist()
+        rows = read_table(root.read(f"{folder}/scores.parquet")).to_pylist()
         rivals = {name: name for name in dict.fromkeys(row["method"] for row in rows) if name not in METHOD_NAMES}
         titles |= rivals
         rows = [row for row in rows if row["method"] in titles and row["file"].endswith("-00.png")]

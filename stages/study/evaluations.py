@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -11,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bootpig.stages.engine.contract import InputError
 from bootpig.storage.fingerprint import bytes_digest
+from bootpig.storage.tables import read_table
 
 SCORES = "scores.parquet"
 REFERENCES = "images/reference/"
@@ -60,7 +59,7 @@ def read_evaluation(
     """
     names = ("method", "subject", "prompt", "file")
     try:
-        table = pq.read_table(io.BytesIO(scores))
+        table = read_table(scores)
         verdicts = table.column("status").to_pylist() if "status" in table.column_names else ["ok"] * len(table)
         rows = table.select(list(names)).to_pylist()
         if not all(isinstance(row[name], str) for row in rows for name in names):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bootpig.stages.evaluate.measures.names import MEASURES
 from bootpig.storage.errors import CorruptPart
 from bootpig.storage.folders import read_manifest
 from bootpig.storage.root import Root
+from bootpig.storage.tables import read_table
 
 SCHEMA = pa.schema(
     [
@@ -57,7 +56,7 @@ def read_run_scores(root: Root, cell: str, seed: str, evaluated: str) -> RunScor
         result = read_manifest(root, f"evaluate/{evaluated}/result")
         if result is None:
             return RunScores(cell, seed, "evaluate: its result is gone; run the sweep again")
-        table = pq.read_table(io.BytesIO(root.read(f"{result.path}/scores.parquet")))
+        table = read_table(root.read(f"{result.path}/scores.parquet"))
         pictures = table.to_pylist()
         return RunScores(cell, seed, "", result.path, pictures, dict(_by_subject(pictures)))
     except (CorruptPart, OSError, ValueError, KeyError, TypeError) as error:
