@@ -48,7 +48,7 @@ class Pace:
 
     def add(self, planned: float, taken: float) -> None:
         """A part ended. Both in minutes. One that was mostly in the store already says nothing."""
-        if taken > planned / 4:
+        if taken > planned / 10:
             self.planned += planned
             self.taken += taken
 
@@ -116,6 +116,8 @@ class _Running:
     def __init__(self, part: Part, log: Path, threads: int) -> None:
         self.part, self.log, self.begin = part, log, time.monotonic()
         with log.open("ab") as output:
+            self.old = output.tell()
+            """Bytes of the log that earlier processes of this part wrote."""
             # in a session of its own, so that ctrl-c in a terminal reaches it once, from here
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *part.arguments],
@@ -148,8 +150,8 @@ class _Running:
         return found.removeprefix(marks[1])
 
     def _lines(self) -> Iterator[str]:
-        """The lines of its log, the last one first."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        """The lines that it wrote, the last one first."""
+        lines = self.log.read_bytes()[self.old :].decode(errors="replace").split("\n")
         return (line.strip() for line in reversed(lines))
 
 

@@ -173,6 +173,7 @@ def _measured(run: CellRun, key: str, recorded: Evaluation | None, provenance: s
 
 
 def _identity(engine: Engine) -> str:
+    """What `Evaluation.identity` says."""
     return digest({name: identity_of(engine.make(name), engine.config, "") for name in engine.graph.stages})
 
 

@@ -19,6 +19,7 @@ MODULE = """
 import os, pathlib, sys, time
 name, seconds, code = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 log = pathlib.Path(sys.argv[4])
+print(sys.argv[5], flush=True)
 with log.open("a") as file:
     file.write(f"+{name} {os.environ['OMP_NUM_THREADS']}\\n")
 try:
@@ -26,7 +27,8 @@ try:
 finally:
     with log.open("a") as file:
         file.write(f"-{name}\\n")
-print("the last line")
+if code != 7:
+    print("the last line")
 sys.exit(code)
 """
 
@@ -40,8 +42,10 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "events.txt"
 
 
-def part(events: Path, name: str, seconds: float = 0.0, code: int = 0, after: tuple[str, ...] = ()) -> Part:
-    return Part(name, ["one_part", name, str(seconds), str(code), str(events)], 1.0, after)
+def part(
+    events: Path, name: str, seconds: float = 0.0, code: int = 0, after: tuple[str, ...] = (), says: str = ""
+) -> Part:
+    return Part(name, ["one_part", name, str(seconds), str(code), str(events), says], 1.0, after)
 
 
 def test_two_run_at_a_time_and_each_after_those_that_it_needs(events: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +69,7 @@ def test_an_interrupt_reaches_all_parts(events: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from science import parts; parts.WORK = Path(sys.argv[1]) / 'work'\n"
         "events = sys.argv[2]\n"
-        "parts.run_parts([parts.Part(n, ['one_part', n, '60', '0', events], 1) for n in 'ab'], 2, 1)"
+        "parts.run_parts([parts.Part(n, ['one_part', n, '60', '0', events, ''], 1) for n in 'ab'], 2, 1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(events.parent), str(events)], cwd=Path.cwd())
     deadline = time.monotonic() + 60
@@ -93,9 +97,14 @@ def test_now_and_then_it_says_how_far_each_part_is(
     monkeypatch.setattr(science_parts, "NEWS_SECONDS", 0.1)
     logs = events.parent / "work/logs"
     logs.mkdir(parents=True)
-    (logs / "a.log").write_text("[1/3] one, train.seed=0\n[2/3] two, train.seed=0\ntrain  1 made\r50%|███\n")
-    (logs / "b.log").write_text("b: mug-0 in 30 s\nloading\n")
-    assert run_parts([part(events, name, 0.6) for name in "abc"], 3, 1) == []
+    for name in "abc":
+        (logs / f"{name}.log").write_text(f"[1/3] of an earlier process\n{name}: of an earlier process\n")
+    says = {
+        "a": "[1/3] one, train.seed=0\n[2/3] two, train.seed=0\ntrain  1 made\r50%",
+        "b": "b: mug-0 in 30 s",
+        "c": "-",
+    }
+    assert run_parts([part(events, name, 0.6, says=text) for name, text in says.items()], 3, 1) == []
     said = capsys.readouterr().out
     assert "a: [2/3] two, train.seed=0\n" in said
     assert "b: mug-0 in 30 s\n" in said
@@ -103,12 +112,21 @@ def test_now_and_then_it_says_how_far_each_part_is(
     assert "less than a minute left" in said
 
 
+def test_a_part_that_fails_without_a_word_does_not_speak_for_an_earlier_one(
+    events: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_parts([part(events, "a", code=1)], 1, 1) == ["a"]
+    assert "a: the last line" in capsys.readouterr().out
+    assert run_parts([part(events, "a", code=7)], 1, 1) == ["a"]
+    assert "a: no output" in capsys.readouterr().out
+
+
 def test_the_time_left_follows_the_parts_that_ended_and_not_what_was_in_the_store() -> None:
     pace = Pace(2)
     assert pace.left([40.0, 40.0], []) == 40.0
     assert pace.left([], [(40.0, 10.0), (20.0, 25.0)]) == 30.0, "a part that takes longer is about to end"
     assert pace.left([10.0], [(60.0, 0.0)]) == 60.0, "not less than the longest part"
-    pace.add(30.0, 0.1)
+    pace.add(30.0, 2.0)
     assert pace.left([40.0, 40.0], []) == 40.0, "it was in the store"
     pace.add(20.0, 50.0)
     assert pace.left([40.0, 40.0], []) == 80.0
