@@ -76,6 +76,7 @@ def test_a_run_its_artifacts_and_a_form(page, live: Live, tmp_path: Path, subjec
     keep(page, "form")
     with page.expect_response("**/create_flow_run") as answer:
         page.get_by_role("button", name="Submit").click()
+    assert answer.value.ok, answer.value.text()
     started = answer.value.json()["id"]
     assert live.wait(started)["type"] == "COMPLETED", live.tail()
     (record,) = list_runs(Root(str(store)))

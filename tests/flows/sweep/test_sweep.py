@@ -56,8 +56,8 @@ class Swept:
 
     def records(self) -> list[dict[str, Any]]:
         """The runs in the record of the sweep, empty before there is one."""
-        folders = self.root.folders("sweeps")
-        return json.loads(self.root.read(f"sweeps/{folders[0]}/sweep.json"))["runs"] if folders else []
+        found = self.root.read_many([f"sweeps/{folder}/sweep.json" for folder in self.root.folders("sweeps")])
+        return [run for data in found.values() for run in json.loads(data)["runs"]]  # the folder is there before it
 
     def read(self, name: str) -> bytes:
         (folder,) = self.root.folders("sweeps")
